@@ -1,0 +1,1 @@
+"""Takes OpenIM's callbacks: socket -> callback -> journal -> relay -> queue."""

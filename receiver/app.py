@@ -1,0 +1,134 @@
+"""The HTTP side: a request in, an answer out, and an event in the journal between the two."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import hdrs, web
+from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+
+from receiver.callback import Foreign, Refused, accepted, not_ours, read_body, read_target, refused
+from receiver.journal import Journal
+from shared.errors import Unavailable
+from shared.events import encode
+from shared.settings import Settings
+
+log = logging.getLogger("receiver")
+
+OPERATION_ID = "operationID"
+_JSON = "application/json; charset=utf-8"
+
+
+class Receiver:
+    """Answers callbacks. Only `handle` touches the network; nothing here waits for Redis.
+
+    appended: called after each event that the journal took. durable: awaited before each answer, where set.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        appended: Callable[[], None],
+        durable: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._prefix = settings.callback_path
+        self._journal = journal
+        self._appended = appended
+        self._durable = durable
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return _answer(200, await self._accept(request))
+        except Refused as refusal:
+            return _answer(refusal.status, refused(refusal), _headers_of(refusal))
+        except Foreign as foreign:
+            return _answer(404, not_ours(foreign))
+        except Unavailable as reason:
+            return _answer(503, refused(Refused(503, "the event cannot be stored now", str(reason))))
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("a request could not be answered as it should")
+            return _answer(503, refused(Refused(503, "this receiver has a defect", "see its log")))
+
+    async def _accept(self, request: web.BaseRequest) -> bytes:
+        """Runs the checks in the order of SPEC 1 and stores the event; returns the answer."""
+        received_at = time.time_ns() // 1_000_000
+        if request.method != hdrs.METH_POST:
+            raise Refused(405, "callbacks are sent with POST")
+        target = read_target(request.raw_path, self._prefix)
+        try:
+            body = await request.read()
+        except HTTPRequestEntityTooLarge:
+            raise Refused(413, "the body is too large", "body: at most PRESENCE_MAX_BODY_BYTES") from None
+        except web.RequestPayloadError:
+            raise Refused(400, "the body is broken off or garbled", "body: not what its headers say") from None
+        _check_content_type(request.headers)
+        event = read_body(target, request.headers.get(OPERATION_ID), body, received_at)
+        self._journal.append(encode(event))
+        self._appended()
+        if self._durable:
+            await self._durable()
+        return accepted(target)
+
+
+def _check_content_type(headers: Mapping[str, str]) -> None:
+    value = headers.get(hdrs.CONTENT_TYPE, "")
+    if value != _JSON:
+        media_type, _, parameters = value.lower().partition(";")
+        charset = parameters.replace(" ", "").replace('"', "").partition("charset=")[2].partition(";")[0]
+        if media_type.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
+            raise Refused(415, "only JSON is taken", "Content-Type: must be application/json in UTF-8")
+    if headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise Refused(415, "only plain bodies are taken", "Content-Encoding: must be absent")
+
+
+def _headers_of(refusal: Refused) -> dict[str, str]:
+    return {hdrs.ALLOW: hdrs.METH_POST} if refusal.status == 405 else {}
+
+
+def _answer(status: int, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, body=body, headers={hdrs.CONTENT_TYPE: _JSON, **(headers or {})})
+
+
+def make_server(receiver: Receiver, settings: Settings) -> web.Server:
+    """The low-level server: an Application's routing costs a fifth of a request, and there is one route."""
+    loop = asyncio.get_running_loop()
+
+    def make_request(message, payload, protocol, writer, task):  # type: ignore[no-untyped-def]
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, loop, client_max_size=settings.max_body_bytes
+        )
+
+    return web.Server(
+        receiver.handle, request_factory=make_request, access_log=None, auto_decompress=False
+    )
+
+
+def make_admin(journal: Journal, redis_is_up: Callable[[], bool]) -> web.Application:
+    """`/healthz`: the process answers. `/readyz`: the journal can take events, whatever Redis does."""
+
+    async def healthz(request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def readyz(request: web.Request) -> web.Response:
+        trouble = journal.check()
+        state = {
+            "status": "not ready" if trouble else "ready",
+            "trouble": trouble,
+            "redis": "up" if redis_is_up() else "down",
+            "journal_events": journal.waiting_events,
+            "journal_bytes": journal.waiting_bytes,
+            "damaged_files": journal.damaged_files(),
+        }
+        return web.Response(
+            status=503 if trouble else 200, text=json.dumps(state) + "\n", content_type="application/json"
+        )
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    return app

@@ -1,0 +1,149 @@
+"""The relay: carries events from the journal to the queue, in a thread of its own.
+
+The first waiting event goes at once, later ones in batches, at most one every PACE_SECONDS until a batch is
+full. Events leave the journal only when Redis will not lose them any more: with `appendfsync everysec` a server
+that is killed forgets its last second or two, so what was pushed in the last SETTLE_SECONDS is kept, and pushed
+again when the server turns out to be a new run. Applying an event twice is harmless.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from receiver.journal import Journal
+from receiver.segment import Batch
+from shared.outage import Outage
+from shared.queue import enqueue_encoded, open_queue
+from shared.redis import connect
+from shared.settings import Settings, without_password
+
+BATCH_EVENTS = 1000
+PACE_SECONDS = 0.015
+SETTLE_SECONDS = 5.0
+ADOPT_SECONDS = 5.0
+PUSH_TIMEOUT_SECONDS = 5.0
+
+log = logging.getLogger("receiver.relay")
+
+
+class Relay(threading.Thread):
+    """Runs until `stop`. Only it reads, settles and adopts in the journal."""
+
+    def __init__(self, journal: Journal, settings: Settings) -> None:
+        super().__init__(name="relay", daemon=True)
+        self._journal = journal
+        self._client = connect(settings.queue_url, timeout=PUSH_TIMEOUT_SECONDS, on_connect=self._greet)
+        self._queue = open_queue(self._client, settings)
+        self._outage = Outage(log, f"Redis for the queue, {without_password(settings.queue_url)},")
+        self._disk = Outage(log, f"the journal directory {settings.journal_dir}")
+        self._waiting = threading.Event()
+        self._stopping = threading.Event()
+        self._deadline = float("inf")
+        #: The server that the connection leads to, as `INFO server` names each start of one.
+        self._run_id = ""
+        #: The server that has what is in the window.
+        self._window_run_id = ""
+        self._window: deque[tuple[float, Batch]] = deque()
+        self._next_adoption = 0.0
+
+    @property
+    def redis_is_up(self) -> bool:
+        return not self._outage.is_on
+
+    def wake(self) -> None:
+        """Says that the journal has an event. Cheap, for any thread."""
+        if not self._waiting.is_set():
+            self._waiting.set()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Hands over what waits, for so long at the most, then ends; the rest stays in the journal."""
+        self._deadline = time.monotonic() + grace_seconds
+        self._stopping.set()
+        self._waiting.set()
+        self.join(grace_seconds + 1)
+
+    def run(self) -> None:
+        while time.monotonic() < self._deadline:
+            try:
+                if self._turn() and self._stopping.is_set():
+                    return
+                self._disk.over()
+            except RedisError as error:
+                self._rest(self._outage.failed(error))
+            except OSError as error:
+                self._rest(self._disk.failed(error))
+            except Exception:
+                # A thread that died of our own mistake would lose nothing, but tell nobody either.
+                log.exception("the relay stumbled")
+                self._rest(1.0)
+
+    def _rest(self, seconds: float) -> None:
+        if self._stopping.is_set():
+            time.sleep(min(seconds, 0.1))  # the deadline is near
+        else:
+            self._stopping.wait(seconds)
+
+    def _turn(self) -> bool:
+        """Pushes one batch, or waits for one; True where there was nothing to push."""
+        self._adopt()
+        self._waiting.clear()
+        batch = self._journal.next_batch(BATCH_EVENTS)
+        if batch is None:
+            self._settle_idle()
+            if not self._stopping.is_set():
+                self._waiting.wait(1.0)
+            return True
+        if batch.payloads:
+            enqueue_encoded(self._queue, batch.payloads)
+            self._outage.over()
+            self._settle()
+        self._journal.pushed(batch)
+        batch.payloads.clear()
+        self._window.append((time.monotonic(), batch))
+        if batch.lines < BATCH_EVENTS:
+            self._stopping.wait(PACE_SECONDS)
+        return False
+
+    def _adopt(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_adoption:
+            self._next_adoption = now + ADOPT_SECONDS
+            self._journal.adopt_orphans()
+
+    def _greet(self, connection: Any) -> None:
+        """Runs at each new connection, those that redis-py makes without a word among them."""
+        connection.on_connect()
+        connection.send_command("INFO", "server")
+        info = connection.read_response()
+        lines = info.decode() if isinstance(info, bytes) else str(info)
+        self._run_id = next(
+            (line.partition(":")[2] for line in lines.splitlines() if line.startswith("run_id:")), ""
+        )
+
+    def _settle_idle(self) -> None:
+        if self._window and self._window[0][0] <= time.monotonic() - SETTLE_SECONDS:
+            self._client.ping()
+            self._outage.over()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Forgets what an answer of the same server, SETTLE_SECONDS later, shows to be safe.
+
+        To be called right after such an answer.
+        """
+        if self._run_id != self._window_run_id:
+            if self._window_run_id and (again := self._push_again()):
+                log.warning("Redis was restarted or replaced: %d events of the last seconds go again", again)
+            self._window_run_id = self._run_id
+            return
+        safe = time.monotonic() - SETTLE_SECONDS
+        while self._window and self._window[0][0] <= safe:
+            self._journal.settled(self._window.popleft()[1])
+
+    def _push_again(self) -> int:
+        self._window.clear()
+        return self._journal.push_again()

@@ -1,0 +1,17 @@
+"""One root for every error of ours; the type says whether trying again can help."""
+
+
+class PresenceError(Exception):
+    """The root. Its text is one line for a person, and says what to do."""
+
+
+class SettingsError(PresenceError):
+    """A setting is wrong. Trying again cannot help; the text names the variable."""
+
+
+class Unavailable(PresenceError):
+    """A server or disk is not there just now. Trying again later is the right answer."""
+
+
+class Poison(PresenceError):
+    """This one event can never be applied as things stand. Trying it again and again is pointless."""

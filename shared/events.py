@@ -1,0 +1,59 @@
+"""The event: one accepted callback, as it travels from the receiver to the workers."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, StrictInt, StrictStr, TypeAdapter
+from pydantic_core import to_json
+
+Kind = Literal["online", "offline"]
+
+SEQ_MAX = 2**63 - 1
+
+#: OpenIM's six command names. Source: open-im-server, pkg/callbackstruct/constant.go: the first
+#: three at v2.3.3, v3.4.0 and v3.6.0, the last three at v3.7.0 and v3.8.2.
+Command = Literal[
+    "callbackUserOnlineCommand",
+    "callbackUserOfflineCommand",
+    "callbackUserKickOffCommand",
+    "callbackAfterUserOnlineCommand",
+    "callbackAfterUserOfflineCommand",
+    "callbackAfterUserKickOffCommand",
+]
+
+#: What each command does to a session; a kick-off is an offline event.
+COMMANDS: dict[str, Kind] = {
+    name: "online" if "Online" in name else "offline" for name in get_args(Command)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One accepted callback.
+
+    user_id: 1 to 256 characters. seq: OpenIM's clock, Unix milliseconds, 0 to 2**63-1.
+    conn_id: empty where OpenIM names no connection. platform_id: 0 where it names no platform.
+    received_at: Unix milliseconds at which the receiver took the callback.
+    """
+
+    user_id: Annotated[StrictStr, Field(min_length=1)]
+    command: Command
+    seq: Annotated[StrictInt, Field(ge=0, le=SEQ_MAX)]
+    conn_id: StrictStr
+    platform_id: Annotated[StrictInt, Field(ge=0, le=255)]
+    platform: StrictStr
+    operation_id: StrictStr
+    received_at: Annotated[StrictInt, Field(ge=0)]
+
+    @property
+    def kind(self) -> Kind:
+        return COMMANDS[self.command]
+
+
+def encode(event: Event) -> bytes:
+    """The event as one line of JSON without a newline in it."""
+    return to_json(event)
+
+
+#: Reads what `encode` wrote; `validate_python` and `validate_json` raise pydantic's ValidationError.
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -1,0 +1,29 @@
+"""Every Redis key this project writes, and nowhere else; RQ names its own (`rq:*`)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names under one prefix (`PRESENCE_KEY_PREFIX`)."""
+
+    prefix: str
+
+    def user(self, user_id: str) -> str:
+        """The hash of one user. Only users' keys begin with `prefix:`."""
+        return f"{self.prefix}:{user_id}"
+
+    @property
+    def changes(self) -> str:
+        """The stream of status changes."""
+        return f"{self.prefix}-changes"
+
+    @property
+    def stats(self) -> str:
+        """The hash of counters."""
+        return f"{self.prefix}-stats"
+
+    @property
+    def queue(self) -> str:
+        """The name of the RQ queue; RQ puts it at `rq:queue:<name>`."""
+        return self.prefix

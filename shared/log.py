@@ -1,0 +1,40 @@
+"""Log lines, for people or as JSON; made once at the start of each program."""
+
+import json
+import logging
+import sys
+import time
+from typing import Literal
+
+
+class _Text(logging.Formatter):
+    converter = time.gmtime
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Ids come from outside: no newline or escape code of theirs may look like a line of ours.
+        line = super().format(record)
+        if record.exc_info:
+            return line
+        return line.encode("unicode_escape").decode() if not line.isprintable() else line
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def set_up(level: str, style: Literal["text", "json"]) -> None:
+    """level: as in PRESENCE_LOG_LEVEL. Everything goes to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if style == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,0 +1,40 @@
+"""A server that goes away, in the log: one line when it goes, one when it comes back."""
+
+import logging
+import random
+import time
+
+
+class Outage:
+    """Follows one server. Not for use by several threads at once.
+
+    what: the server's name in the log lines. first, longest: seconds of the pause after the first
+    failure, and the most a pause may grow to.
+    """
+
+    def __init__(self, log: logging.Logger, what: str, first: float = 0.1, longest: float = 3.0) -> None:
+        self._log = log
+        self._what = what
+        self._first = first
+        self._longest = longest
+        self._failures = 0
+        self._since = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        return self._failures > 0
+
+    def failed(self, error: Exception) -> float:
+        """Says how many seconds to wait before the next try: twice the last pause, and some jitter."""
+        if not self._failures:
+            self._since = time.monotonic()
+            self._log.warning("%s is not available: %s", self._what, error)
+        self._failures += 1
+        pause = min(self._first * 2 ** min(self._failures - 1, 16), self._longest)
+        return pause * random.uniform(0.5, 1.0)
+
+    def over(self) -> None:
+        """To be called after whatever succeeded."""
+        if self._failures:
+            self._log.warning("%s is back after %.1f s", self._what, time.monotonic() - self._since)
+            self._failures = 0

@@ -1,0 +1,97 @@
+"""The RQ queue between receivers and workers: its name, its serializer, its jobs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis import Redis
+from rq import Queue, Retry
+from rq.executions import Execution, ExecutionRegistry
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from shared.settings import Settings
+
+#: By name, since the receiver must not import the worker.
+APPLY = "worker.jobs.apply_batch"
+
+JOB_TIMEOUT_SECONDS = 120
+#: A batch fails only with its worker; so often may the workers under one batch be killed.
+BATCH_RETRIES = 100
+#: An event that cannot be applied alone is tried again after these pauses, in seconds.
+EVENT_RETRY_SECONDS = (2, 10, 30, 60)
+
+
+class _PresentExecutions(ExecutionRegistry):
+    """RQ 3.0.0 deletes a finished job by fetching each of its executions, and raises `ValueError:
+    Execution ... not found in Redis` for one whose hash has expired, as it has when its worker was killed.
+    The finished job then counts as failed, for ever. So: only executions that are still there.
+    `tests/integration/test_rq.py` tells when this is no longer needed.
+    """
+
+    def get_executions(self, start: int = 0, end: int = -1) -> list[Execution]:
+        executions = []
+        for execution_id in self.get_execution_ids(start, end):
+            try:
+                executions.append(Execution.fetch(execution_id, self.job_id, self.connection))
+            except ValueError:
+                continue
+        return executions
+
+
+class BatchJob(Job):
+    """RQ's job, which can also be finished after a worker died under it."""
+
+    @property
+    def execution_registry(self) -> ExecutionRegistry:
+        return _PresentExecutions(self.id, connection=self.connection)
+
+
+def open_queue(connection: Redis, settings: Settings) -> Queue:
+    """The queue, JSON only: reading a pickle from Redis would run whatever code it names."""
+    return Queue(
+        settings.keys.queue,
+        connection=connection,
+        serializer=JSONSerializer,
+        job_class=BatchJob,
+        default_timeout=JOB_TIMEOUT_SECONDS,
+    )
+
+
+def enqueue_encoded(queue: Queue, events: Sequence[bytes]) -> Job:
+    """Puts one batch of events, each as `events.encode` wrote it, onto the queue in one transaction.
+
+    They are not decoded: the job's data is the JSON around them.
+    """
+    job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES))
+    job.data = b'["%s",null,[[%s]],{}]' % (APPLY.encode(), b",".join(events))
+    return _enqueue(queue, job)
+
+
+def enqueue_alone(queue: Queue, event: Any, job_id: str, why: str) -> Job:
+    """Puts one event that failed in its batch onto the queue, to be tried alone with growing pauses.
+
+    job_id: the same for the same event of the same batch, so that a batch run twice makes one job.
+    """
+    pauses = EVENT_RETRY_SECONDS
+    job = _create(queue, f"1 event alone: {why}", Retry(max=len(pauses), interval=pauses), job_id)
+    job.args = ([event],)
+    return _enqueue(queue, job)
+
+
+def _create(queue: Queue, description: str, retry: Retry, job_id: str | None = None) -> Job:
+    """A job of which nothing is kept when it is done, and everything, for ever, when it failed."""
+    return queue.create_job(
+        APPLY,
+        description=description,
+        result_ttl=0,
+        failure_ttl=-1,
+        retry=retry,
+        job_id=job_id,
+    )
+
+
+def _enqueue(queue: Queue, job: Job) -> Job:
+    with queue.connection.pipeline() as transaction:
+        queue.enqueue_job(job, pipeline=transaction)
+        transaction.execute()
+    return job

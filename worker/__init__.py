@@ -1,0 +1,1 @@
+"""Applies events to presence: queue -> jobs -> store."""
