@@ -13,5 +13,3 @@ class Unavailable(PresenceError):
     """A server or disk is not there just now. Trying again later is the right answer."""
 
 
-class Poison(PresenceError):
-    """This one event can never be applied as things stand. Trying it again and again is pointless."""

@@ -1,0 +1,72 @@
+"""`python -m worker`: one RQ worker, until SIGTERM or Ctrl-C."""
+
+import logging
+import signal
+import sys
+import threading
+
+from redis.exceptions import RedisError
+
+from shared import log as logs
+from shared.errors import PresenceError
+from shared.outage import Outage
+from shared.queue import open_queue
+from shared.redis import connect
+from shared.settings import Settings, load, without_password
+from worker import jobs
+from worker.rq_worker import PresenceWorker
+
+log = logging.getLogger("worker")
+
+
+class _Terse(logging.Filter):
+    """RQ's log as one line a trouble: no stack traces, and no word of what Outage already tells."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        error = record.exc_info[1] if record.exc_info else None
+        if any(isinstance(each, RedisError) for each in (*arguments, error)):
+            return False
+        lines = record.getMessage().strip().splitlines()
+        text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+        record.msg, record.args = (f"{text} {error!r}" if error else text), ()
+        record.exc_info = record.exc_text = None
+        return True
+
+
+def work(settings: Settings, stopping: threading.Event) -> None:
+    """Works until `stopping` is set. RQ's loop gives up on some errors of Redis; then the next one starts."""
+    where = without_password(settings.queue_url)
+    outage = Outage(log, f"Redis for the queue, {where},")
+    log.info("working on the queue %s at %s", settings.keys.queue, where)
+    while not stopping.is_set():
+        connection = connect(settings.queue_url)
+        try:
+            jobs.prepare()
+            queue = open_queue(connection, settings)
+            PresenceWorker(queue, connection, outage, stopping).work(logging_level="WARNING")
+            stopping.wait(0.2)
+        except RedisError as error:
+            stopping.wait(outage.failed(error))
+        finally:
+            connection.close()
+    log.info("stopped")
+
+
+def main() -> int:
+    try:
+        settings = load()
+        logs.set_up(settings.log_level, settings.log_format)
+        logging.getLogger("rq.worker").addFilter(_Terse())
+        stopping = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopping.set())
+        work(settings, stopping)
+    except PresenceError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

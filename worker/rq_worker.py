@@ -1,0 +1,146 @@
+"""RQ's worker, made to come back quickly from what RQ takes minutes for.
+
+RQ 3.0 finds the job of a killed worker when its heartbeat has expired (job timeout + 60 s) and the next maintenance is
+due (10 minutes, under a lock that a killed worker holds for 15); a job killed between queue and registry waits
+another minute. Here each of these takes seconds, and needs no lock, because applying a batch twice is harmless.
+"""
+
+import logging
+import threading
+import time
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.exceptions import StopRequested
+from rq.job import Job
+from rq.registry import StartedJobRegistry
+from rq.scheduler import RQScheduler
+from rq.serializers import JSONSerializer
+from rq.utils import now
+from rq.worker_registration import clean_worker_registry, register
+
+from shared.outage import Outage
+from shared.queue import BatchJob
+
+#: A job that its worker has not finished after so long is run again, by whoever is there.
+ABANDONED_SECONDS = 10
+MAINTENANCE_SECONDS = 3
+#: How long a worker counts as alive after its last sign of life.
+ALIVE_SECONDS = 15
+#: One wait for a job: as long as a signal may go unheard. An answer of Redis may take ANSWER_SECONDS longer.
+DEQUEUE_SECONDS = 1
+ANSWER_SECONDS = 4
+
+log = logging.getLogger("worker")
+
+
+class PresenceWorker(SimpleWorker):
+    """Runs jobs in its own process, one after the other, keeping its connections.
+
+    Raises whatever RQ's own loop gives up on; start another one then.
+    """
+
+    # Of RQ's pause after a lost connection, which doubles up to this.
+    max_connection_wait_time = 2.0
+
+    def __init__(self, queue: Queue, connection: Redis, outage: Outage, stopping: threading.Event) -> None:
+        self._outage = outage
+        self._stopping = stopping
+        self._stuck_since: dict[str, float] = {}
+        super().__init__(
+            [queue],
+            connection=connection,
+            job_class=BatchJob,
+            serializer=JSONSerializer,
+            worker_ttl=ALIVE_SECONDS,
+            maintenance_interval=MAINTENANCE_SECONDS,
+            log_job_description=False,
+        )
+        self._retries = RQScheduler(
+            [queue], connection=connection, serializer=JSONSerializer, logging_level=logging.WARNING
+        )
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return DEQUEUE_SECONDS
+
+    @property
+    def connection_timeout(self) -> int:
+        return DEQUEUE_SECONDS + ANSWER_SECONDS
+
+    # Heartbeats
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        return ABANDONED_SECONDS
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        try:
+            super().heartbeat(timeout or ALIVE_SECONDS, pipeline)
+        except RedisError as error:
+            self._outage.failed(error)
+            raise
+        if pipeline is None:
+            self._outage.over()
+
+    # Maintenance
+
+    def run_maintenance_tasks(self) -> None:
+        for queue in self.queues:
+            self._rescue_stuck(queue)
+            StartedJobRegistry(queue=queue, job_class=self.job_class).cleanup()
+            clean_worker_registry(queue)
+        self._retries.acquire_locks()
+        self._retries.enqueue_scheduled_jobs()
+        self._retries.release_locks()
+        self._register_again()
+        self.last_cleaned_at = now()
+
+    def _rescue_stuck(self, queue: Queue) -> None:
+        """Puts back jobs that a worker took off the queue and did not live to start."""
+        stuck = queue.intermediate_queue
+        started = set(queue.started_job_registry.get_job_ids(cleanup=False))
+        waiting = [job_id for job_id in stuck.get_job_ids() if job_id not in started]
+        seen_at = time.monotonic()
+        self._stuck_since = {job_id: self._stuck_since.get(job_id, seen_at) for job_id in waiting}
+        for job_id, since in self._stuck_since.items():
+            if seen_at - since < ABANDONED_SECONDS:
+                continue
+            with self.connection.pipeline() as transaction:
+                transaction.lrem(stuck.key, 1, job_id)
+                if Job.exists(job_id, self.connection):
+                    transaction.lpush(queue.key, job_id)
+                transaction.execute()
+
+    def _register_again(self) -> None:
+        """A worker that was cut off for long has been struck off; RQ would not put it back."""
+        with self.connection.pipeline() as transaction:
+            transaction.hset(self.key, mapping=self.serialize())
+            transaction.expire(self.key, ALIVE_SECONDS)
+            register(self, transaction)
+            transaction.execute()
+
+    # Start and stop
+
+    def _install_signal_handlers(self) -> None:
+        """The process has its own, which set `stopping`: RQ's raise wherever they happen to strike."""
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        # RQ asks this before each wait for a job, when none is in hand: the one place to stop at.
+        if self._stopping.is_set():
+            raise StopRequested
+        return super().should_run_maintenance_tasks
+
+    def subscribe(self) -> None:
+        """No listener for RQ's remote commands: its thread does not survive every way Redis can be away."""
+
+    def unsubscribe(self) -> None:
+        pass
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        except RedisError:
+            log.debug("could not sign off; the heartbeat will run out")
