@@ -58,5 +58,6 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
+        protocol=2,  # one form of replies, whatever redis-py's own default comes to be
         redis_connect_func=on_connect,
     )

@@ -142,7 +142,7 @@ end
 -- Of two events with one seq the online one is the newest; then a fixed one, whichever came first.
 local function rank(command, conn_id, platform_id)
   local online = command:find('Online', 1, true) and '1' or '0'
-  return ('%s%s %03d'):format(online, conn_id, platform_id)
+  return ('%s%s %3s'):format(online, conn_id, platform_id)
 end
 
 local function is_newest(user, seq, command, conn_id, platform_id)
@@ -159,6 +159,7 @@ local function apply(keys, args)
   local scope = scope_of(conn_id, platform_id)
   local outcome, changed = take(records, user.floor or '-', scope, kind, seq, platform_id)
   if not changed then return { outcome } end
+  if platform_id == '0' then platform_id = '' end
 
   local touched = { [scope] = true }
   local sessions, floor = bound(records, user.floor or '-', touched)
@@ -166,33 +167,36 @@ local function apply(keys, args)
   local status = sessions > 0 and 'online' or 'offline'
   local flipped = status ~= previous
 
-  local new = { sessions = sessions }
-  if floor ~= '-' then new.floor = floor end
-  if outcome == 'applied' then
-    new.updated_at = highest(received_at, user.updated_at or '-')
-    if is_newest(user, seq, command, conn_id, platform_id) then
-      new.seq, new.command, new.operation_id = seq, command, operation_id
-      new.conn_id, new.platform_id, new.platform = conn_id, platform_id, platform
-    end
-  end
-  if flipped then new.status, new.changed_at = status, received_at end
-
   local fields, gone = {}, {}
-  for name, value in pairs(new) do
-    if user[name] ~= tostring(value) then
-      fields[#fields + 1] = name
-      fields[#fields + 1] = value
+  local function set(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if flipped then
+    set('status', status)
+    set('changed_at', received_at)
+  end
+  if outcome == 'applied' then
+    set('sessions', sessions)
+    set('updated_at', highest(received_at, user.updated_at or '-'))
+    if is_newest(user, seq, command, conn_id, platform_id) then
+      set('seq', seq)
+      set('command', command)
+      set('conn_id', conn_id)
+      set('platform_id', platform_id)
+      set('platform', platform)
+      set('operation_id', operation_id)
     end
   end
   for name in pairs(touched) do
     local record = records[name]
     if record then
-      fields[#fields + 1] = name
-      fields[#fields + 1] = record.on .. ' ' .. record.off .. ' ' .. record.platform
+      set(name, record.on .. ' ' .. record.off .. ' ' .. record.platform)
     else
       gone[#gone + 1] = name
     end
   end
+  if floor ~= '-' then set('floor', floor) end
 
   -- The stream first: should it be of a wrong type, nothing has been written yet.
   if flipped and changes then

@@ -80,6 +80,8 @@ class PresenceWorker(SimpleWorker):
             super().heartbeat(timeout or ALIVE_SECONDS, pipeline)
         except RedisError as error:
             self._outage.failed(error)
+            if self._stopping.is_set():
+                raise StopRequested from error  # RQ's loop would try until Redis is back
             raise
         if pipeline is None:
             self._outage.over()

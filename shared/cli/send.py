@@ -1,0 +1,163 @@
+"""`presence send`: plays OpenIM."""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+import click
+
+from shared.openim import SHAPES, Request, Step, request
+
+#: What a run plays, for each user.
+SCRIPTS: dict[str, tuple[Step, ...]] = {
+    "offline": ("Offline",),
+    "online": ("Online",),
+    "kickoff": ("KickOff",),
+    "session": ("Online", "Offline"),
+}
+REORDER_WINDOW = 50
+TIMEOUT_SECONDS = 5  # OpenIM's own, as shipped
+
+
+@dataclass
+class Tally:
+    """What came back. seconds: of each answer."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    accepted: int = 0
+
+    def percentile_ms(self, percent: float) -> float:
+        ordered = sorted(self.seconds)
+        return round(ordered[int((len(ordered) - 1) * percent / 100)] * 1000, 2) if ordered else 0.0
+
+
+@click.command()
+@click.option("--url", default="http://127.0.0.1:10006/callbackExample", show_default=True, help="As OpenIM's.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), default="v3.8", show_default=True, help="Which OpenIM.")
+@click.option("--event", type=click.Choice(list(SCRIPTS)), default="offline", show_default=True)
+@click.option("--users", type=click.IntRange(1), default=1, show_default=True, help="How many, user1 to userN.")
+@click.option("--user", "names", multiple=True, help="One user by name; may be repeated.")
+@click.option("--rate", type=click.FloatRange(0), default=0, help="Callbacks a second; 0 is as fast as it goes.")
+@click.option("--duplicates", type=click.IntRange(0, 100), default=0, help="Percent that are sent twice.")
+@click.option("--reorder", is_flag=True, help="Send in another order than that of the seqs.")
+@click.option("--connections", type=click.IntRange(1, 256), default=2, show_default=True, help="At one time.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+def send(
+    url: str,
+    shape: str,
+    event: str,
+    users: int,
+    names: tuple[str, ...],
+    rate: float,
+    duplicates: int,
+    reorder: bool,
+    connections: int,
+    as_json: bool,
+) -> None:
+    """Plays OpenIM: sends callbacks as one of its releases would.
+
+    Two at a time, as a gateway of OpenIM 3.7 and later does. Exits with 1 where any was not accepted.
+    """
+    everybody = names or tuple(f"user{number}" for number in range(1, users + 1))
+    steps = SCRIPTS[event]
+    total = len(everybody) * len(steps)
+    requests = _doubled(_requests(url, shape, steps, everybody), duplicates)
+    if reorder:
+        requests = _shuffled(requests)
+    started = time.monotonic()
+    with click.progressbar(length=total, label="sending", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        tally = asyncio.run(_send_all(requests, connections, rate, bar.update))
+    _report(tally, time.monotonic() - started, as_json)
+    if tally.accepted != sum(tally.answers.values()):
+        sys.exit(1)
+
+
+def _requests(url: str, shape: str, steps: tuple[Step, ...], users: tuple[str, ...]) -> Iterator[Request]:
+    first = time.time_ns() // 1_000_000
+    for place, step in enumerate(steps):
+        for user in users:
+            yield request(shape, url, step, user, max(first + place, time.time_ns() // 1_000_000))
+
+
+def _doubled(requests: Iterator[Request], percent: int) -> Iterator[Request]:
+    for each in requests:
+        yield each
+        if random.randrange(100) < percent:
+            yield each
+
+
+def _shuffled(requests: Iterator[Request]) -> Iterator[Request]:
+    window: list[Request] = []
+    for each in requests:
+        window.append(each)
+        if len(window) > REORDER_WINDOW:
+            yield window.pop(random.randrange(len(window)))
+    random.shuffle(window)
+    yield from window
+
+
+async def _send_all(requests: Iterator[Request], connections: int, rate: float, sent) -> Tally:  # type: ignore[no-untyped-def]
+    tally = Tally()
+    started = time.monotonic()
+    count = 0
+
+    async def sender(session: aiohttp.ClientSession) -> None:
+        nonlocal count
+        for each in requests:  # the senders share the one iterator
+            count += 1
+            if rate and (early := started + (count - 1) / rate - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            await _send(session, each, tally)
+            sent(1)
+
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        await asyncio.gather(*(sender(session) for _ in range(connections)))
+    return tally
+
+
+async def _send(session: aiohttp.ClientSession, each: Request, tally: Tally) -> None:
+    began = time.perf_counter()
+    try:
+        async with session.post(each.url, data=each.body, headers=each.headers) as response:
+            body = (await response.read()).decode(errors="replace")
+            answer = f"{response.status} {body}"
+            tally.accepted += response.status == 200 and '"actionCode":0' in body
+    except (aiohttp.ClientError, TimeoutError) as error:
+        answer = f"no answer: {error or type(error).__name__}"
+    tally.seconds.append(time.perf_counter() - began)
+    tally.answers[answer] += 1
+
+
+def _report(tally: Tally, seconds: float, as_json: bool) -> None:
+    count = sum(tally.answers.values())
+    result = {
+        "sent": count,
+        "accepted": tally.accepted,
+        "seconds": round(seconds, 3),
+        "per_second": round(count / seconds, 1),
+        "answer_ms": {
+            "p50": tally.percentile_ms(50),
+            "p99": tally.percentile_ms(99),
+            "max": tally.percentile_ms(100),
+        },
+        "answers": dict(tally.answers),
+    }
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for answer, number in tally.answers.most_common(10):
+        click.echo(f"{number:>9} x {answer}")
+    times = result["answer_ms"]
+    click.echo(
+        f"{tally.accepted} of {count} accepted in {seconds:.1f} s ({result['per_second']:.0f}/s); "
+        f"answers: p50 {times['p50']} ms, p99 {times['p99']} ms, max {times['max']} ms"  # type: ignore[index]
+    )

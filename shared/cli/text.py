@@ -1,0 +1,25 @@
+"""Text for a terminal."""
+
+import time
+
+
+def safe(text: str) -> str:
+    """The text with everything that could move a cursor or forge a line made visible."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def moment(unix_ms: int) -> str:
+    """The time of day and the date, UTC, in seconds."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(unix_ms / 1000))
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_ms} ms"
+
+
+def age(unix_ms: int) -> str:
+    """How long ago that was, roughly."""
+    seconds = max(0, time.time() - unix_ms / 1000)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,183 @@
+"""`presence up`: everything on this machine."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+from redis.exceptions import RedisError
+
+from shared import embedded, settings
+from shared.errors import PresenceError, SettingsError
+from shared.redis import connect
+
+READY_SECONDS = 20
+STOP_SECONDS = 15
+LONGEST_PAUSE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass
+class Service:
+    """A child process that is started again when it ends."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
+    failures: int = 0
+    start_at: float = field(default=0.0)
+
+    def start(self) -> None:
+        # In a group of its own, so that Ctrl-C reaches us alone and we stop them in order.
+        self.process = subprocess.Popen(  # noqa: S603
+            self.command, env=self.environment, start_new_session=True, preexec_fn=_die_with_parent
+        )
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            click.echo(f"presence: {self.name} did not stop in {STOP_SECONDS} s and was killed", err=True)
+            self.process.kill()
+            self.process.wait()
+
+    def keep_running(self) -> None:
+        """Starts it again, after a pause that grows, when it has ended."""
+        if self.process is None:
+            if time.monotonic() >= self.start_at:
+                self.start()
+        elif (code := self.process.poll()) is not None:
+            self.process = None
+            pause = min(0.5 * 2 ** min(self.failures, 8), LONGEST_PAUSE_SECONDS)
+            self.failures += 1
+            self.start_at = time.monotonic() + pause
+            click.echo(f"presence: {self.name} ended ({_ending(code)}); it starts again in {pause:g} s", err=True)
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _die_with_parent() -> None:
+    """Between fork and exec: the kernel is to stop the child should we be killed ourselves."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@click.command()
+def up() -> None:
+    """Runs everything on this machine: a server with its data in ./data, a receiver, a worker."""
+    data = Path("data").absolute()
+    environment = {"PRESENCE_HOST": "127.0.0.1", "PRESENCE_JOURNAL_DIR": str(data / "journal"), **os.environ}
+    services: list[Service] = []
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    with _only_one(data):
+        try:
+            if not os.environ.get("PRESENCE_REDIS_URL"):
+                port = embedded.free_port(6379)
+                environment["PRESENCE_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
+                command = embedded.arguments(embedded.find_server(), port, data)
+                _start(services, Service("server", command, environment), stopping, _answers(environment))
+            config = settings.load(environment)
+            receiver = Service("receiver", [sys.executable, "-m", "receiver"], environment)
+            _start(services, receiver, stopping, _listens(config.host, config.port))
+            worker = Service("worker", [sys.executable, "-m", "worker"], environment)
+            _start(services, worker, stopping, lambda: True)
+            if not stopping.is_set():
+                click.echo(_how_to(config))
+            while not stopping.wait(0.2):
+                for service in services:
+                    service.keep_running()
+        finally:
+            for service in sorted(services, key=lambda each: each.name == "server"):
+                service.stop()
+    click.echo("presence: stopped; what was accepted is in ./data")
+
+
+class _only_one:  # noqa: N801  # used as a function
+    """Holds the data directory: two servers on one append-only file would ruin it. Raises SettingsError."""
+
+    def __init__(self, data: Path) -> None:
+        data.mkdir(parents=True, exist_ok=True)
+        self._file = (data / "lock").open("w")
+
+    def __enter__(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError("another `presence up` is running in this directory") from None
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _start(
+    services: list[Service], service: Service, stopping: threading.Event, is_ready: Callable[[], bool]
+) -> None:
+    """Starts it for the first time and waits until it is ready. Raises PresenceError where it ends instead."""
+    services.append(service)
+    service.start()
+    give_up_at = time.monotonic() + READY_SECONDS
+    while not stopping.wait(0.05):
+        if service.process is None or service.process.poll() is not None:
+            raise PresenceError(f"the {service.name} did not start; see the line above, or data/server.log")
+        if is_ready():
+            return
+        if time.monotonic() > give_up_at:
+            raise PresenceError(f"the {service.name} is not ready after {READY_SECONDS} s")
+
+
+def _answers(environment: dict[str, str]) -> Callable[[], bool]:
+    client = connect(environment["PRESENCE_REDIS_URL"])
+
+    def is_ready() -> bool:
+        with suppress(RedisError):
+            return bool(client.ping())
+        return False
+
+    return is_ready
+
+
+def _listens(host: str, port: int) -> Callable[[], bool]:
+    import socket
+
+    def is_ready() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), 1):  # noqa: S104
+            return True
+        return False
+
+    return is_ready
+
+
+def _how_to(config: settings.Settings) -> str:
+    url = f"http://{config.host}:{config.port}"
+    redis = settings.without_password(config.redis_url)
+    other = config.redis_url != settings.DEFAULT_REDIS_URL
+    export = f"\n  export PRESENCE_REDIS_URL={redis}" if other else ""
+    return f"""
+presence is up; Ctrl-C stops it. Callbacks go to {url}, presence is in {redis}.
+
+In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) change:
+  url: {url}/callbackExample
+  afterUserOnline: {{enable: true, timeout: 5}}      # and afterUserOffline, afterUserKickOff
+
+See it work, in another terminal:{export}
+  presence send --user alice --event online
+  presence get alice
+  presence watch
+"""
