@@ -101,7 +101,7 @@ def _without_nul(value: str) -> str:
     return value
 
 
-_Id = Annotated[str, AfterValidator(_without_nul)]
+_NO_NUL = AfterValidator(_without_nul)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -118,13 +118,13 @@ class _Named(BaseModel):
 class _Body(_Named):
     """The body of our six, by OpenIM's names (pkg/callbackstruct/message.go and user.go)."""
 
-    user_id: Annotated[_Id, Field(alias="userID", min_length=1, max_length=ID_MAX)]
+    user_id: Annotated[str, Field(alias="userID", min_length=1, max_length=ID_MAX), _NO_NUL]
     seq: int = Field(ge=0, le=SEQ_MAX)
-    conn_id: Annotated[_Id, Field(alias="connID", max_length=ID_MAX)] = ""
+    conn_id: Annotated[str, Field(alias="connID", max_length=ID_MAX), _NO_NUL] = ""
     platform_id: int = Field(0, alias="platformID", ge=0, le=255)
     platform: str = ""
     # None stands for "absent", which the body itself cannot say: null is no string.
-    operation_id: Annotated[_Id, Field(alias="operationID")] = None  # type: ignore[assignment]
+    operation_id: Annotated[str, Field(alias="operationID"), _NO_NUL] = None  # type: ignore[assignment]
 
 
 def read_body(target: Target, operation_id: str | None, body: bytes, received_at: int) -> Event:

@@ -68,9 +68,7 @@ def read_batch(segment: Segment, most: int) -> Batch:
             if not more:
                 break
             piece += more
-    lines = piece.split(b"\n", most)[:most]
-    if len(lines) < most:
-        lines.pop()  # what follows the last newline: the beginning of a line, or nothing
+    lines = piece.split(b"\n", most)[:-1]  # but for what follows the last newline
     if not lines:  # the file is shorter than it was, or ends in half a line
         segment.damaged += 1
         return Batch(segment, segment.size, 0)

@@ -1,0 +1,65 @@
+"""Fixtures: a private server for the whole run, emptied for each test, and programs that end with their test."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from support import Process, Receiver, Server, Worker
+
+from shared import embedded
+
+
+def _binaries() -> list[Path]:
+    """The bundled Valkey always; a Redis of the machine's own as well, where there is one."""
+    found = [embedded.find_server()]
+    if redis := shutil.which("redis-server"):
+        found.append(Path(redis))
+    return found
+
+
+@pytest.fixture(scope="session", params=_binaries(), ids=lambda path: path.name)
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), request.param, appendonly="no")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    shared_server.client.flushall()
+    return shared_server
+
+
+@pytest.fixture
+def redis(server: Server) -> Redis:
+    return server.client
+
+
+@pytest.fixture
+def keep() -> Iterator[Callable[[Process], Process]]:
+    """Registers a program to be killed at the end."""
+    processes: list[Process] = []
+
+    def register(process: Process) -> Process:
+        processes.append(process)
+        return process
+
+    yield register
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture
+def receiver(server: Server, tmp_path: Path, keep: Callable[[Process], Process]) -> Receiver:
+    receiver = Receiver(tmp_path, server.url)
+    keep(receiver)
+    return receiver
+
+
+@pytest.fixture
+def worker(server: Server, tmp_path: Path, keep: Callable[[Process], Process]) -> Worker:
+    worker = Worker(tmp_path, server.url)
+    keep(worker)
+    return worker

@@ -1,0 +1,180 @@
+"""Real servers and real processes for the tests, and waiting for conditions."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from shared import embedded
+
+SAMPLES = Path(__file__).parent / "samples"
+ROOT = Path(__file__).parent.parent
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
+    """The condition's first true value; fails the test where there is none in time."""
+    give_up_at = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > give_up_at:
+            raise AssertionError(f"waited {seconds} s in vain for {what or condition}")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Process:
+    """A program that is killed at the end of its test, and whose standard error is kept."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], directory: Path, name: str) -> None:
+        self.command = command
+        self.environment = {**_clean_environment(), **environment}
+        self.directory = directory
+        self.log = directory / f"{name}.log"
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                self.command, env=self.environment, cwd=self.directory, stdout=log, stderr=log
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, whatever state it is in."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def stop(self, seconds: float = 20.0) -> int:
+        """SIGTERM; the exit code."""
+        self.popen.terminate()
+        return self.popen.wait(seconds)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+def _clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PRESENCE_")}
+
+
+class Server(Process):
+    """A private Redis or Valkey on a random port of loopback, with an append-only file."""
+
+    def __init__(self, directory: Path, binary: Path | None = None, **options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        directory.mkdir(parents=True, exist_ok=True)
+        command = embedded.arguments(binary or embedded.find_server(), self.port, directory)
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", value]
+        super().__init__(command, {}, directory, "server")
+        self.client = Redis(port=self.port, protocol=2)
+        self.wait()
+
+    def wait(self) -> None:
+        wait_until(self.answers, what="the server")
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except RedisError:
+            return False
+
+    def restart(self) -> None:
+        self.start()
+        self.wait()
+
+
+class Receiver(Process):
+    """`python -m receiver` on random ports."""
+
+    def __init__(self, directory: Path, redis_url: str, name: str = "receiver", **settings: str) -> None:
+        self.port, self.admin_port = free_port(), free_port()
+        directory.mkdir(parents=True, exist_ok=True)
+        environment = {
+            "PRESENCE_REDIS_URL": redis_url,
+            "PRESENCE_HOST": "127.0.0.1",
+            "PRESENCE_PORT": str(self.port),
+            "PRESENCE_ADMIN_PORT": str(self.admin_port),
+            "PRESENCE_JOURNAL_DIR": str(directory / "journal"),
+        } | {f"PRESENCE_{key.upper()}": value for key, value in settings.items()}
+        super().__init__([sys.executable, "-m", "receiver"], environment, directory, name)
+        self.wait()
+
+    def wait(self) -> None:
+        wait_until(lambda: self._listens() or self.popen.poll() is not None, what="the receiver")
+        assert self.popen.poll() is None, self.text()
+
+    def _listens(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1):
+                return True
+        except OSError:
+            return False
+
+    def post(self, target: str, headers: dict[str, str], body: bytes, method: str = "POST") -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, target, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=10)
+        try:
+            connection.request("GET", "/readyz")
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+
+class Worker(Process):
+    """`python -m worker`."""
+
+    def __init__(self, directory: Path, redis_url: str, name: str = "worker", **settings: str) -> None:
+        environment = {"PRESENCE_REDIS_URL": redis_url} | {
+            f"PRESENCE_{key.upper()}": value for key, value in settings.items()
+        }
+        super().__init__([sys.executable, "-m", "worker"], environment, directory, name)
+
+
+def load_samples(kind: str) -> list[dict[str, Any]]:
+    """The recorded payloads: one file a shape or a refusal."""
+    samples = []
+    for path in sorted((SAMPLES / kind).glob("*.json")):
+        sample = json.loads(path.read_text())
+        sample["name"] = path.stem
+        sample["body"] = bytes.fromhex(sample["body_hex"]) if "body_hex" in sample else sample["body"].encode()
+        samples.append(sample)
+    return samples
+
+
+def same_answer(body: bytes, expected: dict[str, Any] | str) -> bool:
+    """Compares answers; a refusal's errDlt of None stands for any text, the JSON reader's own."""
+    if isinstance(expected, str):
+        return body == expected.encode()
+    answer = json.loads(body)
+    if expected["errDlt"] is None:
+        return bool(answer["errDlt"]) and {**answer, "errDlt": None} == expected
+    return bool(answer == expected)

@@ -1,0 +1,35 @@
+"""What may import what."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    ("files", "forbidden"),
+    [
+        ("shared/**/*.py", {"receiver", "worker"}),
+        ("receiver/*.py", {"worker"}),
+        ("worker/*.py", {"receiver", "aiohttp"}),
+        ("receiver/callback.py", {"aiohttp", "redis", "rq", "os", "time"}),
+        ("receiver/[js]*.py", {"aiohttp", "redis", "rq"}),
+    ],
+)
+def test_nothing_imports_what_it_must_not_know(files: str, forbidden: set[str]) -> None:
+    paths = list(ROOT.glob(files))
+    assert paths
+    for path in paths:
+        found = {name.partition(".")[0] for name in imports(path)}
+        assert not found & forbidden, path

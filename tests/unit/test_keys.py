@@ -1,0 +1,28 @@
+"""The names that other services read, literally."""
+
+from pathlib import Path
+
+from shared.keys import Keys
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_each_name_is_the_contracts() -> None:
+    keys = Keys("presence")
+    assert keys.user("user123") == "presence:user123"
+    assert keys.changes == "presence-changes"
+    assert keys.stats == "presence-stats"
+    assert keys.queue == "presence"
+
+
+def test_another_prefix_changes_them_all() -> None:
+    keys = Keys("x")
+    assert (keys.user("u"), keys.changes, keys.stats, keys.queue) == ("x:u", "x-changes", "x-stats", "x")
+
+
+def test_no_other_module_builds_a_name() -> None:
+    for path in [*ROOT.glob("receiver/*.py"), *ROOT.glob("worker/*.*"), *ROOT.glob("shared/**/*.py")]:
+        if path.name != "keys.py" and path.is_file():
+            text = path.read_text()
+            assert "presence:{" not in text, path
+            assert '"presence-' not in text, path

@@ -1,0 +1,64 @@
+"""Settings: read once, and a wrong value names its variable."""
+
+import pytest
+
+from shared.errors import SettingsError
+from shared.settings import NOT_YET, Settings, load, without_password
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    settings = load({})
+    assert settings.redis_url == settings.queue_url == "redis://127.0.0.1:6379/0"
+    assert (settings.port, settings.admin_port, settings.max_body_bytes) == (10006, 10016, 16384)
+    assert (settings.journal_max_bytes, settings.changes_maxlen) == (1073741824, 1000000)
+    assert (settings.key_prefix, settings.callback_path) == ("presence", "")
+
+
+def test_the_queue_lives_where_presence_lives_unless_said_otherwise() -> None:
+    assert load({"PRESENCE_REDIS_URL": "redis://a:1/0"}).queue_url == "redis://a:1/0"
+    both = load({"PRESENCE_REDIS_URL": "redis://a:1/0", "PRESENCE_QUEUE_URL": "redis://b:1/0"})
+    assert both.queue_url == "redis://b:1/0"
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert load({"PRESENCE_PORT": ""}) == load({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PRESENCE_PORT", "65536"),
+        ("PRESENCE_PORT", "http"),
+        ("PRESENCE_REDIS_URL", "localhost:6379"),
+        ("PRESENCE_QUEUE_URL", "memcached://x"),
+        ("PRESENCE_CALLBACK_PATH", "secret"),
+        ("PRESENCE_JOURNAL_MAX_BYTES", "0"),
+        ("PRESENCE_JOURNAL_FSYNC", "never"),
+        ("PRESENCE_KEY_PREFIX", "a b"),
+        ("PRESENCE_KEY_PREFIX", "a:b"),
+        ("PRESENCE_CHANGES_MAXLEN", "-1"),
+        ("PRESENCE_LOG_LEVEL", "loud"),
+        ("PRESENCE_LOG_FORMAT", "xml"),
+        ("PRESENCE_TYPO", "1"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: ") as error:
+        load({name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_a_promise_that_cannot_be_kept_yet_stops_the_start(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"^PRESENCE_{name}: "):
+        load({f"PRESENCE_{name}": "7"})
+    assert load({f"PRESENCE_{name}": NOT_YET[name]}) == load({})
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_a_password_does_not_reach_the_log() -> None:
+    assert without_password("rediss://user:geheim@host:1/2") == "rediss://host:1/2"
