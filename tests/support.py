@@ -78,13 +78,13 @@ def _clean_environment() -> dict[str, str]:
 class Server(Process):
     """A private Redis or Valkey on a random port of loopback, with an append-only file."""
 
-    def __init__(self, directory: Path, binary: Path | None = None, **options: str) -> None:
+    def __init__(self, directory: Path, binary: Path | None = None, **options: str | tuple[str, ...]) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         directory.mkdir(parents=True, exist_ok=True)
         command = embedded.arguments(binary or embedded.find_server(), self.port, directory)
         for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", value]
+            command += [f"--{name.replace('_', '-')}", *([value] if isinstance(value, str) else value)]
         super().__init__(command, {}, directory, "server")
         self.client = Redis(port=self.port, protocol=2)
         self.wait()

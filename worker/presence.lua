@@ -139,15 +139,10 @@ local function bound(records, floor, touched)
   return math.min(#online, ONLINE_MAX), floor
 end
 
--- Of two events with one seq the online one is the newest; then a fixed one, whichever came first.
-local function rank(command, conn_id, platform_id)
-  local online = command:find('Online', 1, true) and '1' or '0'
-  return ('%s%s %3s'):format(online, conn_id, platform_id)
-end
-
-local function is_newest(user, seq, command, conn_id, platform_id)
-  if not user.seq or seq ~= user.seq then return higher(seq, user.seq or '-') end
-  return rank(command, conn_id, platform_id) > rank(user.command, user.conn_id, user.platform_id)
+-- The newest event is the one with the highest seq; of two with the same, the online one.
+local function is_newest(user, kind, seq)
+  if seq ~= user.seq then return higher(seq, user.seq or '-') end
+  return kind == 'online' and not user.command:find('Online', 1, true)
 end
 
 local function apply(keys, args)
@@ -159,7 +154,7 @@ local function apply(keys, args)
   local scope = scope_of(conn_id, platform_id)
   local outcome, changed = take(records, user.floor or '-', scope, kind, seq, platform_id)
   if not changed then return { outcome } end
-  if platform_id == '0' then platform_id = '' end
+  if platform_id == '0' then platform_id = '' end -- as readers see it
 
   local touched = { [scope] = true }
   local sessions, floor = bound(records, user.floor or '-', touched)
@@ -179,7 +174,7 @@ local function apply(keys, args)
   if outcome == 'applied' then
     set('sessions', sessions)
     set('updated_at', highest(received_at, user.updated_at or '-'))
-    if is_newest(user, seq, command, conn_id, platform_id) then
+    if is_newest(user, kind, seq) then
       set('seq', seq)
       set('command', command)
       set('conn_id', conn_id)
