@@ -1,0 +1,169 @@
+"""The edge, over real sockets: what was recorded goes in, the contract's answers come out."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Process, Receiver, load_samples, same_answer
+
+NOWHERE = "redis://127.0.0.1:1/0"  # the edge needs no Redis
+
+
+@pytest.fixture(scope="module")
+def receivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, Any]], Receiver]]:
+    """One receiver for each set of settings that a sample asks for."""
+    running: dict[str, Receiver] = {}
+
+    def with_settings(settings: dict[str, Any]) -> Receiver:
+        key = json.dumps(settings)
+        if key not in running:
+            texts = {name: str(value) for name, value in settings.items()}
+            running[key] = Receiver(tmp_path_factory.mktemp("edge"), NOWHERE, **texts)
+        return running[key]
+
+    yield with_settings
+    for receiver in running.values():
+        receiver.kill()
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [sample for kind in ("accepted", "refused", "foreign") for sample in load_samples(kind)],
+    ids=lambda sample: sample["name"],
+)
+def test_each_recorded_request_gets_its_answer(receivers: Any, sample: dict[str, Any]) -> None:
+    receiver = receivers(sample.get("settings", {}))
+    _, before = receiver.readiness()
+    status, body = receiver.post(sample["target"], sample["headers"], sample["body"], sample["method"])
+    assert status == sample["status"]
+    assert same_answer(body, sample["answer"])
+    _, after = receiver.readiness()
+    assert after["journal_events"] - before["journal_events"] == (1 if status == 200 else 0)
+
+
+@pytest.fixture
+def edge(receivers: Any) -> Receiver:
+    receiver: Receiver = receivers({})
+    return receiver
+
+
+def raw(edge: Receiver, data: bytes, *, and_close: bool = False) -> bytes:
+    """Whatever is answered until the receiver closes; it is asked to, or we close first."""
+    with socket.create_connection(("127.0.0.1", edge.port), 10) as connection:
+        connection.sendall(data)
+        if and_close:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+        return answer
+
+
+BODY = b'{"userID":"u","callbackCommand":"callbackUserOfflineCommand","seq":1,"operationID":"op"}'
+CLOSE = b"Connection: close\r\n"
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def test_a_method_that_is_not_post_is_told_which_is(edge: Receiver) -> None:
+    answer = raw(edge, b"GET / HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert b"\r\nAllow: POST\r\n" in answer
+
+
+def test_a_chunked_body_is_read(edge: Receiver) -> None:
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (BODY[:10], BODY[10:]))
+    answer = raw(edge, HEAD + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_chunked_body_is_bounded_too(edge: Receiver) -> None:
+    chunk = b"%x\r\n%s\r\n" % (1024, b" " * 1024)
+    answer = raw(edge, HEAD + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 17 + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_pipelined_requests_are_answered_in_turn(edge: Receiver) -> None:
+    rest = b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    assert raw(edge, (HEAD + rest) * 2 + HEAD + CLOSE + rest).count(b"HTTP/1.1 200 ") == 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n",
+        b"hello\r\n\r\n",
+        b"POST\r\n\r\n",
+        b"POST / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        HEAD + b"Content-Length: -1\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        HEAD + b"Content-Length: 50\r\n\r\n" + BODY[:20],
+        HEAD + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+        HEAD + b"operationID: \xff\xfe\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY,
+        HEAD + b"Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_refused_or_cut_off(edge: Receiver, data: bytes) -> None:
+    answer = raw(edge, data, and_close=True)
+    assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer
+    assert b"Traceback" not in answer
+    assert b"<html" not in answer
+    status, _ = edge.post("/", {"Content-Type": "application/json"}, BODY)
+    assert status == 200
+
+
+def test_health_and_readiness_have_a_port_of_their_own(edge: Receiver) -> None:
+    status, state = edge.readiness()
+    assert (status, state["status"], state["redis"]) == (200, "ready", "down")
+    status, _ = edge.post("/healthz", {}, b"", "GET")
+    assert status == 405
+
+
+def test_a_journal_that_takes_nothing_is_a_503_in_the_contracts_form(
+    tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    (tmp_path / "journal").write_text("in the way")
+    receiver = Receiver(tmp_path, NOWHERE)
+    keep(receiver)
+    status, body = receiver.post("/", {"Content-Type": "application/json"}, BODY)
+    assert status == 503
+    answer = json.loads(body)
+    assert (answer["actionCode"], answer["errCode"], answer["nextCode"]) == (1, 503, 0)
+    assert "cannot be written" in answer["errDlt"]
+    status, state = receiver.readiness()
+    assert status == 503
+    assert "cannot be written" in state["trouble"]
+    (tmp_path / "journal").unlink()
+    assert receiver.post("/", {"Content-Type": "application/json"}, BODY)[0] == 200
+    assert receiver.readiness()[0] == 200
+
+
+def test_fsync_before_the_answer_is_to_be_had(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    receiver = Receiver(tmp_path, NOWHERE, journal_fsync="always")
+    keep(receiver)
+    for _ in range(20):
+        assert receiver.post("/", {"Content-Type": "application/json"}, BODY)[0] == 200
+    assert receiver.readiness()[1]["journal_events"] == 20
+
+
+def test_a_port_in_use_stops_the_start_with_one_line(edge: Receiver, tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    result = subprocess.run(
+        [sys.executable, "-m", "receiver"],
+        env={**os.environ, "PRESENCE_HOST": "127.0.0.1", "PRESENCE_PORT": str(edge.port)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "PRESENCE_PORT: cannot listen on" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,133 @@
+"""The whole path: HTTP in, hash out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from support import Process, Receiver, Server, Worker, load_samples, wait_until
+
+Keep = Callable[[Process], Process]
+
+
+def status_of(redis: Redis, user: str) -> bytes | None:
+    return redis.hget(f"presence:{user}", "status")
+
+
+def test_the_published_example_ends_in_redis(receiver: Receiver, worker: Worker, redis: Redis) -> None:
+    (sample,) = (each for each in load_samples("accepted") if each["name"] == "document-offline")
+    status, body = receiver.post(sample["target"], sample["headers"], sample["body"])
+    assert (status, body) == (200, b'{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","nextCode":""}')
+    wait_until(lambda: status_of(redis, "user123"))
+    fields = redis.hgetall("presence:user123")
+    assert fields[b"status"] == b"offline"
+    assert fields[b"seq"] == b"123456"
+    assert fields[b"conn_id"] == b"conn123"
+    assert fields[b"operation_id"] == b"1646445464564"
+
+
+@pytest.mark.usefixtures("worker")
+def test_every_shape_ends_in_redis(receiver: Receiver, redis: Redis) -> None:
+    samples = [each for each in load_samples("accepted") if not each.get("settings")]
+    last = max(sample["event"]["seq"] for sample in samples)
+    for sample in samples:
+        assert receiver.post(sample["target"], sample["headers"], sample["body"])[0] == 200
+    users = {sample["event"]["user_id"] for sample in samples}
+    for user in users:
+        wait_until(lambda user=user: status_of(redis, user), what=user)
+    wait_until(lambda: redis.hget("presence:user123", "seq") == str(last).encode())
+
+
+def test_two_workers_share_the_work(
+    server: Server, receiver: Receiver, redis: Redis, tmp_path: Path, keep: Keep
+) -> None:
+    for number in range(2):
+        keep(Worker(tmp_path, server.url, f"worker{number}"))
+    result = send(receiver, "--users", "2000", "--event", "session", "--duplicates", "10", "--reorder")
+    assert result["accepted"] == result["sent"] > 4000
+    wait_until(lambda: applied(redis) == result["sent"])
+    statuses = {status_of(redis, f"user{number}") for number in range(1, 2001)}
+    assert statuses == {b"offline"}
+    assert all(int(redis.hget(f"presence:user{number}", "sessions") or 9) == 0 for number in (1, 1000, 2000))
+    wait_until(lambda: redis.llen("rq:queue:presence") == 0)
+
+
+def applied(redis: Redis) -> int:
+    counts = redis.hgetall("presence-stats")
+    return sum(int(counts.get(name, 0)) for name in (b"applied", b"duplicate", b"stale"))
+
+
+def send(receiver: Receiver, *options: str) -> dict[str, int]:
+    result = subprocess.run(
+        [*PRESENCE, "send", "--url", f"http://127.0.0.1:{receiver.port}/callbackExample", "--json", *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    report: dict[str, int] = json.loads(result.stdout)
+    return report
+
+
+PRESENCE = [str(Path(sys.executable).parent / "presence")]
+
+
+def test_plain_rq_worker_works_with_the_documented_options(
+    server: Server, receiver: Receiver, redis: Redis, tmp_path: Path, keep: Keep
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = (line.strip() for line in readme.splitlines() if line.strip().startswith("rq worker "))
+    command = [part.replace("$PRESENCE_REDIS_URL", server.url) for part in line.split()]
+    command[0] = str(Path(sys.executable).parent / "rq")
+    process = Process(command, {"PRESENCE_REDIS_URL": server.url}, tmp_path, "rq")
+    keep(process)
+    send(receiver, "--user", "alice", "--event", "online")
+    wait_until(lambda: status_of(redis, "alice") == b"online", 30, process.text())
+
+
+def test_rqs_own_tools_can_read_the_queue(server: Server, receiver: Receiver, redis: Redis) -> None:
+    send(receiver, "--user", "alice")
+    wait_until(lambda: redis.llen("rq:queue:presence") == 1)
+    rq = str(Path(sys.executable).parent / "rq")
+    info = subprocess.run([rq, "info", "--url", server.url], capture_output=True, text=True, check=True)
+    assert "presence" in info.stdout
+    (job_id,) = redis.lrange("rq:queue:presence", 0, -1)
+    job = redis.hgetall(f"rq:job:{job_id.decode()}")
+    assert job[b"description"] == b"1 events"
+    assert b"result" not in job
+
+
+@pytest.mark.usefixtures("worker")
+def test_nothing_is_kept_of_a_finished_job(receiver: Receiver, redis: Redis) -> None:
+    send(receiver, "--user", "alice")
+    wait_until(lambda: status_of(redis, "alice"))
+    wait_until(lambda: not redis.keys("rq:job:*"))
+    assert not redis.keys("rq:results:*")
+    assert not redis.keys("rq:finished:*")
+
+
+def test_programs_stop_cleanly_when_asked(
+    receiver: Receiver, worker: Worker, redis: Redis
+) -> None:
+    send(receiver, "--user", "alice")
+    wait_until(lambda: status_of(redis, "alice"))
+    assert receiver.stop() == 0
+    assert worker.stop() == 0
+    for program in (receiver, worker):
+        assert "stopped" in program.text()
+        assert "Traceback" not in program.text()
+    wait_until(lambda: redis.scard("rq:workers") == 0)
+
+
+def test_the_installed_wheel_has_the_function() -> None:
+    script = "from importlib.resources import files; print(files('worker').joinpath('presence.lua').is_file())"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/", env={**os.environ}
+    )
+    assert result.stdout.strip() == "True"
+    assert shutil.which(PRESENCE[0])
