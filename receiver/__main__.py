@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Coroutine
 
 from aiohttp import web
 
@@ -39,7 +40,7 @@ async def serve(settings: Settings) -> None:
     always = settings.journal_fsync == "always"
     receiver = Receiver(settings, journal, relay.wake, BeforeAnswer(journal).wait if always else None)
 
-    runners: list[web.BaseRunner[web.BaseRequest]] = []
+    runners: list[web.BaseRunner] = []
     try:
         callbacks = web.ServerRunner(make_server(receiver, settings), shutdown_timeout=ANSWER_SECONDS)
         await _listen(runners, callbacks, settings.host, settings.port, "PORT")
@@ -48,7 +49,9 @@ async def serve(settings: Settings) -> None:
             await _listen(runners, admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
         relay.start()
         syncer.start()
-        log.info("receiving on %s:%d, journal in %s", settings.host, settings.port, settings.journal_dir.absolute())
+        log.info(
+            "receiving on %s:%d, journal in %s", settings.host, settings.port, settings.journal_dir.absolute()
+        )
         await stop.wait()
     finally:
         for runner in runners:
@@ -62,8 +65,8 @@ async def serve(settings: Settings) -> None:
 
 
 async def _listen(
-    runners: "list[web.BaseRunner[web.BaseRequest]]",
-    runner: "web.BaseRunner[web.BaseRequest]",
+    runners: list[web.BaseRunner],
+    runner: web.BaseRunner,
     host: str,
     port: int,
     variable: str,
@@ -73,7 +76,9 @@ async def _listen(
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {error.strerror}") from None
+        raise SettingsError(
+            f"PRESENCE_{variable}: cannot listen on {host}:{port}: {error.strerror}"
+        ) from None
 
 
 def main() -> int:
@@ -81,20 +86,20 @@ def main() -> int:
         settings = load()
         logs.set_up(settings.log_level, settings.log_format)
         sys.setswitchinterval(SWITCH_SECONDS)
-        _runner(serve(settings))
+        _run(serve(settings))
     except PresenceError as error:
         print(f"receiver: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _runner(main: "asyncio.coroutines.Coroutine[None, None, None]") -> None:
+def _run(program: Coroutine[None, None, None]) -> None:
     try:
         import uvloop
     except ImportError:
-        asyncio.run(main)
+        asyncio.run(program)
     else:
-        uvloop.run(main)
+        uvloop.run(program)
 
 
 if __name__ == "__main__":

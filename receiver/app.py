@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -65,7 +66,9 @@ class Receiver:
         except HTTPRequestEntityTooLarge:
             raise Refused(413, "the body is too large", "body: at most PRESENCE_MAX_BODY_BYTES") from None
         except web.RequestPayloadError:
-            raise Refused(400, "the body is broken off or garbled", "body: not what its headers say") from None
+            raise Refused(
+                400, "the body is broken off or garbled", "body: not what its headers say"
+            ) from None
         _check_content_type(request.headers)
         event = read_body(target, request.headers.get(OPERATION_ID), body, received_at)
         self._journal.append(encode(event))
@@ -103,16 +106,14 @@ def make_server(receiver: Receiver, settings: Settings) -> web.Server:
             message, payload, protocol, writer, task, loop, client_max_size=settings.max_body_bytes
         )
 
-    return web.Server(
-        receiver.handle, request_factory=make_request, access_log=None, auto_decompress=False
-    )
+    return web.Server(receiver.handle, request_factory=make_request, access_log=None, auto_decompress=False)
 
 
 def make_admin(journal: Journal, redis_is_up: Callable[[], bool]) -> web.Application:
     """`/healthz`: the process answers. `/readyz`: the journal can take events, whatever Redis does."""
 
     async def healthz(request: web.Request) -> web.Response:
-        return web.json_response({"status": "alive"})
+        return web.json_response({"status": "alive", "pid": os.getpid()})
 
     async def readyz(request: web.Request) -> web.Response:
         trouble = journal.check()

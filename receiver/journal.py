@@ -1,11 +1,11 @@
 """The journal: events that were accepted and that Redis may not have yet, on disk.
 
-A plain append-only file rather than SQLite: one write(2) an event survives a SIGKILL as surely as a commit, at
-a twentieth of its cost, and removing what Redis has is an unlink, which never waits for a lock that the
+A plain append-only file rather than SQLite: one write(2) an event survives a SIGKILL as surely as a commit,
+at a fraction of its cost, and forgetting what Redis has is an unlink, which never waits for a lock that the
 event loop wants. docs/design.md has the measurement.
 
-The event loop's thread appends; the relay's thread reads, settles and adopts; a third calls `sync`. A lock guards
-the few fields that they share, and is never held during a wait for the disk other than the append itself.
+The event loop's thread appends; the relay's thread reads, settles and adopts; a third calls `sync`. A lock
+guards the few fields that they share, and is never held during a wait for the disk but the append itself.
 """
 
 import logging
@@ -98,7 +98,9 @@ class Journal:
         self._own = self._own or folders.create(self._root)
         self._names += 1
         path = self._own.path / f"{self._names:08}{_SUFFIX}"
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         segment = Segment(path)
         self._segments.append(segment)
         return segment

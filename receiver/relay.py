@@ -1,9 +1,9 @@
 """The relay: carries events from the journal to the queue, in a thread of its own.
 
 The first waiting event goes at once, later ones in batches, at most one every PACE_SECONDS until a batch is
-full. Events leave the journal only when Redis will not lose them any more: with `appendfsync everysec` a server
-that is killed forgets its last second or two, so what was pushed in the last SETTLE_SECONDS is kept, and pushed
-again when the server turns out to be a new run. Applying an event twice is harmless.
+full. Events leave the journal only when Redis will not lose them any more: with `appendfsync everysec` a
+server that is killed forgets its last second or two, so what was pushed in the last SETTLE_SECONDS is kept,
+and pushed again when the server turns out to be a new run. Applying an event twice is harmless.
 """
 
 import logging

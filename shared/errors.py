@@ -11,5 +11,3 @@ class SettingsError(PresenceError):
 
 class Unavailable(PresenceError):
     """A server or disk is not there just now. Trying again later is the right answer."""
-
-

@@ -22,9 +22,7 @@ Command = Literal[
 ]
 
 #: What each command does to a session; a kick-off is an offline event.
-COMMANDS: dict[str, Kind] = {
-    name: "online" if "Online" in name else "offline" for name in get_args(Command)
-}
+COMMANDS: dict[str, Kind] = {name: "online" if "Online" in name else "offline" for name in get_args(Command)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ import sys
 import time
 from typing import Literal
 
+_TIME = "%Y-%m-%dT%H:%M:%S"
+
 
 class _Text(logging.Formatter):
-    converter = time.gmtime
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    converter = staticmethod(time.gmtime)
+    default_time_format = _TIME
     default_msec_format = "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
@@ -23,7 +25,7 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z",
+            "time": time.strftime(_TIME, time.gmtime(record.created)) + f".{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -36,5 +38,6 @@ class _Json(logging.Formatter):
 def set_up(level: str, style: Literal["text", "json"]) -> None:
     """level: as in PRESENCE_LOG_LEVEL. Everything goes to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if style == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = _Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_Json() if style == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

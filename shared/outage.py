@@ -30,7 +30,7 @@ class Outage:
             self._since = time.monotonic()
             self._log.warning("%s is not available: %s", self._what, error)
         self._failures += 1
-        pause = min(self._first * 2 ** min(self._failures - 1, 16), self._longest)
+        pause = min(self._first * 2.0 ** min(self._failures - 1, 16), self._longest)
         return pause * random.uniform(0.5, 1.0)
 
     def over(self) -> None:

@@ -1,4 +1,4 @@
-"""Reading presence, for any program that may import this package; the keys alone do as well (docs/redis-keys.md)."""
+"""Reading presence, for programs that may import this package; the keys alone do as well."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Fixtures: a private server for the whole run, emptied for each test, and programs that end with their test."""
+"""A private server for the whole run, emptied for each test, and programs that end with their test."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +20,9 @@ def _binaries() -> list[Path]:
 
 
 @pytest.fixture(scope="session", params=_binaries(), ids=lambda path: path.name)
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"), request.param, appendonly="no")
     yield server
     server.kill()

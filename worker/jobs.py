@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -46,16 +47,14 @@ def _outage() -> Outage:
 
 def prepare() -> None:
     """Makes the presence server ready, where it is there. Raises SettingsError where it is too old."""
-    try:
+    with suppress(Unavailable):  # the first job will wait for it
         _store().prepare()
-    except Unavailable:
-        pass  # the first job will wait for it
 
 
 def apply_batch(events: list[Any]) -> Retry | None:
     """Applies events, as `shared.events.encode` wrote them; called by RQ.
 
-    An event that cannot be applied goes on alone, as a job of its own with growing pauses between its tries, and
+    An event that cannot be applied goes on alone, as a job of its own with growing pauses between its tries;
     the others of its batch are applied. Raises Poison for such an event once it is alone, so that RQ keeps it
     among the failed jobs with this error.
     """
@@ -112,4 +111,3 @@ def _set_apart(event: Any, index: int, poison: Poison) -> None:
     log.error("an event cannot be applied and goes on alone: %s", poison)
     queue = open_queue(job.connection, _settings())
     enqueue_alone(queue, event, f"{job.id}-{index}", str(poison))
-

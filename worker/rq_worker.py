@@ -1,8 +1,9 @@
 """RQ's worker, made to come back quickly from what RQ takes minutes for.
 
-RQ 3.0 finds the job of a killed worker when its heartbeat has expired (job timeout + 60 s) and the next maintenance is
-due (10 minutes, under a lock that a killed worker holds for 15); a job killed between queue and registry waits
-another minute. Here each of these takes seconds, and needs no lock, because applying a batch twice is harmless.
+RQ 3.0 finds the job of a killed worker when its heartbeat has expired (job timeout + 60 s) and the next
+maintenance is due (10 minutes, under a lock that a killed worker holds for 15); a job lost between queue and
+registry waits another minute. Here each of these takes seconds, and no lock, since applying a batch twice is
+harmless.
 """
 
 import logging
@@ -93,11 +94,11 @@ class PresenceWorker(SimpleWorker):
             self._rescue_stuck(queue)
             StartedJobRegistry(queue=queue, job_class=self.job_class).cleanup()
             clean_worker_registry(queue)
-        self._retries.acquire_locks()
-        self._retries.enqueue_scheduled_jobs()
-        self._retries.release_locks()
+        self._retries.acquire_locks()  # type: ignore[no-untyped-call]
+        self._retries.enqueue_scheduled_jobs()  # type: ignore[no-untyped-call]
+        self._retries.release_locks()  # type: ignore[no-untyped-call]
         self._register_again()
-        self.last_cleaned_at = now()
+        self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ declares None
 
     def _rescue_stuck(self, queue: Queue) -> None:
         """Puts back jobs that a worker took off the queue and did not live to start."""
@@ -133,7 +134,7 @@ class PresenceWorker(SimpleWorker):
         # RQ asks this before each wait for a job, when none is in hand: the one place to stop at.
         if self._stopping.is_set():
             raise StopRequested
-        return super().should_run_maintenance_tasks
+        return bool(super().should_run_maintenance_tasks)
 
     def subscribe(self) -> None:
         """No listener for RQ's remote commands: its thread does not survive every way Redis can be away."""
@@ -143,6 +144,6 @@ class PresenceWorker(SimpleWorker):
 
     def teardown(self) -> None:
         try:
-            super().teardown()
+            super().teardown()  # type: ignore[no-untyped-call]
         except RedisError:
             log.debug("could not sign off; the heartbeat will run out")

@@ -74,7 +74,7 @@ class Store:
         pipeline = self._client.pipeline(transaction=False)
         changes, maxlen, user_key = self._keys.changes, self._changes_maxlen, self._keys.user
         for event in events:
-            pipeline.execute_command(
+            pipeline.execute_command(  # type: ignore[no-untyped-call]
                 "FCALL",
                 _FUNCTION,
                 2,
@@ -108,10 +108,10 @@ class Store:
         """A stream of a wrong type would make every change look like a poison event of its own."""
         kind = self._client.type(self._keys.changes)
         if kind not in (b"stream", b"none"):
-            raise Unavailable(f"the key {self._keys.changes} is no stream; rename it, it is needed for the changes")
+            raise Unavailable(f"the key {self._keys.changes} is no stream; rename it, changes go there")
 
     def _count(self, results: Sequence[Outcome | Poison]) -> None:
-        counts = Counter(result.name for result in results if isinstance(result, Outcome))
+        counts: Counter[str] = Counter(result.name for result in results if isinstance(result, Outcome))
         counts["changes"] = sum(result.flipped for result in results if isinstance(result, Outcome))
         pipeline = self._client.pipeline(transaction=False)
         for name, count in counts.items():
@@ -122,7 +122,9 @@ class Store:
 
 
 def _is_missing_function(reply: object) -> bool:
-    return isinstance(reply, ResponseError) and ("Function not found" in str(reply) or "unknown command" in str(reply))
+    """True too where the server knows no functions at all; loading one then says so."""
+    text = str(reply) if isinstance(reply, ResponseError) else ""
+    return "Function not found" in text or "unknown command" in text
 
 
 def _read(reply: Any) -> Outcome | Poison:

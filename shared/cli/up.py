@@ -2,14 +2,17 @@
 
 import ctypes
 import fcntl
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,8 +42,11 @@ class Service:
 
     def start(self) -> None:
         # In a group of its own, so that Ctrl-C reaches us alone and we stop them in order.
-        self.process = subprocess.Popen(  # noqa: S603
-            self.command, env=self.environment, start_new_session=True, preexec_fn=_die_with_parent
+        self.process = subprocess.Popen(  # noqa: S603  # our own commands
+            self.command,
+            env=self.environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  # this program has no threads
         )
 
     def stop(self) -> None:
@@ -64,7 +70,9 @@ class Service:
             pause = min(0.5 * 2 ** min(self.failures, 8), LONGEST_PAUSE_SECONDS)
             self.failures += 1
             self.start_at = time.monotonic() + pause
-            click.echo(f"presence: {self.name} ended ({_ending(code)}); it starts again in {pause:g} s", err=True)
+            click.echo(
+                f"presence: {self.name} ended ({_ending(code)}); it starts again in {pause:g} s", err=True
+            )
 
 
 def _ending(code: int) -> str:
@@ -95,7 +103,7 @@ def up() -> None:
                 _start(services, Service("server", command, environment), stopping, _answers(environment))
             config = settings.load(environment)
             receiver = Service("receiver", [sys.executable, "-m", "receiver"], environment)
-            _start(services, receiver, stopping, _listens(config.host, config.port))
+            _start(services, receiver, stopping, _receives(config, receiver))
             worker = Service("worker", [sys.executable, "-m", "worker"], environment)
             _start(services, worker, stopping, lambda: True)
             if not stopping.is_set():
@@ -109,27 +117,22 @@ def up() -> None:
     click.echo("presence: stopped; what was accepted is in ./data")
 
 
-class _only_one:  # noqa: N801  # used as a function
+@contextmanager
+def _only_one(data: Path) -> Iterator[None]:
     """Holds the data directory: two servers on one append-only file would ruin it. Raises SettingsError."""
-
-    def __init__(self, data: Path) -> None:
-        data.mkdir(parents=True, exist_ok=True)
-        self._file = (data / "lock").open("w")
-
-    def __enter__(self) -> None:
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "lock").open("w") as file:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SettingsError("another `presence up` is running in this directory") from None
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        yield
 
 
 def _start(
     services: list[Service], service: Service, stopping: threading.Event, is_ready: Callable[[], bool]
 ) -> None:
-    """Starts it for the first time and waits until it is ready. Raises PresenceError where it ends instead."""
+    """Starts it for the first time, waits until it is ready. Raises PresenceError where it ends instead."""
     services.append(service)
     service.start()
     give_up_at = time.monotonic() + READY_SECONDS
@@ -153,12 +156,19 @@ def _answers(environment: dict[str, str]) -> Callable[[], bool]:
     return is_ready
 
 
-def _listens(host: str, port: int) -> Callable[[], bool]:
-    import socket
+def _receives(config: settings.Settings, receiver: Service) -> Callable[[], bool]:
+    """Asks the receiver itself where that is possible: on a port in use, somebody else would answer."""
 
     def is_ready() -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), 1):  # noqa: S104
-            return True
+        host = "127.0.0.1" if config.host == "0.0.0.0" else config.host  # noqa: S104
+        with suppress(OSError, ValueError):
+            if config.admin_port:
+                page = f"http://{config.admin_host}:{config.admin_port}/healthz"
+                with urllib.request.urlopen(page, timeout=1) as answer:
+                    process = receiver.process
+                    return process is not None and json.load(answer)["pid"] == process.pid
+            with socket.create_connection((host, config.port), 1):
+                return True
         return False
 
     return is_ready

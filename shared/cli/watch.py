@@ -31,8 +31,9 @@ def watch(as_json: bool) -> None:
             if last is None:
                 newest: Any = client.xrevrange(config.keys.changes, count=1)
                 last = newest[0][0] if newest else b"0-0"
-            for last, fields in _read(client, config.keys.changes, last):  # noqa: B007  # where to go on from
+            for entry, fields in _read(client, config.keys.changes, last):
                 click.echo(_show(fields, as_json))
+                last = entry
             outage.over()
         except RedisError as error:
             time.sleep(outage.failed(error))

@@ -111,9 +111,7 @@ def test_nothing_is_kept_of_a_finished_job(receiver: Receiver, redis: Redis) -> 
     assert not redis.keys("rq:finished:*")
 
 
-def test_programs_stop_cleanly_when_asked(
-    receiver: Receiver, worker: Worker, redis: Redis
-) -> None:
+def test_programs_stop_cleanly_when_asked(receiver: Receiver, worker: Worker, redis: Redis) -> None:
     send(receiver, "--user", "alice")
     wait_until(lambda: status_of(redis, "alice"))
     assert receiver.stop() == 0
@@ -125,9 +123,16 @@ def test_programs_stop_cleanly_when_asked(
 
 
 def test_the_installed_wheel_has_the_function() -> None:
-    script = "from importlib.resources import files; print(files('worker').joinpath('presence.lua').is_file())"
+    script = (
+        "from importlib.resources import files; print(files('worker').joinpath('presence.lua').is_file())"
+    )
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/", env={**os.environ}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+        env={**os.environ},
     )
     assert result.stdout.strip() == "True"
     assert shutil.which(PRESENCE[0])

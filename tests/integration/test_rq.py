@@ -40,7 +40,7 @@ def test_an_abandoned_job_can_be_finished(redis: Redis) -> None:
 
 
 def test_rq_still_needs_the_workaround(redis: Redis) -> None:
-    """When this fails, RQ has been mended: remove `_PresentExecutions` and `BatchJob` from shared/queue.py."""
+    """When this fails, RQ has been mended: remove `BatchJob` from shared/queue.py."""
     _, worker = abandon(redis, Job)
     worker.work(burst=True, logging_level="CRITICAL", max_jobs=1)
     assert redis.keys("rq:job:*")

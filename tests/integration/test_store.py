@@ -16,10 +16,16 @@ from shared.events import SEQ_MAX, Event
 from shared.settings import Settings
 from worker.store import Outcome, Poison, Store
 
-ON, OFF, KICK = "callbackAfterUserOnlineCommand", "callbackAfterUserOfflineCommand", "callbackAfterUserKickOffCommand"
+ON, OFF, KICK = (
+    "callbackAfterUserOnlineCommand",
+    "callbackAfterUserOfflineCommand",
+    "callbackAfterUserKickOffCommand",
+)
 
 
-def event(command: str, seq: int, conn_id: str = "", platform_id: int = 0, user: str = "u", at: int = 0) -> Event:
+def event(
+    command: str, seq: int, conn_id: str = "", platform_id: int = 0, user: str = "u", at: int = 0
+) -> Event:
     return Event(user, command, seq, conn_id, platform_id, "", "op", at or seq)  # type: ignore[arg-type]
 
 
@@ -103,15 +109,24 @@ def test_a_tie_goes_to_online(store: Store, redis: Redis) -> None:
 
 
 def test_a_platform_going_offline_closes_its_connections_only(store: Store, redis: Redis) -> None:
-    apply(store, event(ON, 1, "a", 1), event(ON, 2, "b", 1), event(ON, 3, "c", 2), event(OFF, 4, platform_id=1))
+    apply(
+        store, event(ON, 1, "a", 1), event(ON, 2, "b", 1), event(ON, 3, "c", 2), event(OFF, 4, platform_id=1)
+    )
     assert (user(redis)["status"], user(redis)["sessions"]) == ("online", "1")
     apply(store, event(OFF, 5))
     assert (user(redis)["status"], user(redis)["sessions"]) == ("offline", "0")
 
 
-def test_a_late_older_event_does_not_move_a_connection_to_another_platform(store: Store, redis: Redis) -> None:
+def test_a_late_older_event_does_not_move_a_connection_to_another_platform(
+    store: Store, redis: Redis
+) -> None:
     moved, older, closed = event(ON, 12, "c", 1), event(ON, 10, "c", 2), event(OFF, 15, platform_id=1)
-    for order in ((moved, closed, older), (older, moved, closed), (closed, moved, older), (closed, older, moved)):
+    for order in (
+        (moved, closed, older),
+        (older, moved, closed),
+        (closed, moved, older),
+        (closed, older, moved),
+    ):
         redis.flushdb()
         apply(store, *order)
         assert user(redis)["status"] == "offline", order
@@ -224,7 +239,10 @@ seqs = st.one_of(
 )
 event_lists = st.lists(
     st.builds(
-        lambda command, seq, scope: event(command, seq, *scope), st.sampled_from([ON, OFF, KICK]), seqs, scopes
+        lambda command, seq, scope: event(command, seq, *scope),
+        st.sampled_from([ON, OFF, KICK]),
+        seqs,
+        scopes,
     ),
     min_size=1,
     max_size=14,

@@ -75,7 +75,11 @@ json_values = st.recursive(
 
 @given(
     st.fixed_dictionaries(
-        {"callbackCommand": st.sampled_from(["callbackUserOnlineCommand", "callbackAfterUserKickOffCommand"])},
+        {
+            "callbackCommand": st.sampled_from(
+                ["callbackUserOnlineCommand", "callbackAfterUserKickOffCommand"]
+            )
+        },
         optional={
             "userID": st.text() | json_values,
             "seq": st.integers() | json_values,

@@ -1,0 +1,246 @@
+"""`presence up` as a newcomer runs it, and the commands beside it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from support import Process, Server, free_port, wait_until
+
+PRESENCE = str(Path(sys.executable).parent / "presence")
+
+
+class Up(Process):
+    def __init__(self, directory: Path, **environment: str) -> None:
+        self.port = free_port()
+        ports = {"PRESENCE_PORT": str(self.port), "PRESENCE_ADMIN_PORT": str(free_port())}
+        super().__init__([PRESENCE, "up"], ports | environment, directory, "up")
+
+    def wait(self) -> None:
+        before = self.text().count("presence is up")
+        wait_until(lambda: self.text().count("presence is up") > before or self.popen.poll() is not None, 30)
+        assert self.popen.poll() is None, self.text()
+
+    @property
+    def redis_url(self) -> str:
+        return re.findall(r"redis://[^\s]+:\d+/0", self.text())[-1]
+
+    def children(self) -> list[int]:
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.popen.pid)], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in found.stdout.split()]
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return presence(*arguments, PRESENCE_REDIS_URL=self.redis_url)
+
+    def send(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return self.run("send", "--url", f"http://127.0.0.1:{self.port}/callbackExample", *arguments)
+
+
+def presence(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [PRESENCE, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    up = Up(tmp_path)
+    yield up
+    up.kill()
+
+
+def gone(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_one_command_runs_everything_and_leaves_nothing_running(up: Up, tmp_path: Path) -> None:
+    up.wait()
+    children = up.children()
+    assert len(children) == 3
+    assert up.send("--user", "alice", "--event", "online").returncode == 0
+    wait_until(lambda: "online" in up.run("get", "alice").stdout)
+
+    up.signal(signal.SIGINT)
+    assert up.popen.wait(30) == 0
+    assert all(gone(pid) for pid in children)
+    assert "Traceback" not in up.text()
+    assert (tmp_path / "data").is_dir()
+
+    up.start()
+    up.wait()
+    assert "online" in up.run("get", "alice").stdout
+
+
+def test_a_child_that_dies_is_started_again(up: Up) -> None:
+    up.wait()
+    before = up.children()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(up.children()) == 3 and not set(up.children()) & set(before))
+    wait_until(lambda: up.send("--user", "bob").returncode == 0)
+    wait_until(lambda: "offline" in up.run("get", "bob").stdout)
+
+
+def test_children_do_not_outlive_a_killed_parent(up: Up) -> None:
+    up.wait()
+    children = up.children()
+    up.kill()
+    wait_until(lambda: all(gone(pid) for pid in children))
+
+
+def test_two_in_one_directory_are_one_too_many(up: Up, tmp_path: Path) -> None:
+    up.wait()
+    second = Up(tmp_path)
+    assert second.popen.wait(20) == 1
+    assert "another `presence up` is running" in second.text()
+
+
+def test_a_port_in_use_is_said_in_one_line(tmp_path: Path, server: Server) -> None:
+    up = Up(tmp_path, PRESENCE_REDIS_URL=server.url, PRESENCE_PORT=str(server.port))
+    assert up.popen.wait(20) == 1
+    assert "PRESENCE_PORT: cannot listen on" in up.text()
+    assert "Traceback" not in up.text()
+
+
+def test_a_server_of_ones_own_is_used_instead(tmp_path: Path, server: Server) -> None:
+    up = Up(tmp_path, PRESENCE_REDIS_URL=server.url)
+    try:
+        up.wait()
+        assert len(up.children()) == 2
+        assert up.send("--user", "carol").returncode == 0
+        wait_until(lambda: server.client.hget("presence:carol", "status") == b"offline")
+    finally:
+        up.kill()
+
+
+# The commands that read
+
+
+@pytest.fixture
+def known(redis: Redis) -> Redis:
+    redis.hset(
+        "presence:alice",
+        mapping={
+            "status": "online",
+            "seq": "9223372036854775807",
+            "changed_at": "1732345678901",
+            "updated_at": "1732345678902",
+            "command": "callbackAfterUserOnlineCommand",
+            "conn_id": "",
+            "platform_id": "1",
+            "platform": "IOS",
+            "operation_id": "op",
+            "sessions": "2",
+            "p:1": "private",
+        },
+    )
+    return redis
+
+
+def test_get_for_programs(known: Redis, server: Server) -> None:
+    result = presence("get", "alice", "nobody", "--json", PRESENCE_REDIS_URL=server.url)
+    alice, nobody = map(json.loads, result.stdout.splitlines())
+    assert alice == {
+        "user_id": "alice",
+        "status": "online",
+        "seq": "9223372036854775807",
+        "changed_at": 1732345678901,
+        "updated_at": 1732345678902,
+        "command": "callbackAfterUserOnlineCommand",
+        "conn_id": "",
+        "platform_id": "1",
+        "platform": "IOS",
+        "operation_id": "op",
+        "sessions": 2,
+    }
+    assert nobody == {"user_id": "nobody", "status": "unknown"}
+    assert result.returncode == 0
+
+
+def test_get_for_people(known: Redis, server: Server) -> None:
+    forged = "x\x1b[2J\nfake online"
+    result = presence("get", "alice", forged, PRESENCE_REDIS_URL=server.url)
+    first, second = result.stdout.splitlines()
+    assert "online" in first
+    assert "2024-11-23 07:07:58Z" in first
+    assert "2 sessions" in first
+    assert "never heard of" in second
+    assert "\x1b" not in second
+
+
+def test_exit_codes() -> None:
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
+    result = presence("get", "alice", PRESENCE_REDIS_URL=nowhere)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"presence: Redis at {nowhere}")
+    assert "Traceback" not in result.stderr
+    assert presence("get").returncode == 2
+    assert presence("nonsense").returncode == 2
+    assert presence("get", "alice", PRESENCE_PORT="x").returncode == 1
+    assert presence("send", "--url", f"http://127.0.0.1:{free_port()}/", "--user", "a").returncode == 1
+    assert presence("--help").returncode == 0
+
+
+def test_watch_shows_changes_and_survives_a_restart_of_redis(
+    tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    server = Server(tmp_path / "server", appendfsync="always")
+    keep(server)
+    watch = Process([PRESENCE, "watch", "--json"], {"PRESENCE_REDIS_URL": server.url}, tmp_path, "watch")
+    keep(watch)
+    change = {
+        "user_id": "alice",
+        "status": "online",
+        "previous": "",
+        "seq": "1",
+        "changed_at": "7",
+        "command": "callbackUserOnlineCommand",
+        "conn_id": "",
+        "platform_id": "",
+        "operation_id": "op",
+    }
+
+    def shown() -> list[dict[str, object]]:
+        return [json.loads(line) for line in watch.text().splitlines() if line.startswith("{")]
+
+    wait_until(lambda: any(client["cmd"] == "xread" for client in server.client.client_list()))
+    server.client.xadd("presence-changes", change)
+    wait_until(lambda: len(shown()) == 1)
+    server.kill()
+    wait_until(lambda: "is not available" in watch.text())
+    server.restart()
+    server.client.xadd("presence-changes", {**change, "status": "offline"})
+    wait_until(lambda: len(shown()) == 2)
+    assert shown()[0] == {**change, "changed_at": 7}
+    assert shown()[1]["status"] == "offline"
+
+
+def test_send_plays_every_shape(tmp_path: Path, server: Server) -> None:
+    from support import Receiver
+
+    receiver = Receiver(tmp_path, server.url)
+    try:
+        url = f"http://127.0.0.1:{receiver.port}/x"
+        plays = [(shape, "session") for shape in ("document", "v2", "v3.0", "v3.4", "v3.7", "v3.8")]
+        for shape, event in [*plays, ("v3.8", "kickoff")]:
+            result = presence(
+                "send", "--url", url, "--shape", shape, "--event", event, "--users", "3", "--json"
+            )
+            report = json.loads(result.stdout)
+            assert report["accepted"] == report["sent"] == (6 if event == "session" else 3), report
+    finally:
+        receiver.kill()
