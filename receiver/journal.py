@@ -22,6 +22,7 @@ from shared.errors import Unavailable
 SEGMENT_BYTES = 4 << 20
 _SUFFIX = ".log"
 _DAMAGED = ".damaged"
+_LIMIT = "the journal has reached PRESENCE_JOURNAL_MAX_BYTES"
 
 log = logging.getLogger("receiver.journal")
 
@@ -43,6 +44,7 @@ class Journal:
         #: What Redis does not have: bytes and events.
         self.waiting_bytes = 0
         self.waiting_events = 0
+        self._wanted = 0  # bytes that were refused for the limit
         #: Why the last append failed, or "".
         self.trouble = ""
 
@@ -54,8 +56,8 @@ class Journal:
         line = to_line(payload)
         with self._lock:
             if self.waiting_bytes + len(line) > self._max_bytes:
-                self.trouble = "the journal has reached PRESENCE_JOURNAL_MAX_BYTES"
-                raise Unavailable(self.trouble)
+                self._wanted = len(line)
+                raise Unavailable(_LIMIT)
             try:
                 self._write(line)
             except OSError as error:
@@ -66,8 +68,8 @@ class Journal:
     def check(self) -> str:
         """Why an event would be refused now, or "". Where the last one was, tries the disk again."""
         with self._lock:
-            if self.waiting_bytes >= self._max_bytes:
-                return "the journal has reached PRESENCE_JOURNAL_MAX_BYTES"
+            if self.waiting_bytes + self._wanted > self._max_bytes:
+                return _LIMIT
             try:
                 self._own = self._own or folders.create(self._root)
                 if self.trouble:

@@ -97,13 +97,15 @@ class Relay(threading.Thread):
             if not self._stopping.is_set():
                 self._waiting.wait(1.0)
             return True
-        if batch.payloads:
+        pushing = bool(batch.payloads)
+        if pushing:
             enqueue_encoded(self._queue, batch.payloads)
             self._outage.over()
-            self._settle()
+            batch.payloads.clear()
         self._journal.pushed(batch)
-        batch.payloads.clear()
         self._window.append((time.monotonic(), batch))
+        if pushing:
+            self._settle()  # may take it all back, so after everything else
         if batch.lines < BATCH_EVENTS:
             self._stopping.wait(PACE_SECONDS)
         return False

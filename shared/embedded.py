@@ -36,7 +36,6 @@ def arguments(server: Path, port: int, data: Path) -> list[str]:
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
         "logfile": "server.log",
-        "enable-debug-command": "local",
     }
     return [str(server), *(f"{part}" for name, value in options.items() for part in (f"--{name}", value))]
 

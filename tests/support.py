@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from shared import embedded
+from shared.redis import connect
 
 SAMPLES = Path(__file__).parent / "samples"
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ class Server(Process):
         for name, value in options.items():
             command += [f"--{name.replace('_', '-')}", *([value] if isinstance(value, str) else value)]
         super().__init__(command, {}, directory, "server")
-        self.client = Redis(port=self.port, protocol=2)
+        self.client = connect(self.url)
         self.wait()
 
     def wait(self) -> None:

@@ -91,8 +91,8 @@ class PresenceWorker(SimpleWorker):
 
     def run_maintenance_tasks(self) -> None:
         for queue in self.queues:
-            self._rescue_stuck(queue)
             StartedJobRegistry(queue=queue, job_class=self.job_class).cleanup()
+            self._rescue_stuck(queue)
             clean_worker_registry(queue)
         self._retries.acquire_locks()  # type: ignore[no-untyped-call]
         self._retries.enqueue_scheduled_jobs()  # type: ignore[no-untyped-call]
@@ -104,11 +104,12 @@ class PresenceWorker(SimpleWorker):
         """Puts back jobs that a worker took off the queue and did not live to start."""
         stuck = queue.intermediate_queue
         started = set(queue.started_job_registry.get_job_ids(cleanup=False))
-        waiting = [job_id for job_id in stuck.get_job_ids() if job_id not in started]
         seen_at = time.monotonic()
-        self._stuck_since = {job_id: self._stuck_since.get(job_id, seen_at) for job_id in waiting}
+        self._stuck_since = {
+            job_id: self._stuck_since.get(job_id, seen_at) for job_id in stuck.get_job_ids()
+        }
         for job_id, since in self._stuck_since.items():
-            if seen_at - since < ABANDONED_SECONDS:
+            if seen_at - since < ABANDONED_SECONDS or job_id in started:
                 continue
             with self.connection.pipeline() as transaction:
                 transaction.lrem(stuck.key, 1, job_id)

@@ -1,0 +1,209 @@
+"""Real programs under load, and the comparison of what was accepted with what presence says."""
+
+import asyncio
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from support import Process, Receiver, Server, Worker, wait_until
+
+from shared import embedded
+from shared.openim import Step, request
+
+RATE = 500  # events/s, the load of the promises in the README
+CONNECTIONS = 4
+
+
+@dataclass
+class Report:
+    """What one scenario came to. recovery_seconds: from all being well again to all being applied."""
+
+    scenario: str
+    accepted: int = 0
+    unanswered: int = 0
+    refused: int = 0
+    lost: int = 0
+    kills: int = 0
+    recovery_seconds: float = 0.0
+    p99_ms: float = 0.0
+    max_ms: float = 0.0
+
+
+class Load(threading.Thread):
+    """Sends events, each of a user of its own, at a steady rate, whatever becomes of them."""
+
+    def __init__(self, receiver: Receiver, rate: int = RATE, prefix: str = "u") -> None:
+        super().__init__(daemon=True)
+        self.url = f"http://127.0.0.1:{receiver.port}/x"
+        self.rate = rate
+        self.prefix = prefix
+        self.accepted: dict[str, str] = {}  # user -> the status that it must have
+        self.seconds: list[float] = []
+        self.refused = 0
+        self.unanswered = 0
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        asyncio.run(self._send())
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+    async def _send(self) -> None:
+        started = time.monotonic()
+        number = 0
+
+        async def sender(session: aiohttp.ClientSession) -> None:
+            nonlocal number
+            while not self._stopping.is_set():
+                mine, number = number, number + 1
+                await asyncio.sleep(max(0.0, started + mine / self.rate - time.monotonic()))
+                await self._send_one(session, mine)
+
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            await asyncio.gather(*(sender(session) for _ in range(CONNECTIONS)))
+
+    async def _send_one(self, session: aiohttp.ClientSession, number: int) -> None:
+        user, step = f"{self.prefix}{number}", ("Online", "Offline")[number % 2]
+        callback = request("v3.8", self.url, step, user, time.time_ns() // 1_000_000)  # type: ignore[arg-type]
+        began = time.perf_counter()
+        try:
+            async with session.post(callback.url, data=callback.body, headers=callback.headers) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, TimeoutError):
+            self.unanswered += 1
+            await asyncio.sleep(0.02)  # nobody is there
+            return
+        self.seconds.append(time.perf_counter() - began)
+        if response.status == 200 and b'"actionCode":0' in body:
+            self.accepted[user] = step.lower()
+        else:
+            self.refused += 1
+
+
+@dataclass
+class Rig:
+    """One scenario's programs. Everything random comes from `random`, whose seed is the run's."""
+
+    scenario: str
+    directory: Path
+    random: random.Random
+    long: bool
+    report: Report = field(init=False)
+    processes: list[Process] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+    healed_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.report = Report(self.scenario)
+
+    def server(self, name: str = "redis", **options: str) -> Server:
+        server = Server(self.directory / name, embedded.find_server(), **options)
+        self.processes.append(server)
+        return server
+
+    def receiver(self, redis_url: str, name: str = "receiver", **settings: str) -> Receiver:
+        settings = {"journal_dir": str(self.directory / "journal")} | settings
+        receiver = Receiver(self.directory / name, redis_url, name, **settings)
+        self.processes.append(receiver)
+        return receiver
+
+    def worker(self, redis_url: str, name: str = "worker", **settings: str) -> Worker:
+        worker = Worker(self.directory, redis_url, name, **settings)
+        self.processes.append(worker)
+        return worker
+
+    def program(self, command: list[str], environment: dict[str, str], name: str) -> Process:
+        process = Process(command, environment, self.directory, name)
+        self.processes.append(process)
+        return process
+
+    def kill(self, process: Process) -> None:
+        process.kill()
+        self.report.kills += 1
+
+    def load(self, receiver: Receiver, rate: int = RATE) -> Load:
+        load = Load(receiver, rate, f"u{len(self.loads)}-")
+        self.loads.append(load)
+        load.start()
+        return load
+
+    def seconds_of_load(self, load: Load, seconds: float) -> None:
+        """Lets the load go on until so many seconds' worth of events were tried."""
+        tried = self._tried(load) + int(seconds * load.rate)
+        wait_until(lambda: self._tried(load) >= tried, 60 + 3 * seconds, "the load to go on")
+
+    @staticmethod
+    def _tried(load: Load) -> int:
+        return len(load.seconds) + load.unanswered
+
+    def healed(self) -> None:
+        """From here on nothing is broken: recovery is counted from now."""
+        self.healed_at = time.monotonic()
+
+    def wait_until_applied(self, server: Server, within: float = 30.0) -> None:
+        """Ends the load and waits until presence says of every user what was accepted last of it."""
+        for load in self.loads:
+            load.stop()
+        expected = {user: status for load in self.loads for user, status in load.accepted.items()}
+        missing = set(expected)
+        give_up_at = max(self.healed_at, time.monotonic()) + within
+        while missing and time.monotonic() < give_up_at:
+            missing = self._not_applied(server, expected, missing)
+            if missing:
+                time.sleep(0.05)
+        self.report.recovery_seconds = round(time.monotonic() - self.healed_at, 2) if self.healed_at else 0.0
+        self._sum_up(len(expected), len(missing))
+        assert not missing, f"{len(missing)} of {len(expected)} accepted events were not applied: {self.logs()}"
+
+    @staticmethod
+    def _not_applied(server: Server, expected: dict[str, str], users: set[str]) -> set[str]:
+        ordered = sorted(users)
+        wrong = set()
+        for start in range(0, len(ordered), 5000):
+            chunk = ordered[start : start + 5000]
+            pipeline = server.client.pipeline(transaction=False)
+            for user in chunk:
+                pipeline.hget(f"presence:{user}", "status")
+            for user, status in zip(chunk, pipeline.execute(), strict=True):
+                if status != expected[user].encode():
+                    wrong.add(user)
+        return wrong
+
+    def _sum_up(self, accepted: int, lost: int) -> None:
+        self.report.accepted = accepted
+        self.report.lost = lost
+        self.report.refused = sum(load.refused for load in self.loads)
+        self.report.unanswered = sum(load.unanswered for load in self.loads)
+        if seconds := sorted(second for load in self.loads for second in load.seconds):
+            self.report.p99_ms = round(seconds[int((len(seconds) - 1) * 0.99)] * 1000, 2)
+            self.report.max_ms = round(seconds[-1] * 1000, 2)
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {process.log.name}\n{process.text()[-2000:]}" for process in self.processes)
+
+
+@contextmanager
+def rig(scenario: str, seed: int, *, long: bool = False) -> Iterator[Rig]:
+    """A rig in a directory of its own; afterwards nothing of it runs or remains."""
+    directory = Path(tempfile.mkdtemp(prefix=f"faults-{scenario}-"))
+    made = Rig(scenario, directory, random.Random(f"{scenario}-{seed}"), long)
+    try:
+        yield made
+    finally:
+        for load in made.loads:
+            load.stop()
+        for process in made.processes:
+            process.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
