@@ -105,9 +105,7 @@ class PresenceWorker(SimpleWorker):
         stuck = queue.intermediate_queue
         started = set(queue.started_job_registry.get_job_ids(cleanup=False))
         seen_at = time.monotonic()
-        self._stuck_since = {
-            job_id: self._stuck_since.get(job_id, seen_at) for job_id in stuck.get_job_ids()
-        }
+        self._stuck_since = {job_id: self._stuck_since.get(job_id, seen_at) for job_id in stuck.get_job_ids()}
         for job_id, since in self._stuck_since.items():
             if seen_at - since < ABANDONED_SECONDS or job_id in started:
                 continue

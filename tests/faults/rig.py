@@ -163,7 +163,9 @@ class Rig:
                 time.sleep(0.05)
         self.report.recovery_seconds = round(time.monotonic() - self.healed_at, 2) if self.healed_at else 0.0
         self._sum_up(len(expected), len(missing))
-        assert not missing, f"{len(missing)} of {len(expected)} accepted events were not applied: {self.logs()}"
+        assert not missing, (
+            f"{len(missing)} of {len(expected)} accepted events were not applied: {self.logs()}"
+        )
 
     @staticmethod
     def _not_applied(server: Server, expected: dict[str, str], users: set[str]) -> set[str]:
@@ -205,5 +207,3 @@ def rig(scenario: str, seed: int, *, long: bool = False) -> Iterator[Rig]:
         for process in made.processes:
             process.kill()
         shutil.rmtree(directory, ignore_errors=True)
-
-

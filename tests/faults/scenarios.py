@@ -58,7 +58,9 @@ def redis_absent_at_the_start(rig: Rig) -> None:
 
 
 def redis_frozen(rig: Rig) -> None:
-    _redis_away(rig, lambda server: server.signal(signal.SIGSTOP), lambda server: server.signal(signal.SIGCONT))
+    _redis_away(
+        rig, lambda server: server.signal(signal.SIGSTOP), lambda server: server.signal(signal.SIGCONT)
+    )
 
 
 def redis_refuses_connections(rig: Rig) -> None:
@@ -346,7 +348,14 @@ def _fill(rig: Rig, journal: Path, events: int) -> None:
     left = Journal(journal, 1 << 40)
     for number in range(events):
         event = Event(
-            f"old{number % 1000}", "callbackAfterUserOfflineCommand", number, "", 1, "IOS", f"op-{number}", number
+            f"old{number % 1000}",
+            "callbackAfterUserOfflineCommand",
+            number,
+            "",
+            1,
+            "IOS",
+            f"op-{number}",
+            number,
         )
         left.append(encode(event))
     assert left._own is not None

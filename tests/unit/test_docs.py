@@ -1,0 +1,68 @@
+"""What the documents name exists, and what exists is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shared.cli import cli
+from shared.presence import FIELDS
+from shared.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+KEYS = (ROOT / "docs" / "redis-keys.md").read_text()
+OURS = {f"PRESENCE_{name.upper()}" for name in Settings.model_fields}
+
+
+def named(text: str) -> set[str]:
+    return set(re.findall(r"\bPRESENCE_[A-Z_]+\b", text))
+
+
+def test_the_readme_names_every_setting_and_no_other() -> None:
+    assert named(README) == OURS
+
+
+def test_the_example_names_every_setting_and_no_other() -> None:
+    assert named((ROOT / ".env.example").read_text()) == OURS
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_readme_has_the_default(name: str) -> None:
+    default = Settings().model_dump(mode="json")[name]
+    row = next(
+        line for line in README.splitlines() if line.startswith("|") and f"PRESENCE_{name.upper()}`" in line
+    )
+    shown = {"queue_url": "the same", "callback_path": "empty", "journal_dir": "./journal"}.get(
+        name, str(default)
+    )
+    assert shown in row.split("|")[2]
+
+
+def test_the_readme_names_every_command_and_no_other() -> None:
+    assert set(re.findall(r"`presence ([a-z]+)", README)) == set(cli.commands)
+
+
+def test_the_contract_page_names_every_field() -> None:
+    fields = set(re.findall(r"`([a-z_]+)`", KEYS))
+    assert set(FIELDS) <= fields
+    assert {"user_id", "previous", "applied", "duplicate", "stale", "changes"} <= fields
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    scenarios = (ROOT / "tests" / "faults" / "scenarios.py").read_text()
+    table = README.split("## What is promised")[1].split("Not promised")[0]
+    promised = {name for row in table.splitlines()[5:] if row.startswith("|") for name in last_column(row)}
+    existing = set(re.findall(r"^    ([a-z_]+),$", scenarios, re.MULTILINE))
+    assert {name for name in promised if "/" not in name} == existing
+    assert all((ROOT / name).exists() for name in promised if "/" in name)
+
+
+def last_column(row: str) -> list[str]:
+    return re.findall(r"`([a-z_/.]+)`", row.split("|")[-2])
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
