@@ -1,7 +1,7 @@
 """What one event costs the event loop: a line in our journal against a commit in SQLite.
 
-Both survive a SIGKILL and neither waits for the disk: SQLite in WAL mode with synchronous=OFF and no checkpoint on
-this thread. Alternating runs, medians: `python bench/journal.py`.
+Both survive a SIGKILL and neither waits for the disk: SQLite in WAL mode with synchronous=OFF and no
+checkpoint on this thread. Alternating runs, medians: `python bench/journal.py`.
 """
 
 import sqlite3
@@ -60,9 +60,9 @@ def main() -> None:
     for _ in range(ROUNDS):
         runs["journal"].append(microseconds(ours))
         runs["sqlite"].append(microseconds(sqlite))
-    print(
-        f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}, {EVENTS} events of {len(PAYLOAD)} bytes"
-    )
+    python = sys.version.split()[0]
+    print(f"Python {python}, SQLite {sqlite3.sqlite_version}, {EVENTS} events of {len(PAYLOAD)} bytes")
+
     for name, values in runs.items():
         print(
             f"{name:<8} {statistics.median(values):6.1f} us an event ({min(values):.1f} to {max(values):.1f})"

@@ -177,8 +177,9 @@ def _receives(config: settings.Settings, receiver: Service) -> Callable[[], bool
 def _how_to(config: settings.Settings) -> str:
     url = f"http://{config.host}:{config.port}"
     redis = settings.without_password(config.redis_url)
-    other = config.redis_url != settings.DEFAULT_REDIS_URL
-    export = f"\n  export PRESENCE_REDIS_URL={redis}" if other else ""
+    chosen = "PRESENCE_REDIS_URL" not in os.environ and config.redis_url != settings.DEFAULT_REDIS_URL
+    export = f"\n  export PRESENCE_REDIS_URL={redis}" if chosen else ""
+    me = sys.argv[0] if os.sep in sys.argv[0] else "presence"
     return f"""
 presence is up; Ctrl-C stops it. Callbacks go to {url}, presence is in {redis}.
 
@@ -187,7 +188,7 @@ In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) chang
   afterUserOnline: {{enable: true, timeout: 5}}      # and afterUserOffline, afterUserKickOff
 
 See it work, in another terminal:{export}
-  presence send --user alice --event online
-  presence get alice
-  presence watch
+  {me} send --user alice --event online
+  {me} get alice
+  {me} watch
 """

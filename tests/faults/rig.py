@@ -15,7 +15,7 @@ import aiohttp
 from support import Process, Receiver, Server, Worker, wait_until
 
 from shared import embedded
-from shared.openim import Step, request
+from shared.openim import request
 
 RATE = 500  # events/s, the load of the promises in the README
 CONNECTIONS = 4

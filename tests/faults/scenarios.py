@@ -32,7 +32,8 @@ def receiver_killed_again_and_again(rig: Rig) -> None:
 def receiver_never_comes_back(rig: Rig) -> None:
     server = rig.server()
     first, second = rig.receiver(server.url), rig.receiver(server.url, "other")
-    load, _ = rig.load(first), rig.load(second)
+    load = rig.load(first)
+    rig.load(second)
     rig.seconds_of_load(load, 0.5)
     server.signal(signal.SIGSTOP)  # so that something is left in the journal
     rig.seconds_of_load(load, rig.random.uniform(0.5, 2))
@@ -64,7 +65,7 @@ def redis_frozen(rig: Rig) -> None:
 
 
 def redis_refuses_connections(rig: Rig) -> None:
-    _redis_away(rig, lambda server: rig.kill(server), lambda server: server.restart())
+    _redis_away(rig, rig.kill, Server.restart)
 
 
 def redis_read_only(rig: Rig) -> None:
@@ -96,7 +97,7 @@ def redis_loading(rig: Rig) -> None:
         wait_until(lambda: _is_loading(server), what="the server to be loading")
 
     def wait_for_it(server: Server) -> None:
-        wait_until(lambda: server.answers(), 60, "the server to have loaded")
+        wait_until(server.answers, 60, "the server to have loaded")
 
     _redis_away(rig, restart_slowly, wait_for_it)
 
@@ -169,7 +170,7 @@ def worker_killed_at_each_step(rig: Rig) -> None:
     """Workers that die at the very places that are hardest to hit by chance."""
     server = rig.server()
     receiver = rig.receiver(server.url)
-    load = rig.load(receiver, rate=50)
+    rig.load(receiver, rate=50)
     script = str(Path(__file__).parent / "dying_worker.py")
     for step in ("dequeued", "prepared", "half-applied", "applied"):
         dying = rig.program([sys.executable, script, step], {"PRESENCE_REDIS_URL": server.url}, step)
