@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import click
 
+from shared import settings
 from shared.openim import SHAPES, Request, Step, request
 
 #: What a run plays, for each user.
@@ -39,9 +40,7 @@ class Tally:
 
 
 @click.command()
-@click.option(
-    "--url", default="http://127.0.0.1:10006/callbackExample", show_default=True, help="As OpenIM's."
-)
+@click.option("--url", help="As in OpenIM's configuration; the default is the receiver on this machine.")
 @click.option(
     "--shape", type=click.Choice(list(SHAPES)), default="v3.8", show_default=True, help="Which OpenIM."
 )
@@ -58,7 +57,7 @@ class Tally:
 @click.option("--connections", type=click.IntRange(1, 256), default=2, show_default=True, help="At one time.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 def send(
-    url: str,
+    url: str | None,
     shape: str,
     event: str,
     users: int,
@@ -73,6 +72,9 @@ def send(
 
     Two at a time, as a gateway of OpenIM 3.7 and later does. Exits with 1 where any was not accepted.
     """
+    if url is None:
+        config = settings.load()
+        url = f"http://127.0.0.1:{config.port}{config.callback_path}/callbackExample"
     everybody = names or tuple(f"user{number}" for number in range(1, users + 1))
     steps = SCRIPTS[event]
     total = len(everybody) * len(steps)
