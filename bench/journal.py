@@ -64,9 +64,7 @@ def main() -> None:
     print(f"Python {python}, SQLite {sqlite3.sqlite_version}, {EVENTS} events of {len(PAYLOAD)} bytes")
 
     for name, values in runs.items():
-        print(
-            f"{name:<8} {statistics.median(values):6.1f} us an event ({min(values):.1f} to {max(values):.1f})"
-        )
+        print(f"{name:<8} {statistics.median(values):6.1f} us an event ({min(values):.1f} to {max(values):.1f})")
     ratio = statistics.median(runs["sqlite"]) / statistics.median(runs["journal"])
     print(f"ratio    {ratio:6.1f}")
 

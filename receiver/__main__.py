@@ -49,9 +49,7 @@ async def serve(settings: Settings) -> None:
             await _listen(runners, admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
         relay.start()
         syncer.start()
-        log.info(
-            "receiving on %s:%d, journal in %s", settings.host, settings.port, settings.journal_dir.absolute()
-        )
+        log.info("receiving on %s:%d, journal in %s", settings.host, settings.port, settings.journal_dir.absolute())
         await stop.wait()
     finally:
         for runner in runners:
@@ -76,9 +74,7 @@ async def _listen(
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        raise SettingsError(
-            f"PRESENCE_{variable}: cannot listen on {host}:{port}: {error.strerror}"
-        ) from None
+        raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 def main() -> int:

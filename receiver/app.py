@@ -6,11 +6,22 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
-from receiver.callback import Foreign, Refused, accepted, not_ours, read_body, read_target, refused
+from receiver.callback import (
+    Foreign,
+    Refused,
+    Target,
+    accepted,
+    not_ours,
+    read_body,
+    read_target,
+    refused,
+)
 from receiver.journal import Journal
 from shared.errors import Unavailable
 from shared.events import encode
@@ -20,6 +31,8 @@ log = logging.getLogger("receiver")
 
 OPERATION_ID = "operationID"
 _JSON = "application/json; charset=utf-8"
+_RENDERED = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nDate: %s\r\n\r\n"
+_TOO_LARGE = Refused(413, "the body is too large", "body: at most PRESENCE_MAX_BODY_BYTES")
 
 
 class Receiver:
@@ -36,13 +49,16 @@ class Receiver:
         durable: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._prefix = settings.callback_path
+        self._max_body_bytes = settings.max_body_bytes
         self._journal = journal
         self._appended = appended
         self._durable = durable
+        self._accepted = _Prepared(accepted(Target(None, "body")))
+        self._document = _Prepared(accepted(Target(None, "document")))
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return _answer(200, await self._accept(request))
+            target = await self._accept(request)
         except Refused as refusal:
             return _answer(refusal.status, refused(refusal), _headers_of(refusal))
         except Foreign as foreign:
@@ -54,28 +70,75 @@ class Receiver:
         except Exception:
             log.exception("a request could not be answered as it should")
             return _answer(503, refused(Refused(503, "this receiver has a defect", "see its log")))
+        if request.keep_alive and request.version >= HttpVersion11:
+            return self._document if target.shape == "document" else self._accepted
+        return _answer(200, accepted(target))
 
-    async def _accept(self, request: web.BaseRequest) -> bytes:
-        """Runs the checks in the order of SPEC 1 and stores the event; returns the answer."""
+    async def _accept(self, request: web.BaseRequest) -> Target:
+        """Runs the checks in the order of SPEC 1 and stores the event; returns what to answer to."""
         received_at = time.time_ns() // 1_000_000
         if request.method != hdrs.METH_POST:
             raise Refused(405, "callbacks are sent with POST")
         target = read_target(request.raw_path, self._prefix)
-        try:
-            body = await request.read()
-        except HTTPRequestEntityTooLarge:
-            raise Refused(413, "the body is too large", "body: at most PRESENCE_MAX_BODY_BYTES") from None
-        except web.RequestPayloadError:
-            raise Refused(
-                400, "the body is broken off or garbled", "body: not what its headers say"
-            ) from None
-        _check_content_type(request.headers)
-        event = read_body(target, request.headers.get(OPERATION_ID), body, received_at)
+        body = await self._read(request)
+        headers = request.headers
+        _check_content_type(headers)
+        event = read_body(target, headers.get(OPERATION_ID), body, received_at)
         self._journal.append(encode(event))
         self._appended()
         if self._durable:
             await self._durable()
-        return accepted(target)
+        return target
+
+    async def _read(self, request: web.BaseRequest) -> bytes:
+        content = request.content
+        try:
+            # Nearly all bodies come in one piece with their headers.
+            body = content.read_nowait() if content.is_eof() else await request.read()
+        except HTTPRequestEntityTooLarge:
+            raise _TOO_LARGE from None
+        except web.RequestPayloadError:
+            raise Refused(400, "the body is broken off or garbled", "body: not what its headers say") from None
+        if len(body) > self._max_body_bytes:
+            raise _TOO_LARGE
+        return body
+
+
+class _Prepared(web.StreamResponse):
+    """The answer to nearly every callback, made once a second and written as it is.
+
+    For kept-alive HTTP/1.1 only. aiohttp's own Response costs a third of what a request costs in all.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self._body_bytes = body
+        self._second = 0
+        self._bytes = b""
+
+    @property
+    def keep_alive(self) -> bool:
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("nobody waits for the answer any more")
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._bytes = _RENDERED % (
+                _JSON.encode(),
+                len(self._body_bytes),
+                formatdate(second, usegmt=True).encode(),
+            )
+            self._bytes += self._body_bytes
+        transport.write(self._bytes)
+        await request.writer.drain()
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        pass
 
 
 def _check_content_type(headers: Mapping[str, str]) -> None:
@@ -102,9 +165,7 @@ def make_server(receiver: Receiver, settings: Settings) -> web.Server:
     loop = asyncio.get_running_loop()
 
     def make_request(message, payload, protocol, writer, task):  # type: ignore[no-untyped-def]
-        return web.BaseRequest(
-            message, payload, protocol, writer, task, loop, client_max_size=settings.max_body_bytes
-        )
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=settings.max_body_bytes)
 
     return web.Server(receiver.handle, request_factory=make_request, access_log=None, auto_decompress=False)
 

@@ -6,11 +6,12 @@ Pure: no network, no clock, no disk. What the five shapes look like is in SPEC 1
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NotRequired, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
+from typing_extensions import TypedDict
 
 from shared.events import COMMANDS, SEQ_MAX, Event
 
@@ -95,36 +96,34 @@ def check_command(command: str) -> None:
     raise Refused(400, "this is not a command of OpenIM's", "callbackCommand: unknown name")
 
 
-def _without_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain NUL")
-    return value
+_Fields = TypeVar("_Fields")
+_Id = Annotated[str, Field(max_length=ID_MAX)]
+_STRICT = ConfigDict(strict=True, hide_input_in_errors=True)
 
 
-_NO_NUL = AfterValidator(_without_nul)
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-class _Named(BaseModel):
+class _Named(TypedDict):
     """As much of any callback's body as says whose it is."""
 
-    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+    __pydantic_config__ = _STRICT  # type: ignore[misc]  # pydantic's documented place for it
 
-    command: str = Field(alias="callbackCommand")
+    callbackCommand: str
 
 
 class _Body(_Named):
-    """The body of our six, by OpenIM's names (pkg/callbackstruct/message.go and user.go)."""
+    """The body of our six (pkg/callbackstruct/message.go and user.go)."""
 
-    user_id: Annotated[str, Field(alias="userID", min_length=1, max_length=ID_MAX), _NO_NUL]
-    seq: int = Field(ge=0, le=SEQ_MAX)
-    conn_id: Annotated[str, Field(alias="connID", max_length=ID_MAX), _NO_NUL] = ""
-    platform_id: int = Field(0, alias="platformID", ge=0, le=255)
-    platform: str = ""
-    # None stands for "absent", which the body itself cannot say: null is no string.
-    operation_id: Annotated[str, Field(alias="operationID"), _NO_NUL] = None  # type: ignore[assignment]
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+
+    userID: Annotated[str, Field(min_length=1, max_length=ID_MAX)]
+    seq: Annotated[int, Field(ge=0, le=SEQ_MAX)]
+    connID: NotRequired[_Id]
+    platformID: NotRequired[Annotated[int, Field(ge=0, le=255)]]
+    platform: NotRequired[str]
+    operationID: NotRequired[str]
+
+
+_NAMED = TypeAdapter(_Named)
+_BODY = TypeAdapter(_Body)
 
 
 def read_body(target: Target, operation_id: str | None, body: bytes, received_at: int) -> Event:
@@ -134,43 +133,51 @@ def read_body(target: Target, operation_id: str | None, body: bytes, received_at
     Raises Refused (400) and Foreign.
     """
     if target.command is None:
-        check_command(_parse(_Named, body).command)
-    fields = _parse(_Body, body)
-    if target.command is not None and fields.command != target.command:
+        check_command(_parse(_NAMED, body)["callbackCommand"])
+    fields = _parse(_BODY, body)
+    command = fields["callbackCommand"]
+    if target.command is not None and command != target.command:
         raise Refused(400, "URL and body name different commands", "callbackCommand: must be the URL's")
-    if not operation_id and fields.operation_id is not None:
-        operation_id = fields.operation_id
+    if not operation_id:
+        operation_id = fields.get("operationID", operation_id)
     if operation_id is None:  # an empty header is not absent: some gateways send no more than that
         raise Refused(400, "there is no operationID", "operationID: must be in the header or in the body")
-    if not _is_text(operation_id):
-        raise Refused(400, "a field is wrong", "operationID: must be UTF-8 without NUL")
-    return Event(
-        fields.user_id,
-        fields.command,  # type: ignore[arg-type]  # one of the six, as checked above
-        fields.seq,
-        fields.conn_id,
-        fields.platform_id,
-        fields.platform,
+    event = Event(
+        fields["userID"],
+        command,  # type: ignore[arg-type]  # one of the six, as checked above
+        fields["seq"],
+        fields.get("connID", ""),
+        fields.get("platformID", 0),
+        fields.get("platform", ""),
         operation_id,
         received_at,
     )
+    # JSON cannot hold a bare NUL, and a header that is all ASCII no lone surrogate.
+    if b"\\u0000" in body or not operation_id.isascii() or "\0" in operation_id:
+        _check_ids(event)
+    return event
 
 
-def _is_text(header: str) -> bool:
-    """False for NUL, and for what aiohttp makes of bytes that are not UTF-8: lone surrogates."""
-    return "\0" not in header and (header.isascii() or not re.search("[\ud800-\udfff]", header))
+def _check_ids(event: Event) -> None:
+    """Refuses NUL, and lone surrogates: what aiohttp makes of a header that is not UTF-8."""
+    for name, value in (
+        ("userID", event.user_id),
+        ("connID", event.conn_id),
+        ("operationID", event.operation_id),
+    ):
+        if re.search("[\0\ud800-\udfff]", value):
+            raise Refused(400, "a field is wrong", f"{name}: must be UTF-8 without NUL")
 
 
-def _parse(model: type[_Model], body: bytes) -> _Model:
+def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
     try:
-        return model.model_validate_json(body)
+        return adapter.validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "json_invalid":
-            raise Refused(400, "the body is not JSON", reason) from None
-        raise Refused(400, "a field is wrong", f"{field or 'body'}: {reason}") from None
+            raise Refused(400, "the body is not JSON", first["msg"]) from None
+        field = ".".join(map(str, first["loc"]))
+        raise Refused(400, "a field is wrong", f"{field or 'body'}: {first['msg']}") from None
 
 
 def accepted(target: Target) -> bytes:

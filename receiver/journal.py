@@ -100,9 +100,7 @@ class Journal:
         self._own = self._own or folders.create(self._root)
         self._names += 1
         path = self._own.path / f"{self._names:08}{_SUFFIX}"
-        self._descriptor = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         segment = Segment(path)
         self._segments.append(segment)
         return segment

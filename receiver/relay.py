@@ -122,9 +122,7 @@ class Relay(threading.Thread):
         connection.send_command("INFO", "server")
         info = connection.read_response()
         lines = info.decode() if isinstance(info, bytes) else str(info)
-        self._run_id = next(
-            (line.partition(":")[2] for line in lines.splitlines() if line.startswith("run_id:")), ""
-        )
+        self._run_id = next((line.partition(":")[2] for line in lines.splitlines() if line.startswith("run_id:")), "")
 
     def _settle_idle(self) -> None:
         if self._window and self._window[0][0] <= time.monotonic() - SETTLE_SECONDS:

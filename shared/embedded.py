@@ -50,6 +50,4 @@ def free_port(wanted: int) -> int:
             except OSError:
                 continue
             return port
-    raise SettingsError(
-        f"no free port from {wanted} to {wanted + 99}; set PRESENCE_REDIS_URL to a server of yours"
-    )
+    raise SettingsError(f"no free port from {wanted} to {wanted + 99}; set PRESENCE_REDIS_URL to a server of yours")

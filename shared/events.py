@@ -1,7 +1,6 @@
 """The event: one accepted callback, as it travels from the receiver to the workers."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field, StrictInt, StrictStr, TypeAdapter
 from pydantic_core import to_json
@@ -25,9 +24,8 @@ Command = Literal[
 COMMANDS: dict[str, Kind] = {name: "online" if "Online" in name else "offline" for name in get_args(Command)}
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One accepted callback.
+class Event(NamedTuple):
+    """One accepted callback. It travels as a JSON array of these fields: new ones go at the end, with a default.
 
     user_id: 1 to 256 characters. seq: OpenIM's clock, Unix milliseconds, 0 to 2**63-1.
     conn_id: empty where OpenIM names no connection. platform_id: 0 where it names no platform.
@@ -49,7 +47,7 @@ class Event:
 
 
 def encode(event: Event) -> bytes:
-    """The event as one line of JSON without a newline in it."""
+    """The event as one JSON array without a newline in it."""
     return to_json(event)
 
 

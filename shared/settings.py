@@ -83,9 +83,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises SettingsError, whose one line names the variable and what it should be.
     """
     given = {
-        name.removeprefix(PREFIX): value
-        for name, value in environ.items()
-        if name.startswith(PREFIX) and value != ""
+        name.removeprefix(PREFIX): value for name, value in environ.items() if name.startswith(PREFIX) and value != ""
     }
     values = {}
     for name, value in sorted(given.items()):

@@ -20,9 +20,7 @@ def _binaries() -> list[Path]:
 
 
 @pytest.fixture(scope="session", params=_binaries(), ids=lambda path: path.name)
-def shared_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"), request.param, appendonly="no")
     yield server
     server.kill()

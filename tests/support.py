@@ -130,9 +130,7 @@ class Receiver(Process):
         except OSError:
             return False
 
-    def post(
-        self, target: str, headers: dict[str, str], body: bytes, method: str = "POST"
-    ) -> tuple[int, bytes]:
+    def post(self, target: str, headers: dict[str, str], body: bytes, method: str = "POST") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request(method, target, body, headers)
@@ -167,9 +165,7 @@ def load_samples(kind: str) -> list[dict[str, Any]]:
     for path in sorted((SAMPLES / kind).glob("*.json")):
         sample = json.loads(path.read_text())
         sample["name"] = path.stem
-        sample["body"] = (
-            bytes.fromhex(sample["body_hex"]) if "body_hex" in sample else sample["body"].encode()
-        )
+        sample["body"] = bytes.fromhex(sample["body_hex"]) if "body_hex" in sample else sample["body"].encode()
         samples.append(sample)
     return samples
 

@@ -64,9 +64,7 @@ def apply_batch(events: list[Any]) -> Retry | None:
     except Unavailable:
         return Retry(max=ENDLESSLY, interval=RETRY_SECONDS)
     failures += [
-        (index, result)
-        for (index, _), result in zip(readable, results, strict=True)
-        if isinstance(result, Poison)
+        (index, result) for (index, _), result in zip(readable, results, strict=True) if isinstance(result, Poison)
     ]
     if failures and len(events) == 1:
         raise failures[0][1]

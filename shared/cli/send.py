@@ -41,17 +41,11 @@ class Tally:
 
 @click.command()
 @click.option("--url", help="As in OpenIM's configuration; the default is the receiver on this machine.")
-@click.option(
-    "--shape", type=click.Choice(list(SHAPES)), default="v3.8", show_default=True, help="Which OpenIM."
-)
+@click.option("--shape", type=click.Choice(list(SHAPES)), default="v3.8", show_default=True, help="Which OpenIM.")
 @click.option("--event", type=click.Choice(list(SCRIPTS)), default="offline", show_default=True)
-@click.option(
-    "--users", type=click.IntRange(1), default=1, show_default=True, help="How many, user1 to userN."
-)
+@click.option("--users", type=click.IntRange(1), default=1, show_default=True, help="How many, user1 to userN.")
 @click.option("--user", "names", multiple=True, help="One user by name; may be repeated.")
-@click.option(
-    "--rate", type=click.FloatRange(0), default=0, help="Callbacks a second; 0 is as fast as it goes."
-)
+@click.option("--rate", type=click.FloatRange(0), default=0, help="Callbacks a second; 0 is as fast as it goes.")
 @click.option("--duplicates", type=click.IntRange(0, 100), default=0, help="Percent that are sent twice.")
 @click.option("--reorder", is_flag=True, help="Send in another order than that of the seqs.")
 @click.option("--connections", type=click.IntRange(1, 256), default=2, show_default=True, help="At one time.")
@@ -82,9 +76,7 @@ def send(
     if reorder:
         requests = _shuffled(requests)
     started = time.monotonic()
-    with click.progressbar(
-        length=total, label="sending", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
+    with click.progressbar(length=total, label="sending", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         tally = asyncio.run(_send_all(requests, connections, rate, bar.update))
     _report(tally, time.monotonic() - started, as_json)
     if tally.accepted != sum(tally.answers.values()):

@@ -70,9 +70,7 @@ class Service:
             pause = min(0.5 * 2 ** min(self.failures, 8), LONGEST_PAUSE_SECONDS)
             self.failures += 1
             self.start_at = time.monotonic() + pause
-            click.echo(
-                f"presence: {self.name} ended ({_ending(code)}); it starts again in {pause:g} s", err=True
-            )
+            click.echo(f"presence: {self.name} ended ({_ending(code)}); it starts again in {pause:g} s", err=True)
 
 
 def _ending(code: int) -> str:
@@ -129,9 +127,7 @@ def _only_one(data: Path) -> Iterator[None]:
         yield
 
 
-def _start(
-    services: list[Service], service: Service, stopping: threading.Event, is_ready: Callable[[], bool]
-) -> None:
+def _start(services: list[Service], service: Service, stopping: threading.Event, is_ready: Callable[[], bool]) -> None:
     """Starts it for the first time, waits until it is ready. Raises PresenceError where it ends instead."""
     services.append(service)
     service.start()

@@ -163,9 +163,7 @@ class Rig:
                 time.sleep(0.05)
         self.report.recovery_seconds = round(time.monotonic() - self.healed_at, 2) if self.healed_at else 0.0
         self._sum_up(len(expected), len(missing))
-        assert not missing, (
-            f"{len(missing)} of {len(expected)} accepted events were not applied: {self.logs()}"
-        )
+        assert not missing, f"{len(missing)} of {len(expected)} accepted events were not applied: {self.logs()}"
 
     @staticmethod
     def _not_applied(server: Server, expected: dict[str, str], users: set[str]) -> set[str]:

@@ -59,9 +59,7 @@ def redis_absent_at_the_start(rig: Rig) -> None:
 
 
 def redis_frozen(rig: Rig) -> None:
-    _redis_away(
-        rig, lambda server: server.signal(signal.SIGSTOP), lambda server: server.signal(signal.SIGCONT)
-    )
+    _redis_away(rig, lambda server: server.signal(signal.SIGSTOP), lambda server: server.signal(signal.SIGCONT))
 
 
 def redis_refuses_connections(rig: Rig) -> None:

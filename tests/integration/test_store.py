@@ -23,9 +23,7 @@ ON, OFF, KICK = (
 )
 
 
-def event(
-    command: str, seq: int, conn_id: str = "", platform_id: int = 0, user: str = "u", at: int = 0
-) -> Event:
+def event(command: str, seq: int, conn_id: str = "", platform_id: int = 0, user: str = "u", at: int = 0) -> Event:
     return Event(user, command, seq, conn_id, platform_id, "", "op", at or seq)  # type: ignore[arg-type]
 
 
@@ -109,17 +107,13 @@ def test_a_tie_goes_to_online(store: Store, redis: Redis) -> None:
 
 
 def test_a_platform_going_offline_closes_its_connections_only(store: Store, redis: Redis) -> None:
-    apply(
-        store, event(ON, 1, "a", 1), event(ON, 2, "b", 1), event(ON, 3, "c", 2), event(OFF, 4, platform_id=1)
-    )
+    apply(store, event(ON, 1, "a", 1), event(ON, 2, "b", 1), event(ON, 3, "c", 2), event(OFF, 4, platform_id=1))
     assert (user(redis)["status"], user(redis)["sessions"]) == ("online", "1")
     apply(store, event(OFF, 5))
     assert (user(redis)["status"], user(redis)["sessions"]) == ("offline", "0")
 
 
-def test_a_late_older_event_does_not_move_a_connection_to_another_platform(
-    store: Store, redis: Redis
-) -> None:
+def test_a_late_older_event_does_not_move_a_connection_to_another_platform(store: Store, redis: Redis) -> None:
     moved, older, closed = event(ON, 12, "c", 1), event(ON, 10, "c", 2), event(OFF, 15, platform_id=1)
     for order in (
         (moved, closed, older),

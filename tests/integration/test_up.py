@@ -237,9 +237,7 @@ def test_send_plays_every_shape(tmp_path: Path, server: Server) -> None:
         url = f"http://127.0.0.1:{receiver.port}/x"
         plays = [(shape, "session") for shape in ("document", "v2", "v3.0", "v3.4", "v3.7", "v3.8")]
         for shape, event in [*plays, ("v3.8", "kickoff")]:
-            result = presence(
-                "send", "--url", url, "--shape", shape, "--event", event, "--users", "3", "--json"
-            )
+            result = presence("send", "--url", url, "--shape", shape, "--event", event, "--users", "3", "--json")
             report = json.loads(result.stdout)
             assert report["accepted"] == report["sent"] == (6 if event == "session" else 3), report
     finally:

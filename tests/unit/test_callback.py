@@ -1,6 +1,5 @@
 """Reading callbacks: the recorded payloads, as table rows."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ def named(samples: list[dict[str, Any]]) -> Any:
 @named(load_samples("accepted"))
 def test_an_accepted_callback_becomes_its_event(sample: dict[str, Any]) -> None:
     event = read(sample)
-    assert dataclasses.asdict(event) == {**sample["event"], "received_at": 7}
+    assert event._asdict() == {**sample["event"], "received_at": 7}
     assert same_answer(accepted(read_target(sample["target"])), sample["answer"])
 
 
@@ -75,11 +74,7 @@ json_values = st.recursive(
 
 @given(
     st.fixed_dictionaries(
-        {
-            "callbackCommand": st.sampled_from(
-                ["callbackUserOnlineCommand", "callbackAfterUserKickOffCommand"]
-            )
-        },
+        {"callbackCommand": st.sampled_from(["callbackUserOnlineCommand", "callbackAfterUserKickOffCommand"])},
         optional={
             "userID": st.text() | json_values,
             "seq": st.integers() | json_values,

@@ -30,12 +30,8 @@ def test_the_example_names_every_setting_and_no_other() -> None:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_the_readme_has_the_default(name: str) -> None:
     default = Settings().model_dump(mode="json")[name]
-    row = next(
-        line for line in README.splitlines() if line.startswith("|") and f"PRESENCE_{name.upper()}`" in line
-    )
-    shown = {"queue_url": "the same", "callback_path": "empty", "journal_dir": "./journal"}.get(
-        name, str(default)
-    )
+    row = next(line for line in README.splitlines() if line.startswith("|") and f"PRESENCE_{name.upper()}`" in line)
+    shown = {"queue_url": "the same", "callback_path": "empty", "journal_dir": "./journal"}.get(name, str(default))
     assert shown in row.split("|")[2]
 
 
