@@ -81,6 +81,8 @@ def main() -> int:
     try:
         settings = load()
         logs.set_up(settings.log_level, settings.log_format)
+        # aiohttp logs a stack trace for each peer that sends no HTTP or hangs up: every port scan would do that.
+        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         sys.setswitchinterval(SWITCH_SECONDS)
         _run(serve(settings))
     except PresenceError as error:

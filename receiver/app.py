@@ -17,6 +17,7 @@ from receiver.callback import (
     Refused,
     Target,
     accepted,
+    check_path,
     not_ours,
     read_body,
     read_target,
@@ -32,6 +33,7 @@ log = logging.getLogger("receiver")
 OPERATION_ID = "operationID"
 _JSON = "application/json; charset=utf-8"
 _RENDERED = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nDate: %s\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOO_LARGE = Refused(413, "the body is too large", "body: at most PRESENCE_MAX_BODY_BYTES")
 
 
@@ -79,10 +81,11 @@ class Receiver:
         received_at = time.time_ns() // 1_000_000
         if request.method != hdrs.METH_POST:
             raise Refused(405, "callbacks are sent with POST")
-        target = read_target(request.raw_path, self._prefix)
+        check_path(request.raw_path, self._prefix)
         body = await self._read(request)
         headers = request.headers
         _check_content_type(headers)
+        target = read_target(request.raw_path)
         event = read_body(target, headers.get(OPERATION_ID), body, received_at)
         self._journal.append(encode(event))
         self._appended()
@@ -93,8 +96,13 @@ class Receiver:
     async def _read(self, request: web.BaseRequest) -> bytes:
         content = request.content
         try:
-            # Nearly all bodies come in one piece with their headers.
-            body = content.read_nowait() if content.is_eof() else await request.read()
+            if content.is_eof():  # nearly all bodies come in one piece with their headers
+                body = content.read_nowait()
+            else:
+                if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+                    await request.writer.write(_CONTINUE)
+                    request.writer.output_size = 0  # or aiohttp would take the answer for begun
+                body = await request.read()
         except HTTPRequestEntityTooLarge:
             raise _TOO_LARGE from None
         except web.RequestPayloadError:
@@ -185,6 +193,7 @@ def make_admin(journal: Journal, redis_is_up: Callable[[], bool]) -> web.Applica
             "journal_events": journal.waiting_events,
             "journal_bytes": journal.waiting_bytes,
             "damaged_files": journal.damaged_files(),
+            "unreadable_files": journal.unreadable_files(),
         }
         return web.Response(
             status=503 if trouble else 200, text=json.dumps(state) + "\n", content_type="application/json"

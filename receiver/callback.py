@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NotRequired, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
 from shared.events import COMMANDS, SEQ_MAX, Event
@@ -58,16 +58,25 @@ class Target:
         return b'""' if self.shape == "document" else b"0"
 
 
-@lru_cache(maxsize=1024)
-def read_target(target: str, prefix: str = "") -> Target:
-    """Reads the request target, `/path?query` as it came, which must be at or below prefix.
-
-    Raises Refused (404, 415 or 400) and Foreign.
-    """
-    path, _, query = target.partition("?")
+def check_path(target: str, prefix: str) -> None:
+    """Raises Refused (404) for a request target, `/path?query` as it came, that is not at or below prefix."""
+    path = _path_of(target)
     if prefix and path != prefix and not path.startswith(prefix + "/"):
         raise Refused(404, "no callback is taken at this path")
-    values = dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _path_of(target: str) -> str:
+    path = target.partition("?")[0]
+    if "://" in path:  # the absolute form, which clients send to proxies
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return path
+
+
+@lru_cache(maxsize=1024)
+def read_target(target: str) -> Target:
+    """Reads the request target. Raises Refused (415 or 400) and Foreign."""
+    path = _path_of(target)
+    values = dict(parse_qsl(target.partition("?")[2], keep_blank_values=True))
     content_type = values.get("contenttype")
     if content_type is not None and content_type.lower() != "json":
         raise Refused(415, "only JSON is taken", "contenttype in the URL: must be json")
@@ -171,6 +180,8 @@ def _check_ids(event: Event) -> None:
 
 def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
     try:
+        if b"NaN" in body or b"Infinity" in body:  # which pydantic takes, and JSON does not know
+            from_json(body, allow_inf_nan=False)
         return adapter.validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -178,6 +189,8 @@ def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
             raise Refused(400, "the body is not JSON", first["msg"]) from None
         field = ".".join(map(str, first["loc"]))
         raise Refused(400, "a field is wrong", f"{field or 'body'}: {first['msg']}") from None
+    except ValueError as error:
+        raise Refused(400, "the body is not JSON", f"Invalid JSON: {error}") from None
 
 
 def accepted(target: Target) -> bytes:

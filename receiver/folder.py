@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _PATTERN = "events-*"
@@ -22,11 +23,10 @@ class Folder:
         self.descriptor = descriptor
 
     def remove(self) -> None:
-        """Removes the folder, which must be empty, and lets go of it."""
-        try:
+        """Removes the folder, if it is empty as it should be, and lets go of it."""
+        with suppress(OSError):  # somebody has put something else there: that stays
             self.path.rmdir()
-        finally:
-            self.release()
+        self.release()
 
     def release(self) -> None:
         """Leaves the folder, and what is in it, to the next who comes."""

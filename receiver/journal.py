@@ -11,6 +11,7 @@ guards the few fields that they share, and is never held during a wait for the d
 import logging
 import os
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from receiver.segment import Batch, Segment, measure, read_batch, to_line
 from shared.errors import Unavailable
 
 SEGMENT_BYTES = 4 << 20
+UNREADABLE_SECONDS = 10.0
 _SUFFIX = ".log"
 _DAMAGED = ".damaged"
 _LIMIT = "the journal has reached PRESENCE_JOURNAL_MAX_BYTES"
@@ -126,10 +128,38 @@ class Journal:
                 os.close(descriptor)
 
     def next_batch(self, most: int) -> Batch | None:
-        """The oldest events that Redis does not have, or None where there are none. Raises OSError."""
+        """The oldest events that Redis does not have, or None where there are none.
+
+        A file that cannot be read holds up no other: it is tried again after UNREADABLE_SECONDS.
+        """
+        now = time.monotonic()
         with self._lock:
-            segment = next((each for each in self._segments if each.pushed < each.size), None)
-        return read_batch(segment, most) if segment else None
+            unpushed = [each for each in self._segments if each.pushed < each.size and each.unreadable_until <= now]
+        for segment in unpushed:
+            try:
+                return read_batch(segment, most)
+            except FileNotFoundError:
+                self._give_up(segment)
+            except OSError as error:
+                segment.unreadable_until = now + UNREADABLE_SECONDS
+                log.error("the journal file %s cannot be read, later again: %s", segment.path, error.strerror)
+        return None
+
+    def _give_up(self, segment: Segment) -> None:
+        """Somebody has removed a file of ours."""
+        with self._lock:
+            if segment is self._active:
+                self._seal()
+            lost = segment.lines - segment.pushed_lines
+            self.waiting_bytes -= segment.size - segment.pushed
+            self.waiting_events -= lost
+            self._segments.remove(segment)
+        log.error("the journal file %s is gone, and %d accepted events with it", segment.path, lost)
+
+    def unreadable_files(self) -> int:
+        """How many files could not be read when that was tried last."""
+        with self._lock:
+            return sum(1 for each in self._segments if each.unreadable_until)
 
     def pushed(self, batch: Batch) -> None:
         """Redis has these events now, if it does not lose them with its memory."""
@@ -137,6 +167,7 @@ class Journal:
             self.waiting_bytes -= batch.end - batch.segment.pushed
             self.waiting_events -= batch.lines
             batch.segment.pushed = batch.end
+            batch.segment.unreadable_until = 0.0
             batch.segment.pushed_lines += batch.lines
 
     def settled(self, batch: Batch) -> None:
@@ -184,25 +215,33 @@ class Journal:
     def adopt_orphans(self) -> None:
         """Takes over what processes that are gone have left, before anything newer. Raises OSError."""
         found: list[Segment] = []
-        for folder in folders.adopt_orphans(self._root):
-            events = 0
-            for path in sorted(folder.path.glob(f"*{_SUFFIX}")):
-                segment = Segment(path)
-                measure(segment)
-                events += segment.lines
-                if segment.size:
-                    found.append(segment)
-                else:
-                    self._forget(segment)
-            if events:
-                self._adopted[folder.path] = folder
-                log.warning("took over %d events that %s had left", events, folder.path.name)
-            else:
-                folder.remove()
-        with self._lock:
-            self._segments.extendleft(reversed(found))
-            self.waiting_bytes += sum(segment.size for segment in found)
-            self.waiting_events += sum(segment.lines for segment in found)
+        try:
+            for folder in folders.adopt_orphans(self._root):
+                try:
+                    found += self._take_over(folder)
+                except OSError as error:  # the next folder may be better, and this one later
+                    folder.release()
+                    log.error("cannot take over %s: %s", folder.path, error.strerror)
+        finally:
+            with self._lock:
+                self._segments.extendleft(reversed(found))
+                self.waiting_bytes += sum(segment.size for segment in found)
+                self.waiting_events += sum(segment.lines for segment in found)
+
+    def _take_over(self, folder: Folder) -> list[Segment]:
+        segments = [Segment(path) for path in sorted(folder.path.glob(f"*{_SUFFIX}"))]
+        for segment in segments:
+            measure(segment)
+        found = [segment for segment in segments if segment.size]
+        for segment in segments:
+            if not segment.size:
+                self._forget(segment)
+        if found:
+            self._adopted[folder.path] = folder
+            log.warning("took over %d events that %s had left", sum(s.lines for s in found), folder.path.name)
+        else:
+            folder.remove()
+        return found
 
     def damaged_files(self) -> int:
         """How many files were set aside and wait for a person to look at them."""

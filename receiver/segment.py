@@ -32,6 +32,7 @@ class Segment:
 
     size: bytes of it that are accepted events; what lies beyond was never accepted. pushed: bytes that Redis
     has. settled: bytes that Redis will not forget any more. The same in lines. damaged: lines passed over.
+    unreadable_until: when reading it, which has failed, is tried again, by time.monotonic().
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Segment:
     pushed_lines: int = 0
     settled_lines: int = 0
     damaged: int = 0
+    unreadable_until: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import ResponseError
 from rq import Queue, Retry
 from rq.executions import Execution, ExecutionRegistry
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from shared.settings import Settings
@@ -16,7 +18,7 @@ APPLY = "worker.jobs.apply_batch"
 
 JOB_TIMEOUT_SECONDS = 120
 #: A batch fails only with its worker; so often may the workers under one batch be killed.
-BATCH_RETRIES = 100
+BATCH_RETRIES = 1000
 #: An event that cannot be applied alone is tried again after these pauses, in seconds.
 EVENT_RETRY_SECONDS = (2, 10, 30, 60)
 
@@ -44,6 +46,16 @@ class BatchJob(Job):
     @property
     def execution_registry(self) -> ExecutionRegistry:
         return _PresentExecutions(self.id, connection=self.connection)
+
+    def set_status(self, status: JobStatus, pipeline: Pipeline | None = None) -> None:
+        """RQ 3.0.0 says `scheduled` in Redis before the transaction that schedules the job. A worker that dies
+        between the two leaves a job that is in no list and that no cleanup touches. The transaction writes the
+        status as well, so that without one there is nothing to write.
+        """
+        if pipeline is None:
+            self._status = status
+        else:
+            super().set_status(status, pipeline)
 
 
 def open_queue(connection: Redis, settings: Settings) -> Queue:
@@ -93,5 +105,10 @@ def _create(queue: Queue, description: str, retry: Retry, job_id: str | None = N
 def _enqueue(queue: Queue, job: Job) -> Job:
     with queue.connection.pipeline() as transaction:
         queue.enqueue_job(job, pipeline=transaction)
-        transaction.execute()
+        try:
+            transaction.execute()
+        except ResponseError:
+            # A queue of a wrong type, say, refuses the id and not the job: try after try would pile up.
+            queue.connection.delete(job.key)
+            raise
     return job

@@ -22,6 +22,8 @@ from redis.retry import Retry
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 
+_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_keepalive": True}
+
 _OUTAGES = (
     AuthenticationError,
     BusyLoadingError,
@@ -55,8 +57,7 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
     return Redis.from_url(
         url,
         socket_timeout=timeout,
-        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        socket_keepalive=True,
+        **({} if url.startswith("unix:") else _TCP),
         retry=Retry(NoBackoff(), 0),
         protocol=2,  # one form of replies, whatever redis-py's own default comes to be
         redis_connect_func=on_connect,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from redis import ConnectionPool
 
 from shared.errors import SettingsError
 from shared.keys import Keys
@@ -34,9 +35,15 @@ WITHOUT_EFFECT = {"FORWARD_MAX_BYTES"}
 
 
 def _redis_url(value: str) -> str:
-    scheme = urlsplit(value).scheme
-    if scheme not in ("redis", "rediss", "unix"):
+    parts = urlsplit(value)
+    if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must begin with redis://, rediss:// or unix://")
+    if parts.scheme != "unix" and not (parts.path.strip("/") or "0").isdigit():
+        raise ValueError("after the host comes the number of a database, such as /0")
+    try:
+        ConnectionPool.from_url(value)  # connects to nothing
+    except ValueError as error:
+        raise ValueError(f"is no Redis URL: {error}") from None
     return value
 
 

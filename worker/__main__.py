@@ -11,7 +11,7 @@ from shared import log as logs
 from shared.errors import PresenceError
 from shared.outage import Outage
 from shared.queue import open_queue
-from shared.redis import connect
+from shared.redis import connect, is_outage
 from shared.settings import Settings, load, without_password
 from worker import jobs
 from worker.rq_worker import PresenceWorker
@@ -25,7 +25,7 @@ class _Terse(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         arguments = record.args if isinstance(record.args, tuple) else ()
         error = record.exc_info[1] if record.exc_info else None
-        if any(isinstance(each, RedisError) for each in (*arguments, error)):
+        if any(isinstance(each, Exception) and is_outage(each) for each in (*arguments, error)):
             return False
         lines = record.getMessage().strip().splitlines()
         text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
@@ -45,7 +45,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
             jobs.prepare()
             queue = open_queue(connection, settings)
             PresenceWorker(queue, connection, outage, stopping).work(logging_level="WARNING")
-            stopping.wait(0.2)
+            stopping.wait(1.0)
         except RedisError as error:
             stopping.wait(outage.failed(error))
         finally:

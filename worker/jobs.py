@@ -23,7 +23,9 @@ from worker.store import Outcome, Poison, Store
 
 #: While presence cannot be written a job waits for about so long, then lets others have a turn; it comes back
 #: after RETRY_SECONDS, as often as it takes, and none of its own retries is used up.
-PATIENCE_SECONDS = 4.0
+PATIENCE_SECONDS = 3.0
+#: For one answer of presence. All of a job must be over before it counts as abandoned, after 15 s.
+ANSWER_SECONDS = 3.0
 RETRY_SECONDS = 2
 ENDLESSLY = 10**9
 
@@ -37,7 +39,7 @@ def _settings() -> Settings:
 
 @functools.cache
 def _store() -> Store:
-    return Store(connect(_settings().redis_url), _settings())
+    return Store(connect(_settings().redis_url, timeout=ANSWER_SECONDS), _settings())
 
 
 @functools.cache

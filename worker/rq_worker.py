@@ -12,21 +12,21 @@ import time
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue, SimpleWorker
-from rq.exceptions import StopRequested
+from rq.exceptions import NoSuchJobError, StopRequested
 from rq.job import Job
 from rq.registry import StartedJobRegistry
-from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker_registration import clean_worker_registry, register
 
 from shared.outage import Outage
 from shared.queue import BatchJob
+from shared.redis import is_outage
 
 #: A job that its worker has not finished after so long is run again, by whoever is there.
-ABANDONED_SECONDS = 10
+ABANDONED_SECONDS = 15
 MAINTENANCE_SECONDS = 3
 #: How long a worker counts as alive after its last sign of life.
 ALIVE_SECONDS = 15
@@ -50,6 +50,7 @@ class PresenceWorker(SimpleWorker):
         self._outage = outage
         self._stopping = stopping
         self._stuck_since: dict[str, float] = {}
+        self._troubles: set[str] = set()
         super().__init__(
             [queue],
             connection=connection,
@@ -58,9 +59,6 @@ class PresenceWorker(SimpleWorker):
             worker_ttl=ALIVE_SECONDS,
             maintenance_interval=MAINTENANCE_SECONDS,
             log_job_description=False,
-        )
-        self._retries = RQScheduler(
-            [queue], connection=connection, serializer=JSONSerializer, logging_level=logging.WARNING
         )
 
     @property
@@ -90,15 +88,38 @@ class PresenceWorker(SimpleWorker):
     # Maintenance
 
     def run_maintenance_tasks(self) -> None:
-        for queue in self.queues:
-            StartedJobRegistry(queue=queue, job_class=self.job_class).cleanup()
-            self._rescue_stuck(queue)
-            clean_worker_registry(queue)
-        self._retries.acquire_locks()  # type: ignore[no-untyped-call]
-        self._retries.enqueue_scheduled_jobs()  # type: ignore[no-untyped-call]
-        self._retries.release_locks()  # type: ignore[no-untyped-call]
+        for step in (self._retry_abandoned, self._rescue_stuck, self._promote_scheduled, clean_worker_registry):
+            for queue in self.queues:
+                try:
+                    step(queue)
+                except ResponseError as error:
+                    if is_outage(error):
+                        raise
+                    self._complain(f"RQ's keys are not as they should be: {error}")
         self._register_again()
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ declares None
+
+    def _complain(self, trouble: str) -> None:
+        """Once for each trouble, not once every MAINTENANCE_SECONDS."""
+        if trouble not in self._troubles:
+            self._troubles.add(trouble)
+            log.error(trouble)
+
+    def _retry_abandoned(self, queue: Queue) -> None:
+        StartedJobRegistry(queue=queue, job_class=self.job_class).cleanup()
+
+    def _promote_scheduled(self, queue: Queue) -> None:
+        """Queues the jobs whose pause is over. RQ's scheduler would take a lock for a minute."""
+        registry = queue.scheduled_job_registry
+        for job_id in registry.get_jobs_to_schedule():
+            with self.connection.pipeline() as transaction:
+                try:
+                    job = self.job_class.fetch(job_id, self.connection, self.serializer)
+                    queue.enqueue_job(job, pipeline=transaction)
+                except NoSuchJobError:
+                    self._complain(f"the scheduled job {job_id} is gone")
+                registry.remove(job_id, pipeline=transaction)
+                transaction.execute()
 
     def _rescue_stuck(self, queue: Queue) -> None:
         """Puts back jobs that a worker took off the queue and did not live to start."""
@@ -129,8 +150,17 @@ class PresenceWorker(SimpleWorker):
         """The process has its own, which set `stopping`: RQ's raise wherever they happen to strike."""
 
     @property
+    def _stop_requested(self) -> bool:
+        """RQ's own flag, which it looks at between jobs and while it is suspended."""
+        return self._stopping.is_set()
+
+    @_stop_requested.setter
+    def _stop_requested(self, value: bool) -> None:
+        pass
+
+    @property
     def should_run_maintenance_tasks(self) -> bool:
-        # RQ asks this before each wait for a job, when none is in hand: the one place to stop at.
+        # RQ asks this before each wait for a job, when none is in hand, and does not look at its flag there.
         if self._stopping.is_set():
             raise StopRequested
         return bool(super().should_run_maintenance_tasks)

@@ -6,6 +6,7 @@ through a pipeline to a Redis Cluster, which it refuses to do for EVALSHA. The p
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from shared.errors import PresenceError, SettingsError, Unavailable
 from shared.events import Event
 from shared.redis import is_outage
 from shared.settings import Settings
+
+log = logging.getLogger("worker.store")
 
 _SOURCE = files("worker").joinpath("presence.lua").read_text("utf-8")
 # The text's own digest is in its name, so that workers of two releases can use one server during an upgrade.
@@ -117,8 +120,13 @@ class Store:
         for name, count in counts.items():
             if count:
                 pipeline.hincrby(self._keys.stats, name, count)
-        if pipeline:
-            pipeline.execute()
+        try:
+            if pipeline:
+                pipeline.execute()
+        except ResponseError as error:
+            if is_outage(error):
+                raise
+            log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
 
 
 def _is_missing_function(reply: object) -> bool:

@@ -87,7 +87,8 @@ def _die_with_parent() -> None:
 def up() -> None:
     """Runs everything on this machine: a server with its data in ./data, a receiver, a worker."""
     data = Path("data").absolute()
-    environment = {"PRESENCE_HOST": "127.0.0.1", "PRESENCE_JOURNAL_DIR": str(data / "journal"), **os.environ}
+    given = {name: value for name, value in os.environ.items() if value}  # an empty variable is not set
+    environment = {"PRESENCE_HOST": "127.0.0.1", "PRESENCE_JOURNAL_DIR": str(data / "journal"), **given}
     services: list[Service] = []
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

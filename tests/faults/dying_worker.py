@@ -5,6 +5,8 @@ import signal
 import sys
 from typing import Any
 
+from rq import Queue
+
 from worker.__main__ import main
 from worker.rq_worker import PresenceWorker
 from worker.store import Store
@@ -28,6 +30,8 @@ match sys.argv[1]:
         PresenceWorker.prepare_job_execution = die  # type: ignore[method-assign]
     case "half-applied":
         Store.apply = die_after_half  # type: ignore[method-assign,assignment]
+    case "scheduling":  # a retry, for which presence must be away
+        Queue.schedule_job = die  # type: ignore[method-assign]
     case "applied":  # before RQ has noted it
         PresenceWorker.handle_job_success = die  # type: ignore[method-assign]
 

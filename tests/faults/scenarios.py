@@ -181,6 +181,23 @@ def worker_killed_at_each_step(rig: Rig) -> None:
     wait_until(lambda: _jobs(server, *lists) == 0, 30, "the queue to be empty")
 
 
+def worker_killed_while_it_schedules_a_retry(rig: Rig) -> None:
+    queue, presence = rig.server("queue"), rig.server("presence")
+    receiver = rig.receiver(presence.url, queue_url=queue.url)
+    load = rig.load(receiver, rate=50)
+    rig.kill(presence)
+    script = str(Path(__file__).parent / "dying_worker.py")
+    environment = {"PRESENCE_REDIS_URL": presence.url, "PRESENCE_QUEUE_URL": queue.url}
+    dying = rig.program([sys.executable, script, "scheduling"], environment, "scheduling")
+    assert dying.popen.wait(30) == -signal.SIGKILL, dying.text()
+    rig.report.kills += 1
+    load.stop()
+    presence.restart()
+    rig.worker(presence.url, queue_url=queue.url)
+    rig.healed()
+    rig.wait_until_applied(presence)
+
+
 def _jobs(server: Server, *lists: str) -> int:
     return sum(server.client.llen(key) for key in lists) + server.client.zcard("rq:wip:presence")
 
@@ -373,6 +390,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     redis_loses_its_last_second,
     worker_killed_again_and_again,
     worker_killed_at_each_step,
+    worker_killed_while_it_schedules_a_retry,
     worker_frozen,
     presence_away_under_a_job,
     one_event_can_never_be_applied,

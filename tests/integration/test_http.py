@@ -85,6 +85,25 @@ def test_a_chunked_body_is_bounded_too(edge: Receiver) -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_client_that_waits_for_100_continue_gets_it(edge: Receiver) -> None:
+    with socket.create_connection(("127.0.0.1", edge.port), 10) as connection:
+        connection.sendall(HEAD + CLOSE + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_answer_is_whole_whether_or_not_the_connection_is_kept(edge: Receiver) -> None:
+    rest = b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    kept, closed = raw(edge, HEAD + rest + HEAD + CLOSE + rest).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    for answer in (kept, closed):
+        head, body = answer.split(b"\r\n\r\n")
+        assert json.loads(body)["actionCode"] == 0
+        assert b"Content-Length: %d" % len(body) in head
+        assert b"Content-Type: application/json; charset=utf-8" in head
+        assert b"Date: " in head
+
+
 def test_pipelined_requests_are_answered_in_turn(edge: Receiver) -> None:
     rest = b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
     assert raw(edge, (HEAD + rest) * 2 + HEAD + CLOSE + rest).count(b"HTTP/1.1 200 ") == 3

@@ -88,6 +88,7 @@ def test_plain_rq_worker_works_with_the_documented_options(
     keep(process)
     send(receiver, "--user", "alice", "--event", "online")
     wait_until(lambda: status_of(redis, "alice") == b"online", 30, process.text())
+    assert process.stop() == 0  # not killed: the scheduler that it forked would live on, with its connections
 
 
 def test_rqs_own_tools_can_read_the_queue(server: Server, receiver: Receiver, redis: Redis) -> None:

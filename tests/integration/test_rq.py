@@ -46,10 +46,7 @@ def test_rq_still_needs_the_workaround(redis: Redis) -> None:
     assert redis.keys("rq:job:*")
 
 
-EVENT_JSON = (
-    b'{"user_id":"%s","command":"callbackUserOfflineCommand","seq":1,"conn_id":"","platform_id":0,'
-    b'"platform":"","operation_id":"op","received_at":7}'
-)
+EVENT_JSON = b'["%s","callbackUserOfflineCommand",1,"",0,"","op",7]'
 
 
 @pytest.fixture

@@ -7,16 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import load_samples, same_answer
 
-from receiver.callback import Foreign, Refused, accepted, not_ours, read_body, read_target, refused
+from receiver.callback import Foreign, Refused, accepted, check_path, not_ours, read_body, read_target, refused
 from shared.events import EVENT, Event, encode
 
 #: Refused by what the request says besides its URL and body; tests/integration/test_http.py has them.
 OUTSIDE = ("method-", "too-large", "content-type-text", "content-type-form", "content-type-latin1")
-OUTSIDE += ("content-type-jsonp", "content-type-absent", "content-encoding")
+OUTSIDE += ("content-type-jsonp", "content-type-absent", "content-encoding", "content-type-before")
 
 
 def read(sample: dict[str, Any]) -> Event:
-    target = read_target(sample["target"], sample.get("settings", {}).get("callback_path", ""))
+    check_path(sample["target"], sample.get("settings", {}).get("callback_path", ""))
+    target = read_target(sample["target"])
     return read_body(target, sample["headers"].get("operationID"), sample["body"], 7)
 
 

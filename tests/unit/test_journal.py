@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from receiver import journal as module
 from receiver.journal import Journal
-from receiver.segment import Batch, from_line, to_line
+from receiver.segment import Batch, Segment, from_line, to_line
 from shared.errors import Unavailable
 
 PLENTY = 1 << 30
@@ -147,6 +147,76 @@ def test_an_orphan_is_adopted_before_newer_events(tmp_path: Path) -> None:
     assert list(drain(journal)) == [payload(number) for number in (1, 2, 3, 4)]
     journal.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_behind(tmp_path, 1)
+    journal = Journal(tmp_path, PLENTY)
+    journal.adopt_orphans()
+    journal.append(payload(2))
+    read = module.read_batch
+
+    def unreadable_at_first(segment: Segment, most: int) -> Batch:
+        if segment is journal._segments[0] and not segment.unreadable_until:
+            raise OSError(5, "Input/output error")
+        return read(segment, most)
+
+    monkeypatch.setattr(module, "read_batch", unreadable_at_first)
+    assert list(drain(journal)) == [payload(2)]
+    assert (journal.waiting_events, journal.unreadable_files()) == (1, 1)
+    journal._segments[0].unreadable_until -= module.UNREADABLE_SECONDS
+    assert list(drain(journal)) == [payload(1)]
+    assert (journal.waiting_events, journal.unreadable_files()) == (0, 0)
+
+
+@pytest.mark.parametrize("whose", ["ours", "an orphan's"])
+def test_a_file_that_somebody_removed_is_reported_and_holds_up_nothing(
+    tmp_path: Path, whose: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if whose == "an orphan's":
+        leave_behind(tmp_path, 1, 2)
+    journal = Journal(tmp_path, PLENTY)
+    journal.adopt_orphans()
+    if whose == "ours":
+        journal.append(payload(1))
+        journal.append(payload(2))
+    for path in tmp_path.rglob("*.log"):
+        path.unlink()
+    assert journal.next_batch(10) is None
+    assert "2 accepted events with it" in caplog.text
+    journal.append(payload(3))
+    assert list(tmp_path.rglob("*.log")) != []
+    assert list(drain(journal)) == [payload(3)]
+    assert (journal.waiting_events, journal.waiting_bytes) == (0, 0)
+
+
+def test_an_orphan_that_cannot_be_taken_over_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [leave_behind(tmp_path, number) for number in (1, 2, 3)]
+    measure, broken = module.measure, {paths[1]}
+
+    def fail_once(segment: Segment) -> None:
+        if segment.path in broken:
+            broken.remove(segment.path)
+            raise OSError(5, "Input/output error")
+        measure(segment)
+
+    monkeypatch.setattr(module, "measure", fail_once)
+    journal = Journal(tmp_path, PLENTY)
+    journal.adopt_orphans()
+    assert list(drain(journal)) == [payload(1), payload(3)]
+    journal.adopt_orphans()
+    assert list(drain(journal)) == [payload(2)]
+
+
+def test_what_somebody_else_put_into_a_folder_stays(tmp_path: Path) -> None:
+    (leave_behind(tmp_path, 1).parent / "note.txt").write_text("mine")
+    leave_behind(tmp_path, 2)
+    for _ in range(2):
+        journal = Journal(tmp_path, PLENTY)
+        journal.adopt_orphans()
+        list(drain(journal))
+        journal.close()
+    assert files(tmp_path) == ["note.txt"]
 
 
 def test_half_a_line_at_the_end_was_never_accepted(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""How fast one worker applies a full queue: `python bench/apply.py`.
+
+Against one RQ job an event, which writes the same hash with HSET and nothing else, on RQ's SimpleWorker; and against
+the raw limit: the same function called through pipelines of 1,000 by a bare redis-py loop, no RQ and no validation.
+Then a worker's memory, and what one user costs Redis.
+"""
+
+import functools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from redis import Redis
+from rig import Receiver, Server, Worker, applied, bench, resident_mb, row, wait_until
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from shared.events import Event, encode
+from shared.queue import enqueue_encoded, open_queue
+from shared.redis import connect
+from shared.settings import Settings
+from worker.store import Store
+
+ROUNDS = 5
+EVENTS = 60_000
+SINGLE_JOBS = 400
+MEMORY_EVENTS = 300_000
+
+
+def events(count: int, first: int = 0) -> list[Event]:
+    command, seq = "callbackAfterUserOfflineCommand", 1732345678901
+    return [
+        Event(f"user{n}", command, seq + n, "", 2, "Android", f"{seq + n}-user{n}", seq + n)  # type: ignore[arg-type]
+        for n in range(first, first + count)
+    ]
+
+
+def fill(client: Redis, batch: list[Event]) -> None:
+    queue = open_queue(client, Settings())
+    for start in range(0, len(batch), 1000):
+        enqueue_encoded(queue, [encode(event) for event in batch[start : start + 1000]])
+
+
+def by_worker(server: Server, directory: Path) -> float:
+    server.client.flushall()
+    fill(server.client, events(EVENTS))
+    server.client.set("rq:suspended", 1)  # so that the worker's own start is not counted
+    worker = Worker(directory, server.url)
+    wait_until(lambda: server.client.scard("rq:workers") == 1)
+    time.sleep(1.5)
+    started = time.perf_counter()
+    server.client.delete("rq:suspended")
+    wait_until(lambda: applied(server) == EVENTS, 120)
+    elapsed = time.perf_counter() - started
+    worker.kill()
+    return EVENTS / elapsed
+
+
+def by_bare_loop(server: Server) -> float:
+    server.client.flushall()
+    store, batch = Store(connect(server.url), Settings()), events(EVENTS)
+    store.prepare()
+    started = time.perf_counter()
+    for start in range(0, EVENTS, 1000):
+        store._call(batch[start : start + 1000])
+    return EVENTS / (time.perf_counter() - started)
+
+
+def write_hash(user_id: str, fields: dict[str, str]) -> None:
+    """The job of the baseline."""
+    _baseline().hset(f"presence:{user_id}", mapping=fields)
+
+
+@functools.cache
+def _baseline() -> Redis:
+    return connect(sys.argv[1])
+
+
+def by_single_jobs(server: Server, directory: Path) -> float:
+    server.client.flushall()
+    queue = Queue("single", connection=server.client, serializer=JSONSerializer)
+    for event in events(SINGLE_JOBS):
+        fields = {name: str(value) for name, value in event._asdict().items()} | {"status": "offline"}
+        queue.enqueue("apply.write_hash", event.user_id, fields, result_ttl=0)
+    command = [sys.executable, str(Path(__file__)), server.url]
+    took = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+    assert server.client.hget(f"presence:user{SINGLE_JOBS - 1}", "status") == b"offline"
+    return SINGLE_JOBS / float(took)
+
+
+def run_single_jobs() -> None:
+    """As a process of its own: `apply.py URL`."""
+    from rq import SimpleWorker
+
+    client = Redis.from_url(sys.argv[1])
+    worker = SimpleWorker([Queue("single", connection=client, serializer=JSONSerializer)], connection=client)
+    worker.serializer = JSONSerializer
+    started = time.perf_counter()
+    worker.work(burst=True, logging_level="CRITICAL")
+    print(time.perf_counter() - started)
+
+
+def memory(server: Server, directory: Path) -> None:
+    server.client.flushall()
+    before = server.client.info("memory")["used_memory"]
+    receiver, worker = Receiver(directory / "memory", server.url), Worker(directory, server.url)
+    try:
+        from load import drive
+
+        result = drive(receiver.port, 32, 600, most=MEMORY_EVENTS)
+        assert result.accepted == MEMORY_EVENTS
+        wait_until(lambda: applied(server) >= MEMORY_EVENTS, 120)
+        megabytes = f"receiver {resident_mb(receiver):.0f} MB, worker {resident_mb(worker):.0f} MB"
+        print(f"after {MEMORY_EVENTS} events: {megabytes}")
+    finally:
+        receiver.kill()
+        worker.kill()
+    one = server.client.memory_usage("presence:user1", samples=0)
+    server.client.delete("presence-changes")
+    everything = (server.client.info("memory")["used_memory"] - before) / MEMORY_EVENTS
+    print(f"one user known only as offline: {one} bytes in its hash, {everything:.0f} in the whole server")
+
+
+def main() -> None:
+    with bench() as (directory, programs):
+        server = Server(directory / "redis", appendonly="no")
+        programs.append(server)
+        ours, raw, single = [], [], []
+        for _ in range(ROUNDS):
+            single.append(by_single_jobs(server, directory))
+            raw.append(by_bare_loop(server))
+            ours.append(by_worker(server, directory))
+        row("one RQ job an event", single, "/s")
+        row("bare pipeline of the same function", raw, "/s")
+        row("one worker", ours, "/s", raw)
+        row("one worker, against one job an event", ours, "/s", single)
+        memory(server, directory)
+
+
+if __name__ == "__main__":
+    run_single_jobs() if len(sys.argv) > 1 else main()

@@ -1,0 +1,91 @@
+"""A worker among keys that are not as they should be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from support import Process, Receiver, Server, Worker, wait_until
+
+from shared.queue import enqueue_encoded, open_queue
+from shared.settings import Settings
+
+EVENT = b'["%s","callbackUserOfflineCommand",1,"",0,"","op",7]'
+
+
+def enqueue(redis: Redis, *users: bytes) -> None:
+    enqueue_encoded(open_queue(redis, Settings()), [EVENT % user for user in users])
+
+
+def is_offline(redis: Redis, user: str) -> bool:
+    return redis.hget(f"presence:{user}", "status") == b"offline"
+
+
+@pytest.mark.parametrize("key", ["presence-stats", "rq:wip:presence", "rq:scheduled:presence"])
+def test_a_key_of_a_wrong_type_beside_the_queue_stops_nothing(
+    server: Server, redis: Redis, tmp_path: Path, keep: Callable[[Process], Process], key: str
+) -> None:
+    redis.set(key, "in the way")
+    worker = Worker(tmp_path, server.url)
+    keep(worker)
+    wait_until(lambda: "working on" in worker.text())
+    for number in range(3):
+        enqueue(redis, b"user%d" % number)
+    if key != "rq:wip:presence":  # without that RQ can run nothing
+        wait_until(lambda: all(is_offline(redis, f"user{number}") for number in range(3)))
+        wait_until(lambda: not redis.keys("rq:job:*"))
+    wait_until(lambda: "WRONGTYPE" in worker.text())
+    redis.delete(key)
+    wait_until(lambda: all(is_offline(redis, f"user{number}") for number in range(3)), 40)
+    assert "Traceback" not in worker.text()
+
+
+def test_a_scheduled_job_that_is_gone_holds_up_no_other(worker: Worker, redis: Redis) -> None:
+    redis.zadd("rq:scheduled:presence", {"gone": 1})
+    redis.hset("rq:job:half", "status", "scheduled")
+    redis.zadd("rq:scheduled:presence", {"half": 2})
+    wait_until(lambda: redis.zcard("rq:scheduled:presence") == 0)
+    enqueue(redis, b"alice")
+    wait_until(lambda: is_offline(redis, "alice"))
+
+
+def test_a_suspended_worker_still_hears_a_signal(worker: Worker, redis: Redis) -> None:
+    wait_until(lambda: redis.scard("rq:workers") == 1)
+    redis.set("rq:suspended", 1)
+    enqueue(redis, b"alice")
+    wait_until(lambda: any(state == b"suspended" for state in states(redis)))
+    assert worker.stop() == 0
+
+
+def states(redis: Redis) -> list[bytes | None]:
+    return [redis.hget(key, "state") for key in redis.smembers("rq:workers")]
+
+
+def test_a_worker_that_was_struck_off_is_back_on_the_list(worker: Worker, redis: Redis) -> None:
+    wait_until(lambda: redis.scard("rq:workers") == 1)
+    (name,) = redis.smembers("rq:workers")
+    redis.delete("rq:workers", "rq:workers:presence", name)
+    wait_until(lambda: redis.smembers("rq:workers:presence") == {name} and redis.hget(name, "queues"))
+
+
+def test_a_unix_socket_will_do(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    path = tmp_path / "s"
+    server = Server(tmp_path / "server", unixsocket=str(path))
+    keep(server)
+    url = f"unix://{path}"
+    receiver, worker = Receiver(tmp_path, url), Worker(tmp_path, url)
+    keep(receiver)
+    keep(worker)
+    body = b'{"userID":"u","callbackCommand":"callbackUserOfflineCommand","seq":1,"operationID":"op"}'
+    assert receiver.post("/", {"Content-Type": "application/json"}, body)[0] == 200
+    wait_until(lambda: is_offline(server.client, "u"))
+
+
+def test_a_queue_of_a_wrong_type_is_not_littered(server: Server, redis: Redis, receiver: Receiver) -> None:
+    redis.set("rq:queue:presence", "in the way")
+    body = b'{"userID":"u","callbackCommand":"callbackUserOfflineCommand","seq":1,"operationID":"op"}'
+    assert receiver.post("/", {"Content-Type": "application/json"}, body)[0] == 200
+    wait_until(lambda: "is not available" in receiver.text())
+    wait_until(lambda: not redis.keys("rq:job:*"))
+    redis.delete("rq:queue:presence")
+    wait_until(lambda: redis.llen("rq:queue:presence") == 1)
