@@ -16,13 +16,14 @@ from rig import Receiver, Server, Worker, applied, bench, resident_mb, row, wait
 from rq import Queue
 from rq.serializers import JSONSerializer
 
+from receiver.relay import BATCH_EVENTS
 from shared.events import Event, encode
 from shared.queue import enqueue_encoded, open_queue
 from shared.redis import connect
 from shared.settings import Settings
 from worker.store import Store
 
-ROUNDS = 5
+ROUNDS = 3
 EVENTS = 60_000
 SINGLE_JOBS = 400
 MEMORY_EVENTS = 300_000
@@ -38,8 +39,8 @@ def events(count: int, first: int = 0) -> list[Event]:
 
 def fill(client: Redis, batch: list[Event]) -> None:
     queue = open_queue(client, Settings())
-    for start in range(0, len(batch), 1000):
-        enqueue_encoded(queue, [encode(event) for event in batch[start : start + 1000]])
+    for start in range(0, len(batch), BATCH_EVENTS):
+        enqueue_encoded(queue, [encode(event) for event in batch[start : start + BATCH_EVENTS]])
 
 
 def by_worker(server: Server, directory: Path) -> float:

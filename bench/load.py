@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 import uvloop
 
 _REQUEST = (
-    b"POST /callbackExample/callbackAfterUserOfflineCommand HTTP/1.1\r\n"
+    b"POST /callbackExample/callbackAfterUser%sCommand HTTP/1.1\r\n"
     b"Host: 127.0.0.1\r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: %d\r\n"
     b"Content-Type: application/json; charset=utf-8\r\noperationID: %d-user%d\r\nAccept-Encoding: gzip\r\n\r\n%s"
 )
 _BODY = (
-    b'{"userID":"user%d","callbackCommand":"callbackAfterUserOfflineCommand","seq":%d,"connID":"",'
+    b'{"userID":"user%d","callbackCommand":"callbackAfterUser%sCommand","seq":%d,"connID":"",'
     b'"platformID":2,"platform":"Android","operationID":"%d-user%d"}'
 )
 
 
-def request(number: int, seq: int) -> bytes:
-    """The offline callback of user `number`, as OpenIM 3.8.2 sends it."""
-    body = _BODY % (number, seq, seq, number)
-    return _REQUEST % (len(body), seq, number, body)
+def request(number: int, seq: int, step: bytes) -> bytes:
+    """The callback of user `number`, as OpenIM 3.8.2 sends it. step: Online, Offline or KickOff."""
+    body = _BODY % (number, step, seq, seq, number)
+    return _REQUEST % (step, len(body), seq, number, body)
 
 
 @dataclass
@@ -82,13 +82,14 @@ class _Connection(asyncio.Protocol):
 
 
 class _Run:
-    def __init__(self, connections: int, seconds: float, rate: float, first: int, most: int | None) -> None:
+    def __init__(self, connections: int, seconds: float, rate: float, first: int, most: int | None, step: str) -> None:
         self.result = Result()
         self.done = asyncio.get_running_loop().create_future()
         self._open = connections
         self._rate = rate
         self._first = self._number = first
         self._last = first + most if most else None
+        self._step = step.encode()
         self._started = time.perf_counter()
         self._until = self._started + seconds
 
@@ -101,7 +102,7 @@ class _Run:
         if time.perf_counter() >= self._until or self._number == self._last:
             return None
         self._number += 1
-        return request(self._number, int(time.time() * 1000))
+        return request(self._number, int(time.time() * 1000), self._step)
 
     def ended(self) -> None:
         self._open -= 1
@@ -111,7 +112,13 @@ class _Run:
 
 
 def drive(
-    port: int, connections: int, seconds: float, rate: float = 0, first: int = 0, most: int | None = None
+    port: int,
+    connections: int,
+    seconds: float,
+    rate: float = 0,
+    first: int = 0,
+    most: int | None = None,
+    step: str = "Offline",
 ) -> Result:
     """Sends until the seconds or the most requests are over; users are numbered from first + 1.
 
@@ -119,7 +126,7 @@ def drive(
     """
 
     async def main() -> Result:
-        run = _Run(connections, seconds, rate, first, most)
+        run = _Run(connections, seconds, rate, first, most, step)
         loop = asyncio.get_running_loop()
         for _ in range(connections):
             await loop.create_connection(lambda: _Connection(run), "127.0.0.1", port)

@@ -53,3 +53,4 @@ def encode(event: Event) -> bytes:
 
 #: Reads what `encode` wrote; `validate_python` and `validate_json` raise pydantic's ValidationError.
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+EVENTS: TypeAdapter[list[Event]] = TypeAdapter(list[Event])

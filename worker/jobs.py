@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rq import Retry, get_current_job
 
 from shared.errors import Unavailable
-from shared.events import EVENT, Event
+from shared.events import EVENT, EVENTS, Event
 from shared.outage import Outage
 from shared.queue import enqueue_alone, open_queue
 from shared.redis import connect
@@ -76,6 +76,8 @@ def apply_batch(events: list[Any]) -> Retry | None:
 
 
 def _decode(events: Sequence[Any]) -> tuple[list[tuple[int, Event]], list[tuple[int, Poison]]]:
+    with suppress(ValidationError):
+        return list(enumerate(EVENTS.validate_python(events))), []
     readable: list[tuple[int, Event]] = []
     failures: list[tuple[int, Poison]] = []
     for index, event in enumerate(events):

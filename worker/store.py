@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -20,6 +20,8 @@ from shared.errors import PresenceError, SettingsError, Unavailable
 from shared.events import Event
 from shared.redis import is_outage
 from shared.settings import Settings
+
+PIPELINE_EVENTS = 1000
 
 log = logging.getLogger("worker.store")
 
@@ -52,11 +54,17 @@ class Store:
         self._changes_maxlen = settings.changes_maxlen
 
     def apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
-        """Applies events in one round trip; the result has, for each, its outcome or why it has none.
+        """Applies events, a round trip for each thousand; the result has, for each, its outcome or why it has none.
 
         Raises Unavailable where the server could not apply them all; some may have been. Applying an event
         again is harmless. Raises SettingsError where the server is too old.
         """
+        results: list[Outcome | Poison] = []
+        for start in range(0, len(events), PIPELINE_EVENTS):
+            results += self._apply(events[start : start + PIPELINE_EVENTS])
+        return results
+
+    def _apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
         try:
             replies = self._call(events)
             if any(_is_missing_function(reply) for reply in replies):
@@ -135,7 +143,12 @@ def _is_missing_function(reply: object) -> bool:
     return "Function not found" in text or "unknown command" in text
 
 
+_OUTCOMES: dict[tuple[bytes, bool], Outcome] = {
+    (name.encode(), flipped): Outcome(name, flipped) for name in get_args(OutcomeName) for flipped in (False, True)
+}
+
+
 def _read(reply: Any) -> Outcome | Poison:
     if isinstance(reply, Exception):
         return Poison(str(reply))
-    return Outcome(reply[0].decode(), flipped=len(reply) > 1)
+    return _OUTCOMES[reply[0], len(reply) > 1]

@@ -1,0 +1,48 @@
+"""A gateway restarts: 100,000 users online, then all offline from 8 gateways of 2 connections, two workers.
+
+`python bench/storm.py` prints how long until the last is offline, and how much memory that took at its peak.
+"""
+
+import time
+
+from load import drive
+from rig import Receiver, Server, Worker, applied, bench, resident_mb, wait_until
+
+USERS = 100_000
+
+
+def main() -> None:
+    with bench() as (directory, programs):
+        server = Server(directory / "redis")
+        receiver = Receiver(directory, server.url)
+        workers = [Worker(directory, server.url, f"worker{number}") for number in range(2)]
+        programs += [server, receiver, *workers]
+        online = drive(receiver.port, 16, 600, most=USERS, step="Online")
+        assert online.accepted == USERS
+        wait_until(lambda: applied(server) == USERS, 300)
+        started = time.perf_counter()
+        offline = drive(receiver.port, 16, 600, most=USERS)
+        assert offline.accepted == USERS
+        accepted_in = time.perf_counter() - started
+        wait_until(lambda: applied(server) == 2 * USERS, 300)
+        print(f"{USERS} offline callbacks accepted in {accepted_in:.1f} s, p99 {offline.percentile_ms(99):.1f} ms")
+        print(f"the last user was offline after {time.perf_counter() - started:.1f} s")
+        assert server.client.xlen("presence-changes") == 2 * USERS
+        pipeline = server.client.pipeline(transaction=False)
+        for number in range(1, USERS + 1):
+            pipeline.hget(f"presence:user{number}", "status")
+        assert set(pipeline.execute()) == {b"offline"}
+        peaks = [
+            f"{name} {resident_mb(program, peak=True):.0f} MB"
+            for name, program in (
+                ("receiver", receiver),
+                ("worker", workers[0]),
+                ("worker", workers[1]),
+                ("server", server),
+            )
+        ]
+        print(f"memory at the peak: {', '.join(peaks)}")
+
+
+if __name__ == "__main__":
+    main()
