@@ -2,18 +2,20 @@
 
 import asyncio
 import logging
-import signal
+import os
 import sys
 from collections.abc import Coroutine
 
 from aiohttp import web
 
+from receiver import processes
 from receiver.app import Receiver, make_admin, make_server
 from receiver.durability import BeforeAnswer, EverySecond
 from receiver.journal import Journal
+from receiver.listening import listen, stop_signal
 from receiver.relay import Relay
 from shared import log as logs
-from shared.errors import PresenceError, SettingsError
+from shared.errors import PresenceError
 from shared.settings import Settings, load
 
 #: After SIGTERM: seconds for open requests, and then for handing the journal to Redis. Docker waits 10.
@@ -25,13 +27,13 @@ SWITCH_SECONDS = 0.0005
 log = logging.getLogger("receiver")
 
 
-async def serve(settings: Settings) -> None:
-    """Receives until a signal, then stops in order. Raises SettingsError where it cannot listen."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+async def serve(settings: Settings, admin_socket: str | None) -> None:
+    """Receives until a signal, then stops in order. Raises SettingsError where it cannot listen.
 
+    admin_socket: the path where to answer for health instead of at the admin port. One process of several has
+    it, and shares its port with the others.
+    """
+    stop = stop_signal()
     journal = Journal(settings.journal_dir, settings.journal_max_bytes)
     if trouble := journal.check():
         log.error("%s (%s): events are refused until it can", trouble, settings.journal_dir.absolute())
@@ -40,41 +42,32 @@ async def serve(settings: Settings) -> None:
     always = settings.journal_fsync == "always"
     receiver = Receiver(settings, journal, relay.wake, BeforeAnswer(journal).wait if always else None)
 
-    runners: list[web.BaseRunner] = []
+    callbacks = web.ServerRunner(make_server(receiver, settings), shutdown_timeout=ANSWER_SECONDS)
+    admin = web.AppRunner(make_admin(journal, lambda: relay.redis_is_up), access_log=None)
     try:
-        callbacks = web.ServerRunner(make_server(receiver, settings), shutdown_timeout=ANSWER_SECONDS)
-        await _listen(runners, callbacks, settings.host, settings.port, "PORT")
-        if settings.admin_port:
-            admin = web.AppRunner(make_admin(journal, lambda: relay.redis_is_up), access_log=None)
-            await _listen(runners, admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
+        shared = admin_socket is not None
+        await listen(callbacks, settings.host, settings.port, "PORT", reuse_port=shared)
+        if admin_socket:
+            await admin.setup()
+            await web.UnixSite(admin, admin_socket).start()
+        elif settings.admin_port:
+            await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
         relay.start()
         syncer.start()
         log.info("receiving on %s:%d, journal in %s", settings.host, settings.port, settings.journal_dir.absolute())
         await stop.wait()
     finally:
-        for runner in runners:
+        for runner in (callbacks, admin):
             await runner.cleanup()
         if relay.is_alive():
             log.info("stopping: %d events still to hand over", journal.waiting_events)
             await asyncio.to_thread(relay.stop, HAND_OVER_SECONDS)
             syncer.stop()
-            journal.close()
             log.info("stopped: %d events wait on disk", journal.waiting_events)
-
-
-async def _listen(
-    runners: list[web.BaseRunner],
-    runner: web.BaseRunner,
-    host: str,
-    port: int,
-    variable: str,
-) -> None:
-    await runner.setup()
-    runners.append(runner)
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {error.strerror}") from None
+        try:
+            journal.close()
+        except OSError as error:
+            log.error("the journal could not be synced: %s", error.strerror)
 
 
 def main() -> int:
@@ -84,7 +77,11 @@ def main() -> int:
         # aiohttp logs a stack trace for each peer that sends no HTTP or hangs up: every port scan would do that.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         sys.setswitchinterval(SWITCH_SECONDS)
-        _run(serve(settings))
+        admin_socket = os.environ.get(processes.SOCKET_VARIABLE)
+        if settings.processes > 1 and not admin_socket:
+            _run(processes.supervise(settings))
+        else:
+            _run(serve(settings, admin_socket))
     except PresenceError as error:
         print(f"receiver: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,6 @@ DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 #: Settings of the contract that this version does not act on yet, with the one value it may have.
 #: Starting in spite of them would leave a door open, or a promise unkept, without a word.
 NOT_YET = {
-    "PROCESSES": "1",
     "WORKER_ADMIN_PORT": "0",
     "BASIC_AUTH": "",
     "ALLOWED_NETWORKS": "",
@@ -67,6 +66,7 @@ class Settings(BaseModel):
     queue_url: RedisUrl = Field(default_factory=lambda data: data.get("redis_url", DEFAULT_REDIS_URL))
     host: str = "0.0.0.0"  # noqa: S104  # OpenIM is on another machine or in another container
     port: Port = 10006
+    processes: int = Field(1, ge=1, le=64)
     admin_host: str = "127.0.0.1"
     admin_port: Port = 10016
     callback_path: Annotated[str, AfterValidator(_path_prefix)] = ""

@@ -1,6 +1,5 @@
 """`presence up`: everything on this machine."""
 
-import ctypes
 import fcntl
 import json
 import os
@@ -20,13 +19,13 @@ import click
 from redis.exceptions import RedisError
 
 from shared import embedded, settings
+from shared.children import die_with_parent, ending
 from shared.errors import PresenceError, SettingsError
 from shared.redis import connect
 
 READY_SECONDS = 20
 STOP_SECONDS = 15
 LONGEST_PAUSE_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Service:
             self.command,
             env=self.environment,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # this program has no threads
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # this program has no threads
         )
 
     def stop(self) -> None:
@@ -70,17 +69,7 @@ class Service:
             pause = min(0.5 * 2 ** min(self.failures, 8), LONGEST_PAUSE_SECONDS)
             self.failures += 1
             self.start_at = time.monotonic() + pause
-            click.echo(f"presence: {self.name} ended ({_ending(code)}); it starts again in {pause:g} s", err=True)
-
-
-def _ending(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-
-
-def _die_with_parent() -> None:
-    """Between fork and exec: the kernel is to stop the child should we be killed ourselves."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            click.echo(f"presence: {self.name} ended ({ending(code)}); it starts again in {pause:g} s", err=True)
 
 
 @click.command()

@@ -1,0 +1,25 @@
+"""Listening, and being told to stop: for one process and for the parent of several alike."""
+
+import asyncio
+import signal
+
+from aiohttp import web
+
+from shared.errors import SettingsError
+
+
+def stop_signal() -> asyncio.Event:
+    """Is set by SIGTERM and Ctrl-C."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def listen(runner: web.BaseRunner, host: str, port: int, variable: str, *, reuse_port: bool = False) -> None:
+    """Raises SettingsError, which names the variable, where that is not possible."""
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, reuse_port=reuse_port or None).start()
+    except OSError as error:
+        raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {error.strerror}") from None

@@ -1,0 +1,127 @@
+"""Several receiver processes on one port (PRESENCE_PROCESSES).
+
+The kernel shares the connections out between them (SO_REUSEPORT), and each has a journal folder of its own. Their
+parent starts them, starts them again, and answers for the health of all on the admin port: it asks each on a
+Unix socket.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from receiver.listening import listen, stop_signal
+from shared.children import die_with_parent, ending
+from shared.errors import PresenceError
+from shared.settings import Settings
+
+#: Tells a process that it is one of several, and where to answer for its health.
+SOCKET_VARIABLE = "RECEIVER_ADMIN_SOCKET"
+RESTART_SECONDS = 1.0
+#: A process that ends by itself so soon could not start, and has said why.
+START_SECONDS = 3.0
+
+log = logging.getLogger("receiver")
+
+
+async def supervise(settings: Settings) -> None:
+    """Runs PRESENCE_PROCESSES receivers until a signal. Raises PresenceError where one cannot start."""
+    stop = stop_signal()
+    with tempfile.TemporaryDirectory(prefix="receiver-") as directory:
+        sockets = [Path(directory) / f"{number}.sock" for number in range(settings.processes)]
+        admin = web.AppRunner(_admin(sockets), access_log=None)
+        children = [asyncio.create_task(_keep_running(path, stop)) for path in sockets]
+        try:
+            if settings.admin_port:
+                await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
+            await asyncio.wait(children, return_when=asyncio.FIRST_COMPLETED)  # one ends only for a reason
+        finally:
+            stop.set()
+            endings = await asyncio.gather(*children, return_exceptions=True)
+            await admin.cleanup()
+        for ended in endings:
+            if isinstance(ended, BaseException):
+                raise ended
+
+
+async def _keep_running(socket: Path, stop: asyncio.Event) -> None:
+    environment = {**os.environ, SOCKET_VARIABLE: str(socket)}
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.create_task(stop.wait())
+    first = True
+    while not stop.is_set():
+        started = loop.time()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "receiver", env=environment, preexec_fn=die_with_parent, start_new_session=True
+        )
+        ended = asyncio.create_task(process.wait())
+        await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            process.terminate()
+            await ended
+            return
+        if first and ended.result() > 0 and loop.time() - started < START_SECONDS:
+            raise PresenceError("one of the processes could not start; see the line above")
+        first = False
+        socket.unlink(missing_ok=True)
+        log.error("a receiver process ended (%s); another starts", ending(ended.result()))
+        await asyncio.wait([stopping], timeout=RESTART_SECONDS)
+
+
+def _admin(sockets: list[Path]) -> web.Application:
+    async def healthz(request: web.Request) -> web.Response:
+        states = await _ask_all(sockets, "/healthz")
+        alive = None not in states
+        text = "alive" if alive else "one of the processes does not answer"
+        return web.json_response({"status": text, "pid": os.getpid()}, status=200 if alive else 503)
+
+    async def readyz(request: web.Request) -> web.Response:
+        state = _merge(await _ask_all(sockets, "/readyz"))
+        return web.json_response(state, status=200 if state["status"] == "ready" else 503)
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    return app
+
+
+async def _ask_all(sockets: list[Path], page: str) -> list[dict[str, Any] | None]:
+    return await asyncio.gather(*(_ask(path, page) for path in sockets))
+
+
+async def _ask(socket: Path, page: str) -> dict[str, Any] | None:
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(socket)), timeout=aiohttp.ClientTimeout(total=1)
+            ) as session,
+            session.get(f"http://receiver{page}") as answer,
+        ):
+            state: dict[str, Any] = await answer.json()
+            return state
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
+
+
+def _merge(states: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """One page for all: numbers are added up, and it is as well with all as with the worst of them."""
+    known = [state for state in states if state]
+    troubles = [state["trouble"] for state in known if state["trouble"]]
+    if len(known) < len(states):
+        troubles.append(f"{len(states) - len(known)} of {len(states)} processes do not answer")
+    counts = ("journal_events", "journal_bytes", "unreadable_files")
+    return {
+        "status": "not ready" if troubles else "ready",
+        "trouble": "; ".join(sorted(set(troubles))),
+        "redis": "up" if known and all(state["redis"] == "up" for state in known) else "down",
+        **{name: sum(state[name] for state in known) for name in counts},
+        # They share the directory.
+        "damaged_files": max((state["damaged_files"] for state in known), default=0),
+        "processes": len(states),
+    }
