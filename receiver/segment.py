@@ -13,6 +13,7 @@ from pathlib import Path
 
 _CHECKSUM_LENGTH = 9  # eight digits and a space
 _PIECE_BYTES = 1 << 20
+_LINE_BYTES = 1 << 10  # more than nearly any line has
 _BEGINNING = re.compile(rb"[0-9a-f]{0,8}$|[0-9a-f]{8} ")
 
 
@@ -64,7 +65,7 @@ def read_batch(segment: Segment, most: int) -> Batch:
     """
     with segment.path.open("rb", buffering=0) as file:
         file.seek(segment.pushed)
-        piece = file.read(min(segment.size - segment.pushed, _PIECE_BYTES))
+        piece = file.read(min(segment.size - segment.pushed, most * _LINE_BYTES, _PIECE_BYTES))
         while b"\n" not in piece and len(piece) < segment.size - segment.pushed:
             more = file.read(segment.size - segment.pushed - len(piece))
             if not more:
