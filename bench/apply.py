@@ -23,7 +23,7 @@ from shared.redis import connect
 from shared.settings import Settings
 from worker.store import Store
 
-ROUNDS = 3
+ROUNDS = 5
 EVENTS = 60_000
 SINGLE_JOBS = 400
 MEMORY_EVENTS = 300_000

@@ -31,6 +31,7 @@ from shared.settings import Settings
 log = logging.getLogger("receiver")
 
 OPERATION_ID = "operationID"
+NOTE_SECONDS = 10.0
 _JSON = "application/json; charset=utf-8"
 _RENDERED = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nDate: %s\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -55,6 +56,7 @@ class Receiver:
         self._journal = journal
         self._appended = appended
         self._durable = durable
+        self._refusals = _Refusals()
         self._accepted = _Prepared(accepted(Target(None, "body")))
         self._document = _Prepared(accepted(Target(None, "document")))
 
@@ -62,6 +64,7 @@ class Receiver:
         try:
             target = await self._accept(request)
         except Refused as refusal:
+            self._refusals.note(request, refusal)
             return _answer(refusal.status, refused(refusal), _headers_of(refusal))
         except Foreign as foreign:
             return _answer(404, not_ours(foreign))
@@ -77,12 +80,16 @@ class Receiver:
         return _answer(200, accepted(target))
 
     async def _accept(self, request: web.BaseRequest) -> Target:
-        """Runs the checks in the order of SPEC 1 and stores the event; returns what to answer to."""
+        """Runs the checks of docs/openim-versions.md in their order and stores the event; returns what to answer to."""
         received_at = time.time_ns() // 1_000_000
         if request.method != hdrs.METH_POST:
             raise Refused(405, "callbacks are sent with POST")
         check_path(request.raw_path, self._prefix)
-        body = await self._read(request)
+        content = request.content
+        # Nearly all bodies come in one piece with their headers.
+        body = content.read_nowait() if content.is_eof() else await self._read(request)
+        if len(body) > self._max_body_bytes:
+            raise _TOO_LARGE
         headers = request.headers
         _check_content_type(headers)
         target = read_target(request.raw_path)
@@ -94,22 +101,15 @@ class Receiver:
         return target
 
     async def _read(self, request: web.BaseRequest) -> bytes:
-        content = request.content
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+            await request.writer.write(_CONTINUE)
+            request.writer.output_size = 0  # or aiohttp would take the answer for begun
         try:
-            if content.is_eof():  # nearly all bodies come in one piece with their headers
-                body = content.read_nowait()
-            else:
-                if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-                    await request.writer.write(_CONTINUE)
-                    request.writer.output_size = 0  # or aiohttp would take the answer for begun
-                body = await request.read()
+            return await request.read()
         except HTTPRequestEntityTooLarge:
             raise _TOO_LARGE from None
         except web.RequestPayloadError:
             raise Refused(400, "the body is broken off or garbled", "body: not what its headers say") from None
-        if len(body) > self._max_body_bytes:
-            raise _TOO_LARGE
-        return body
 
 
 class _Prepared(web.StreamResponse):
@@ -142,11 +142,34 @@ class _Prepared(web.StreamResponse):
             )
             self._bytes += self._body_bytes
         transport.write(self._bytes)
-        await request.writer.drain()
+        if transport.get_write_buffer_size():  # a peer that sends and does not read
+            await request.writer.drain()
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
         pass
+
+
+class _Refusals:
+    """Says in the log that callbacks are refused, since OpenIM does not: at most once in NOTE_SECONDS."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next = 0.0
+
+    def note(self, request: web.BaseRequest, refusal: Refused) -> None:
+        self._count += 1
+        if time.monotonic() >= self._next:
+            what = f"{refusal.status} {refusal.message}. {refusal.detail}".rstrip(". ")
+            log.warning(
+                "refused %d since the last such line; now %s %s: %s",
+                self._count,
+                request.method,
+                request.raw_path[:200],
+                what,
+            )
+            self._count = 0
+            self._next = time.monotonic() + NOTE_SECONDS
 
 
 def _check_content_type(headers: Mapping[str, str]) -> None:

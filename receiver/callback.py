@@ -1,6 +1,6 @@
 """Reading a callback: URL, operationID header and body in; one event, or one refusal, out.
 
-Pure: no network, no clock, no disk. What the five shapes look like is in SPEC 1 and docs/openim-versions.md.
+Pure: no network, no clock, no disk. docs/openim-versions.md has the five shapes and the checks.
 """
 
 import re

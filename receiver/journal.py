@@ -238,7 +238,8 @@ class Journal:
                 self._forget(segment)
         if found:
             self._adopted[folder.path] = folder
-            log.warning("took over %d events that %s had left", sum(s.lines for s in found), folder.path.name)
+            # After a clean stop too: what was pushed in the last seconds goes again, for Redis might have lost it.
+            log.info("took over %d events that %s had left", sum(s.lines for s in found), folder.path.name)
         else:
             folder.remove()
         return found

@@ -1,6 +1,7 @@
 """Listening, and being told to stop: for one process and for the parent of several alike."""
 
 import asyncio
+import os
 import signal
 
 from aiohttp import web
@@ -22,4 +23,5 @@ async def listen(runner: web.BaseRunner, host: str, port: int, variable: str, *,
     try:
         await web.TCPSite(runner, host, port, reuse_port=reuse_port or None).start()
     except OSError as error:
-        raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {error.strerror}") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio's own says all of it twice
+        raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {reason}") from None

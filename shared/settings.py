@@ -1,12 +1,13 @@
 """The environment, read once into one frozen object."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from redis import ConnectionPool
 
 from shared.errors import SettingsError
@@ -53,6 +54,12 @@ def _path_prefix(value: str) -> str:
     return value
 
 
+def _key_prefix(value: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_.{}-]+", value):
+        raise ValueError("may have letters, digits and _ . - { } only")
+    return value
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 
@@ -74,9 +81,9 @@ class Settings(BaseModel):
     journal_dir: Path = Path("journal")
     journal_max_bytes: int = Field(1_073_741_824, ge=1)
     journal_fsync: Literal["everysec", "always"] = "everysec"
-    key_prefix: str = Field("presence", pattern=r"^[A-Za-z0-9_.{}-]+$")
+    key_prefix: Annotated[str, AfterValidator(_key_prefix)] = "presence"
     changes_maxlen: int = Field(1_000_000, ge=1)
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     log_format: Literal["text", "json"] = "text"
 
     @property

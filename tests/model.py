@@ -1,4 +1,4 @@
-"""Presence, written straight from SPEC 3: a plain function of a set of events.
+"""Presence, written straight from docs/redis-keys.md: a plain function of a set of events.
 
 Holds while no bound is reached: 32 closed connections and 256 sessions a user.
 """

@@ -1,5 +1,5 @@
 #!lua name=LIBRARY
--- Applies one event to one user's hash, atomically: the rules of SPEC 3.
+-- Applies one event to one user's hash, atomically: the rules of docs/redis-keys.md.
 --
 -- KEYS  1  the user's hash
 --       2  the stream of changes; absent on a Redis Cluster, where it cannot share a step with the hash

@@ -28,5 +28,5 @@ def _line(user: presence.Presence) -> str:
     where = f", {safe(user.platform)}" if user.platform else ""
     return (
         f"{name} since {moment(user.changed_at)} ({age(user.changed_at)} ago), "
-        f"{sessions}seq {user.seq}{where}, {user.command}"
+        f"{sessions}last event {user.command}{where}, seq {user.seq}"
     )

@@ -42,7 +42,13 @@ class Tally:
 @click.command()
 @click.option("--url", help="As in OpenIM's configuration; the default is the receiver on this machine.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="v3.8", show_default=True, help="Which OpenIM.")
-@click.option("--event", type=click.Choice(list(SCRIPTS)), default="offline", show_default=True)
+@click.option(
+    "--event",
+    type=click.Choice(list(SCRIPTS)),
+    default="offline",
+    show_default=True,
+    help="What happens to each user; a session is online, then offline.",
+)
 @click.option("--users", type=click.IntRange(1), default=1, show_default=True, help="How many, user1 to userN.")
 @click.option("--user", "names", multiple=True, help="One user by name; may be repeated.")
 @click.option("--rate", type=click.FloatRange(0), default=0, help="Callbacks a second; 0 is as fast as it goes.")
@@ -69,6 +75,10 @@ def send(
     if url is None:
         config = settings.load()
         url = f"http://127.0.0.1:{config.port}{config.callback_path}/callbackExample"
+    if not url.startswith(("http://", "https://")):
+        raise click.UsageError("--url must begin with http:// or https://")
+    if names and users > 1:
+        raise click.UsageError("either --users or --user")
     everybody = names or tuple(f"user{number}" for number in range(1, users + 1))
     steps = SCRIPTS[event]
     total = len(everybody) * len(steps)
@@ -137,7 +147,8 @@ async def _send(session: aiohttp.ClientSession, each: Request, tally: Tally) -> 
             tally.accepted += response.status == 200 and '"actionCode":0' in body
     except (aiohttp.ClientError, TimeoutError) as error:
         answer = f"no answer: {error or type(error).__name__}"
-    tally.seconds.append(time.perf_counter() - began)
+    else:
+        tally.seconds.append(time.perf_counter() - began)
     tally.answers[answer] += 1
 
 

@@ -84,12 +84,13 @@ def up() -> None:
         signal.signal(number, lambda *_: stopping.set())
     with _only_one(data):
         try:
-            if not os.environ.get("PRESENCE_REDIS_URL"):
+            if "PRESENCE_REDIS_URL" not in given:
                 port = embedded.free_port(6379)
                 environment["PRESENCE_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
                 command = embedded.arguments(embedded.find_server(), port, data)
                 _start(services, Service("server", command, environment), stopping, _answers(environment))
             config = settings.load(environment)
+            _check_servers(config, own="PRESENCE_REDIS_URL" not in given)
             receiver = Service("receiver", [sys.executable, "-m", "receiver"], environment)
             _start(services, receiver, stopping, _receives(config, receiver))
             worker = Service("worker", [sys.executable, "-m", "worker"], environment)
@@ -124,7 +125,8 @@ def _start(services: list[Service], service: Service, stopping: threading.Event,
     give_up_at = time.monotonic() + READY_SECONDS
     while not stopping.wait(0.05):
         if service.process is None or service.process.poll() is not None:
-            raise PresenceError(f"the {service.name} did not start; see the line above, or data/server.log")
+            where = "data/server.log" if service.name == "server" else "the line above"
+            raise PresenceError(f"the {service.name} did not start; see {where}")
         if is_ready():
             return
         if time.monotonic() > give_up_at:
@@ -160,20 +162,38 @@ def _receives(config: settings.Settings, receiver: Service) -> Callable[[], bool
     return is_ready
 
 
-def _how_to(config: settings.Settings) -> str:
-    url = f"http://{config.host}:{config.port}"
-    redis = settings.without_password(config.redis_url)
-    chosen = "PRESENCE_REDIS_URL" not in os.environ and config.redis_url != settings.DEFAULT_REDIS_URL
-    export = f"\n  export PRESENCE_REDIS_URL={redis}" if chosen else ""
-    me = sys.argv[0] if os.sep in sys.argv[0] else "presence"
-    return f"""
-presence is up; Ctrl-C stops it. Callbacks go to {url}, presence is in {redis}.
+def _check_servers(config: settings.Settings, *, own: bool) -> None:
+    """Raises PresenceError where a server that somebody else runs does not answer."""
+    for variable, url in (("PRESENCE_REDIS_URL", config.redis_url), ("PRESENCE_QUEUE_URL", config.queue_url)):
+        try:
+            connect(url).ping()
+        except RedisError as error:
+            hint = "" if own else "; unset it to have a server started here, with its data in ./data"
+            raise PresenceError(f"{variable}: {settings.without_password(url)}: {error}{hint}") from None
 
-In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) change:
+
+def _how_to(config: settings.Settings) -> str:
+    host = "HOST" if config.host == "0.0.0.0" else config.host  # noqa: S104  # any of this machine's
+    url = f"http://{host}:{config.port}{config.callback_path}"
+    redis = settings.without_password(config.redis_url)
+    reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if host == "127.0.0.1" else "other machines too"
+    # What the other terminal must know as well.
+    defaults = settings.load({})
+    variables = "".join(
+        f"PRESENCE_{name.upper()}={redis if name == 'redis_url' else value} "
+        for name in ("redis_url", "port", "callback_path", "key_prefix")
+        if (value := getattr(config, name)) != getattr(defaults, name)
+    )
+    me = variables + (sys.argv[0] if os.sep in sys.argv[0] else "presence")
+    return f"""
+presence is up; Ctrl-C stops it. It takes callbacks at {url} from {reach};
+presence is in {redis}.
+
+In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) change these, and restart OpenIM:
   url: {url}/callbackExample
   afterUserOnline: {{enable: true, timeout: 5}}      # and afterUserOffline, afterUserKickOff
 
-See it work, in another terminal:{export}
+See it work, in another terminal:
   {me} send --user alice --event online
   {me} get alice
   {me} watch

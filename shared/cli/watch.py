@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -25,13 +26,18 @@ def watch(as_json: bool) -> None:
     logs.set_up(config.log_level, config.log_format)
     outage = Outage(logging.getLogger("watch"), settings.without_password(config.redis_url))
     client = connect(config.redis_url, timeout=BLOCK_SECONDS + 3)
+    with suppress(KeyboardInterrupt):
+        _follow(client, config.keys.changes, as_json, outage)
+
+
+def _follow(client: Any, stream: str, as_json: bool, outage: Outage) -> None:
     last: bytes | None = None
     while True:
         try:
             if last is None:
-                newest: Any = client.xrevrange(config.keys.changes, count=1)
+                newest = client.xrevrange(stream, count=1)
                 last = newest[0][0] if newest else b"0-0"
-            for entry, fields in _read(client, config.keys.changes, last):
+            for entry, fields in _read(client, stream, last):
                 click.echo(_show(fields, as_json))
                 last = entry
             outage.over()

@@ -169,6 +169,16 @@ def test_fsync_before_the_answer_is_to_be_had(tmp_path: Path, keep: Callable[[Pr
     assert receiver.readiness()[1]["journal_events"] == 20
 
 
+def test_refused_callbacks_leave_a_line_in_the_log_and_not_one_each(
+    tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    receiver = Receiver(tmp_path, NOWHERE, callback_path="/s3cret")
+    keep(receiver)
+    for _ in range(20):
+        assert receiver.post("/wrong", {}, BODY)[0] == 404
+    assert receiver.text().count("404 no callback is taken at this path") == 1
+
+
 def test_a_port_in_use_stops_the_start_with_one_line(edge: Receiver, tmp_path: Path) -> None:
     import os
     import subprocess

@@ -82,8 +82,7 @@ def test_plain_rq_worker_works_with_the_documented_options(
 ) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (line,) = (line.strip() for line in readme.splitlines() if line.strip().startswith("rq worker "))
-    command = [part.replace("$PRESENCE_REDIS_URL", server.url) for part in line.split()]
-    command[0] = str(Path(sys.executable).parent / "rq")
+    command = ["bash", "-c", f"exec {Path(sys.executable).parent}/{line}"]
     process = Process(command, {"PRESENCE_REDIS_URL": server.url}, tmp_path, "rq")
     keep(process)
     send(receiver, "--user", "alice", "--event", "online")

@@ -127,6 +127,27 @@ def test_a_server_of_ones_own_is_used_instead(tmp_path: Path, server: Server) ->
         up.kill()
 
 
+@pytest.mark.parametrize("variable", ["PRESENCE_REDIS_URL", "PRESENCE_QUEUE_URL"])
+def test_a_server_of_ones_own_that_does_not_answer_is_said(tmp_path: Path, variable: str) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    up = Up(tmp_path, **{variable: url})
+    assert up.popen.wait(20) == 1
+    assert f"{variable}: {url}: " in up.text()
+    assert "presence is up" not in up.text()
+
+
+def test_the_hint_fits_the_settings(tmp_path: Path, server: Server) -> None:
+    up = Up(tmp_path, PRESENCE_REDIS_URL=server.url, PRESENCE_CALLBACK_PATH="/s3cret", PRESENCE_KEY_PREFIX="im")
+    try:
+        up.wait()
+        assert f"url: http://127.0.0.1:{up.port}/s3cret/callbackExample" in up.text()
+        (line,) = (line.strip() for line in up.text().splitlines() if " send --user" in line)
+        subprocess.run(["bash", "-c", line], check=True, timeout=30)
+        wait_until(lambda: server.client.hget("im:alice", "status") == b"online")
+    finally:
+        up.kill()
+
+
 # The commands that read
 
 
@@ -227,6 +248,8 @@ def test_watch_shows_changes_and_survives_a_restart_of_redis(
     wait_until(lambda: len(shown()) == 2)
     assert shown()[0] == {**change, "changed_at": 7}
     assert shown()[1]["status"] == "offline"
+    watch.signal(signal.SIGINT)
+    assert watch.popen.wait(10) == 0
 
 
 def test_send_plays_every_shape(tmp_path: Path, server: Server) -> None:

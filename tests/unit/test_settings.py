@@ -20,6 +20,10 @@ def test_the_queue_lives_where_presence_lives_unless_said_otherwise() -> None:
     assert both.queue_url == "redis://b:1/0"
 
 
+def test_a_log_level_may_be_written_in_any_case() -> None:
+    assert load({"PRESENCE_LOG_LEVEL": "DEBUG"}).log_level == "debug"
+
+
 def test_an_empty_variable_is_not_set() -> None:
     assert load({"PRESENCE_PORT": ""}) == load({})
 
