@@ -22,6 +22,7 @@ from shared.errors import Unavailable
 
 SEGMENT_BYTES = 4 << 20
 UNREADABLE_SECONDS = 10.0
+LINE_SECONDS = 10.0
 _SUFFIX = ".log"
 _DAMAGED = ".damaged"
 _LIMIT = "the journal has reached PRESENCE_JOURNAL_MAX_BYTES"
@@ -47,6 +48,8 @@ class Journal:
         self.waiting_bytes = 0
         self.waiting_events = 0
         self._wanted = 0  # bytes that were refused for the limit
+        self._next_line = 0.0
+        self._told = False
         #: Why the last append failed, or "".
         self.trouble = ""
 
@@ -59,13 +62,15 @@ class Journal:
         with self._lock:
             if self.waiting_bytes + len(line) > self._max_bytes:
                 self._wanted = len(line)
+                self._note(_LIMIT)
                 raise Unavailable(_LIMIT)
             try:
                 self._write(line)
             except OSError as error:
-                self.trouble = f"the journal cannot be written: {error.strerror}"
+                self._note(f"the journal cannot be written: {error.strerror}")
                 raise Unavailable(self.trouble) from error
-            self.trouble = ""
+            if self.trouble:
+                self._note("")
 
     def check(self) -> str:
         """Why an event would be refused now, or "". Where the last one was, tries the disk again."""
@@ -78,8 +83,20 @@ class Journal:
                     self._write(to_line(b""))
             except OSError as error:
                 return f"the journal cannot be written: {error.strerror}"
-            self.trouble = ""
+            if self.trouble:
+                self._note("")
             return ""
+
+    def _note(self, trouble: str) -> None:
+        """Keeps the trouble, or "" for its end, and says so in the log: at its limit a journal may flutter."""
+        self.trouble = trouble
+        if trouble and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            self._told = True
+            log.error("%s: events are refused", trouble)
+        elif self._told and not trouble:
+            self._told = False
+            log.warning("the journal takes events again")
 
     def _write(self, line: bytes) -> None:
         if self._active is None:

@@ -260,7 +260,9 @@ def test_a_file_of_zeros_is_set_aside(tmp_path: Path) -> None:
     assert journal.damaged_files() == 1
 
 
-def test_a_directory_that_cannot_be_made_refuses_events_and_heals(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_refuses_events_and_heals(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = tmp_path / "journal"
     root.write_text("in the way")
     journal = Journal(root, PLENTY)
@@ -271,6 +273,7 @@ def test_a_directory_that_cannot_be_made_refuses_events_and_heals(tmp_path: Path
     assert journal.check() == ""
     journal.append(payload(2))
     assert list(drain(journal)) == [payload(2)]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
 def test_a_full_disk_refuses_events_keeps_the_old_and_heals(tmp_path: Path) -> None:
