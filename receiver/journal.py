@@ -8,6 +8,7 @@ The event loop's thread appends; the relay's thread reads, settles and adopts; a
 guards the few fields that they share, and is never held during a wait for the disk but the append itself.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -104,7 +105,7 @@ class Journal:
         if os.write(self._descriptor, line) != len(line):
             # The disk is full. Half a line at the end of a file is ignored, so never write after it.
             self._seal()
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._active.size += len(line)
         self._active.lines += 1
         self.waiting_bytes += len(line)

@@ -21,7 +21,7 @@ from shared.queue import enqueue_encoded, open_queue
 from shared.redis import connect
 from shared.settings import Settings, without_password
 
-BATCH_EVENTS = 4000  # RQ spends some 10 ms on a job, whatever is in it
+BATCH_EVENTS = 4000  # RQ spends the same time on a job, whatever is in it
 PACE_SECONDS = 0.015
 SETTLE_SECONDS = 5.0
 ADOPT_SECONDS = 5.0

@@ -76,7 +76,12 @@ def enqueue_encoded(queue: Queue, events: Sequence[bytes]) -> Job:
     """
     job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES))
     job.data = b'["%s",null,[[%s]],{}]' % (APPLY.encode(), b",".join(events))
-    return _enqueue(queue, job)
+    try:
+        return _enqueue(queue, job)
+    except ResponseError:
+        # A queue of a wrong type, say, refuses the id and not the job: try after try would pile up.
+        queue.connection.delete(job.key)
+        raise
 
 
 def enqueue_alone(queue: Queue, event: Any, job_id: str, why: str) -> Job:
@@ -105,10 +110,5 @@ def _create(queue: Queue, description: str, retry: Retry, job_id: str | None = N
 def _enqueue(queue: Queue, job: Job) -> Job:
     with queue.connection.pipeline() as transaction:
         queue.enqueue_job(job, pipeline=transaction)
-        try:
-            transaction.execute()
-        except ResponseError:
-            # A queue of a wrong type, say, refuses the id and not the job: try after try would pile up.
-            queue.connection.delete(job.key)
-            raise
+        transaction.execute()
     return job
