@@ -9,7 +9,8 @@ from collections.abc import Coroutine
 from aiohttp import web
 
 from receiver import processes
-from receiver.app import Receiver, make_admin, make_server
+from receiver.admin import make_admin
+from receiver.app import Receiver, make_server
 from receiver.durability import BeforeAnswer, EverySecond
 from receiver.journal import Journal
 from receiver.listening import listen, stop_signal
