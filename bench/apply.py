@@ -40,7 +40,7 @@ def events(count: int, first: int = 0) -> list[Event]:
 def fill(client: Redis, batch: list[Event]) -> None:
     queue = open_queue(client, Settings())
     for start in range(0, len(batch), BATCH_EVENTS):
-        enqueue_encoded(queue, [encode(event) for event in batch[start : start + BATCH_EVENTS]])
+        enqueue_encoded(queue, [encode(event) for event in batch[start : start + BATCH_EVENTS]], 0)
 
 
 def by_worker(server: Server, directory: Path) -> float:

@@ -79,7 +79,6 @@ class Receiver:
 
     async def _accept(self, request: web.BaseRequest) -> Target:
         """Runs the checks of docs/openim-versions.md in their order and stores the event; returns what to answer to."""
-        received_at = time.time_ns() // 1_000_000
         if request.method != hdrs.METH_POST:
             raise Refused(405, "callbacks are sent with POST")
         check_path(request.raw_path, self._prefix)
@@ -91,7 +90,7 @@ class Receiver:
         headers = request.headers
         _check_content_type(headers)
         target = read_target(request.raw_path)
-        event = read_body(target, headers.get(OPERATION_ID), body, received_at)
+        event = read_body(target, headers.get(OPERATION_ID), body, time.time_ns() // 1_000_000)
         self._journal.append(encode(event))
         self._appended()
         if self._durable:

@@ -1,29 +1,44 @@
 """The relay: carries events from the journal to the queue, in a thread of its own.
 
-The first waiting event goes at once, later ones in batches, at most one every PACE_SECONDS until a batch is
-full. Events leave the journal only when Redis will not lose them any more: with `appendfsync everysec` a
+The first waiting event goes at once, later ones in batches, with a pause between them until a batch is full.
+Events leave the journal only when Redis will not lose them any more: with `appendfsync everysec` a
 server that is killed forgets its last second or two, so what was pushed in the last SETTLE_SECONDS is kept,
 and pushed again when the server turns out to be a new run. Applying an event twice is harmless.
+
+Once a second it also tells the workers and `presence status`, on the queue's Redis, how far it has come.
 """
 
+import json
 import logging
+import os
+import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from receiver.journal import Journal
 from receiver.segment import Batch
+from shared.events import received_at
 from shared.outage import Outage
 from shared.queue import enqueue_encoded, open_queue
-from shared.redis import connect
+from shared.redis import connect, is_outage
 from shared.settings import Settings, without_password
 
 BATCH_EVENTS = 4000  # RQ spends the same time on a job, whatever is in it
+#: Between two pushes: this long at least, and so many times as long as the last one took, up to the most. A push takes
+#: about 1 ms of the interpreter that the requests share, for one event as for hundreds: 15 ms alone cost a tenth of
+#: what a receiver can accept.
 PACE_SECONDS = 0.015
+PACE_FACTOR = 30
+PACE_MOST_SECONDS = 0.1
 SETTLE_SECONDS = 5.0
+REPORT_SECONDS = 1.0
+#: An event's `received_at` is a little older than its line in the journal.
+MARK_SLACK_MS = 500
 ADOPT_SECONDS = 5.0
 PUSH_TIMEOUT_SECONDS = 5.0
 
@@ -49,10 +64,20 @@ class Relay(threading.Thread):
         self._window_run_id = ""
         self._window: deque[tuple[float, Batch]] = deque()
         self._next_adoption = 0.0
+        self._reports = settings.keys.receivers
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._next_report = 0.0
+        self._told = False
+        self._mark_ms = 0
 
     @property
     def redis_is_up(self) -> bool:
         return not self._outage.is_on
+
+    @property
+    def mark_ms(self) -> int:
+        """Unix milliseconds: every event that was received before is on the queue."""
+        return self._mark_ms
 
     def wake(self) -> None:
         """Says that the journal has an event. Cheap, for any thread."""
@@ -70,6 +95,7 @@ class Relay(threading.Thread):
         while time.monotonic() < self._deadline:
             try:
                 if self._turn() and self._stopping.is_set():
+                    self._sign_off()
                     return
                 self._disk.over()
             except RedisError as error:
@@ -91,25 +117,63 @@ class Relay(threading.Thread):
         """Pushes one batch, or waits for one; True where there was nothing to push."""
         self._adopt()
         self._waiting.clear()
+        asked_at_ms = time.time_ns() // 1_000_000 - MARK_SLACK_MS
         # One event finds out whether Redis is back. With 4,000, redis-py spends 15 ms on wording each refusal.
         batch = self._journal.next_batch(1 if self._outage.is_on else BATCH_EVENTS)
         if batch is None:
-            self._settle_idle()
+            if not self._journal.unreadable_files():
+                self._mark_ms = asked_at_ms
+            if self._report():
+                self._settle()
             if not self._stopping.is_set():
                 self._waiting.wait(1.0)
             return True
         pushing = bool(batch.payloads)
+        started_at = time.monotonic()
         if pushing:
-            enqueue_encoded(self._queue, batch.payloads)
+            since_ms = received_at(batch.payloads[0])
+            self._mark_ms = min(asked_at_ms, since_ms)
+            enqueue_encoded(self._queue, batch.payloads, since_ms)
             self._outage.over()
             batch.payloads.clear()
         self._journal.pushed(batch)
         self._window.append((time.monotonic(), batch))
         if pushing:
             self._settle()  # may take it all back, so after everything else
+            self._report()
         if batch.lines < BATCH_EVENTS:
-            self._stopping.wait(PACE_SECONDS)
+            took = time.monotonic() - started_at
+            self._stopping.wait(min(max(PACE_SECONDS, PACE_FACTOR * took), PACE_MOST_SECONDS))
         return False
+
+    def _report(self) -> bool:
+        """Tells how far the relay has come, if it is time to: True where Redis has answered."""
+        now = time.monotonic()
+        if now < self._next_report:
+            return False
+        self._next_report = now + REPORT_SECONDS
+        report = {
+            "at": time.time_ns() // 1_000_000,
+            "mark": self._mark_ms,
+            "events": self._journal.waiting_events,
+            "bytes": self._journal.waiting_bytes,
+        }
+        self._tell(lambda: self._client.hset(self._reports, self._name, json.dumps(report)))
+        self._outage.over()
+        return True
+
+    def _sign_off(self) -> None:
+        self._tell(lambda: self._client.hdel(self._reports, self._name))
+
+    def _tell(self, command: Callable[[], object]) -> None:
+        try:
+            command()
+        except ResponseError as error:
+            if is_outage(error):
+                raise
+            if not self._told:  # a key of a wrong type must not hold up any event
+                log.error("the key %s cannot be written; rename it, receivers report there: %s", self._reports, error)
+            self._told = True
 
     def _adopt(self) -> None:
         now = time.monotonic()
@@ -124,12 +188,6 @@ class Relay(threading.Thread):
         info = connection.read_response()
         lines = info.decode() if isinstance(info, bytes) else str(info)
         self._run_id = next((line.partition(":")[2] for line in lines.splitlines() if line.startswith("run_id:")), "")
-
-    def _settle_idle(self) -> None:
-        if self._window and self._window[0][0] <= time.monotonic() - SETTLE_SECONDS:
-            self._client.ping()
-            self._outage.over()
-            self._settle()
 
     def _settle(self) -> None:
         """Forgets what an answer of the same server, SETTLE_SECONDS later, shows to be safe.

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field, StrictInt, StrictStr, TypeAdapter
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 Kind = Literal["online", "offline"]
 
@@ -49,6 +49,14 @@ class Event(NamedTuple):
 def encode(event: Event) -> bytes:
     """The event as one JSON array without a newline in it."""
     return to_json(event)
+
+
+def received_at(encoded: bytes) -> int:
+    """When the receiver took an event that `encode` wrote, Unix milliseconds; 0 where that cannot be read."""
+    try:
+        return int(from_json(encoded)[Event._fields.index("received_at")])
+    except (ValueError, LookupError, TypeError):
+        return 0
 
 
 #: Reads what `encode` wrote; `validate_python` and `validate_json` raise pydantic's ValidationError.

@@ -24,6 +24,21 @@ class Keys:
         return f"{self.prefix}-stats"
 
     @property
+    def leases(self) -> str:
+        """The sorted set of users by the end of their earliest lease."""
+        return f"{self.prefix}-leases"
+
+    @property
+    def receivers(self) -> str:
+        """The hash of what each receiver process reports; on the queue's Redis."""
+        return f"{self.prefix}-receivers"
+
+    @property
+    def sweep(self) -> str:
+        """The hash of what the sweep of leases must remember; on the queue's Redis."""
+        return f"{self.prefix}-sweep"
+
+    @property
     def queue(self) -> str:
         """The name of the RQ queue; RQ puts it at `rq:queue:<name>`."""
         return self.prefix

@@ -69,12 +69,12 @@ def open_queue(connection: Redis, settings: Settings) -> Queue:
     )
 
 
-def enqueue_encoded(queue: Queue, events: Sequence[bytes]) -> Job:
+def enqueue_encoded(queue: Queue, events: Sequence[bytes], since_ms: int) -> Job:
     """Puts one batch of events, each as `events.encode` wrote it, onto the queue in one transaction.
 
-    They are not decoded: the job's data is the JSON around them.
+    They are not decoded: the job's data is the JSON around them. since_ms: when the oldest was received.
     """
-    job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES))
+    job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES), len(events), since_ms)
     job.data = b'["%s",null,[[%s]],{}]' % (APPLY.encode(), b",".join(events))
     try:
         return _enqueue(queue, job)
@@ -84,18 +84,18 @@ def enqueue_encoded(queue: Queue, events: Sequence[bytes]) -> Job:
         raise
 
 
-def enqueue_alone(queue: Queue, event: Any, job_id: str, why: str) -> Job:
+def enqueue_alone(queue: Queue, event: Any, job_id: str, since_ms: int, why: str) -> Job:
     """Puts one event that failed in its batch onto the queue, to be tried alone with growing pauses.
 
     job_id: the same for the same event of the same batch, so that a batch run twice makes one job.
     """
     pauses = EVENT_RETRY_SECONDS
-    job = _create(queue, f"1 event alone: {why}", Retry(max=len(pauses), interval=pauses), job_id)
+    job = _create(queue, f"1 event alone: {why}", Retry(max=len(pauses), interval=pauses), 1, since_ms, job_id)
     job.args = ([event],)
     return _enqueue(queue, job)
 
 
-def _create(queue: Queue, description: str, retry: Retry, job_id: str | None = None) -> Job:
+def _create(queue: Queue, description: str, retry: Retry, events: int, since_ms: int, job_id: str | None = None) -> Job:
     """A job of which nothing is kept when it is done, and everything, for ever, when it failed."""
     return queue.create_job(
         APPLY,
@@ -104,6 +104,7 @@ def _create(queue: Queue, description: str, retry: Retry, job_id: str | None = N
         failure_ttl=-1,
         retry=retry,
         job_id=job_id,
+        meta={"since": since_ms, "events": events},
     )
 
 

@@ -112,4 +112,4 @@ def _set_apart(event: Any, index: int, poison: Poison) -> None:
         raise poison  # not run by RQ: there is no queue to put it on
     log.error("an event cannot be applied and goes on alone: %s", poison)
     queue = open_queue(job.connection, _settings())
-    enqueue_alone(queue, event, f"{job.id}-{index}", str(poison))
+    enqueue_alone(queue, event, f"{job.id}-{index}", job.meta.get("since", 0), str(poison))

@@ -57,6 +57,25 @@ def test_two_workers_share_the_work(
     wait_until(lambda: redis.llen("rq:queue:presence") == 0)
 
 
+def test_a_receiver_reports_how_far_it_has_come(receiver: Receiver, redis: Redis) -> None:
+    def report() -> dict[str, int]:
+        reports = redis.hvals("presence-receivers")
+        return json.loads(reports[0]) if reports else {}
+
+    first = wait_until(report)
+    assert (first["events"], first["bytes"]) == (0, 0)
+    wait_until(lambda: report()["mark"] > first["at"])
+    redis.delete("presence-receivers")
+    redis.set("presence-receivers", "of a wrong type")
+    wait_until(lambda: "presence-receivers cannot be written" in receiver.text())
+    assert send(receiver, "--users", "10")["accepted"] == 10
+    wait_until(lambda: redis.llen("rq:queue:presence"))
+    redis.delete("presence-receivers")
+    wait_until(report)
+    assert receiver.stop() == 0
+    assert not redis.exists("presence-receivers")
+
+
 def applied(redis: Redis) -> int:
     counts = redis.hgetall("presence-stats")
     return sum(int(counts.get(name, 0)) for name in (b"applied", b"duplicate", b"stale"))

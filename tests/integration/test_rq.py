@@ -65,7 +65,7 @@ def run(queue: Queue, redis: Redis) -> None:
 
 def test_a_batch_is_applied_and_its_poison_goes_on_alone(queue: Queue, redis: Redis) -> None:
     redis.set("presence:bad", "not a hash")
-    enqueue_encoded(queue, [EVENT_JSON % user for user in (b"a", b"bad", b"b")] + [b'{"no":"event"}', b"7"])
+    enqueue_encoded(queue, [EVENT_JSON % user for user in (b"a", b"bad", b"b")] + [b'{"no":"event"}', b"7"], 0)
     run(queue, redis)
     assert redis.hget("presence:a", "status") == redis.hget("presence:b", "status") == b"offline"
     scheduled = queue.scheduled_job_registry.get_job_ids()
@@ -76,7 +76,7 @@ def test_a_batch_is_applied_and_its_poison_goes_on_alone(queue: Queue, redis: Re
 
 
 def test_an_event_alone_ends_among_the_failed_with_its_error(queue: Queue, redis: Redis) -> None:
-    enqueue_alone(queue, {"no": "event"}, "batch-0", "why")
+    enqueue_alone(queue, {"no": "event"}, "batch-0", 0, "why")
     for left in (4, 3, 2, 1, 0):
         run(queue, redis)
         job = BatchJob.fetch("batch-0", redis, JSONSerializer)
@@ -90,7 +90,7 @@ def test_an_event_alone_ends_among_the_failed_with_its_error(queue: Queue, redis
 
 def test_a_batch_run_twice_makes_one_job_of_its_poison(queue: Queue, redis: Redis) -> None:
     for _ in range(2):
-        enqueue_alone(queue, {"no": "event"}, "batch-0", "why")
+        enqueue_alone(queue, {"no": "event"}, "batch-0", 0, "why")
     run(queue, redis)
     assert queue.scheduled_job_registry.get_job_ids() == ["batch-0"]
 
@@ -105,7 +105,7 @@ def test_what_the_receiver_puts_on_the_queue_is_what_the_worker_reads(queue: Que
     from shared.events import EVENT
 
     event = EVENT.validate_json(EVENT_JSON % "ü\\u2028\\\"'\\n".encode())
-    job = enqueue_encoded(queue, [encode(event)])
+    job = enqueue_encoded(queue, [encode(event)], event.received_at)
     again = BatchJob.fetch(job.id, redis, JSONSerializer)
     assert EVENT.validate_python(again.args[0][0]) == event
     wait_until(lambda: again.func_name == "worker.jobs.apply_batch")

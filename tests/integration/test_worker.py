@@ -14,7 +14,7 @@ EVENT = b'["%s","callbackUserOfflineCommand",1,"",0,"","op",7]'
 
 
 def enqueue(redis: Redis, *users: bytes) -> None:
-    enqueue_encoded(open_queue(redis, Settings()), [EVENT % user for user in users])
+    enqueue_encoded(open_queue(redis, Settings()), [EVENT % user for user in users], 0)
 
 
 def is_offline(redis: Redis, user: str) -> bool:

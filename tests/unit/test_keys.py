@@ -12,6 +12,9 @@ def test_each_name_is_the_contracts() -> None:
     assert keys.user("user123") == "presence:user123"
     assert keys.changes == "presence-changes"
     assert keys.stats == "presence-stats"
+    assert keys.leases == "presence-leases"
+    assert keys.receivers == "presence-receivers"
+    assert keys.sweep == "presence-sweep"
     assert keys.queue == "presence"
 
 
