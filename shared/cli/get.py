@@ -16,7 +16,7 @@ def get(users: tuple[str, ...], as_json: bool) -> None:
     """Shows the presence of users."""
     config = settings.load()
     with connect(config.redis_url) as client:
-        for user in presence.read(client, config.keys, users):
+        for user in presence.read(client, users, config.keys):
             click.echo(json.dumps(user.as_json()) if as_json else _line(user))
 
 
