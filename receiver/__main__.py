@@ -9,15 +9,17 @@ from collections.abc import Coroutine
 from aiohttp import web
 
 from receiver import processes
-from receiver.admin import make_admin
+from receiver.admin import Own, make_admin, make_inner
 from receiver.app import Receiver, make_server
 from receiver.durability import BeforeAnswer, EverySecond
 from receiver.journal import Journal
 from receiver.listening import listen, stop_signal
+from receiver.metrics import Counts
 from receiver.relay import Relay
 from shared import log as logs
 from shared.errors import PresenceError
 from shared.settings import Settings, load
+from shared.system import Observer
 
 #: After SIGTERM: seconds for open requests, and then for handing the journal to Redis. Docker waits 10.
 ANSWER_SECONDS = 2.0
@@ -41,10 +43,13 @@ async def serve(settings: Settings, admin_socket: str | None) -> None:
     relay = Relay(journal, settings)
     syncer = EverySecond(journal)
     always = settings.journal_fsync == "always"
-    receiver = Receiver(settings, journal, relay.wake, BeforeAnswer(journal).wait if always else None)
+    counts = Counts()
+    receiver = Receiver(settings, journal, counts, relay.wake, BeforeAnswer(journal).wait if always else None)
 
     callbacks = web.ServerRunner(make_server(receiver, settings), shutdown_timeout=ANSWER_SECONDS)
-    admin = web.AppRunner(make_admin(journal, lambda: relay.redis_is_up), access_log=None)
+    pages = Own(settings, journal, relay, counts)
+    app = make_inner(pages) if admin_socket else make_admin(pages, Observer(settings))
+    admin = web.AppRunner(app, access_log=None)
     try:
         shared = admin_socket is not None
         await listen(callbacks, settings.host, settings.port, "PORT", reuse_port=shared)

@@ -1,36 +1,132 @@
-"""The pages for whoever looks after a receiver, on a port of their own."""
+"""The pages for whoever looks after a receiver, on a port of their own: /healthz, /readyz, /metrics.
 
+They say what the process says of itself (`Own`), or what several processes do (`receiver/processes.py`).
+"""
+
+import asyncio
 import json
 import os
-from collections.abc import Callable
+from itertools import chain
+from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from receiver.journal import Journal
+from receiver.metrics import Counts, State, of_state
+from receiver.relay import Relay
+from shared.metrics import CONTENT_TYPE, of_system, page, seconds_since
+from shared.settings import Settings
+from shared.system import ALL_SECONDS, Observer, System
 
 
-def make_admin(journal: Journal, redis_is_up: Callable[[], bool]) -> web.Application:
-    """`/healthz`: the process answers. `/readyz`: the journal can take events, whatever Redis does."""
+class Pages(Protocol):
+    """What there is to say. Each answer has a `status`, and is well where that is `alive` or `ready`."""
 
-    async def healthz(request: web.Request) -> web.Response:
-        return web.json_response({"status": "alive", "pid": os.getpid()})
+    async def health(self) -> dict[str, Any]: ...
 
-    async def readyz(request: web.Request) -> web.Response:
-        trouble = journal.check()
-        state = {
+    async def readiness(self) -> dict[str, Any]: ...
+
+    async def state(self) -> State: ...
+
+
+class Own:
+    """Of this process alone."""
+
+    def __init__(self, settings: Settings, journal: Journal, relay: Relay, counts: Counts) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._relay = relay
+        self._counts = counts
+
+    async def health(self) -> dict[str, Any]:
+        return {"status": "alive", "pid": os.getpid()}
+
+    async def readiness(self) -> dict[str, Any]:
+        journal, trouble = self._journal, self._journal.check()
+        return {
             "status": "not ready" if trouble else "ready",
             "trouble": trouble,
-            "redis": "up" if redis_is_up() else "down",
+            "redis": "up" if self._relay.redis_is_up else "down",
             "journal_events": journal.waiting_events,
             "journal_bytes": journal.waiting_bytes,
+            "journal_oldest_seconds": self._oldest_seconds(),
             "damaged_files": journal.damaged_files(),
             "unreadable_files": journal.unreadable_files(),
         }
-        return web.Response(
-            status=503 if trouble else 200, text=json.dumps(state) + "\n", content_type="application/json"
+
+    async def state(self) -> State:
+        relay, journal = self._relay, self._journal
+        pushes = {"pushes ok": relay.pushes_ok, "pushes failed": relay.pushes_failed}
+        return State(
+            pid=os.getpid(),
+            counts={**self._counts.numbers(), **pushes},
+            ready=not journal.check(),
+            redis_up=relay.redis_is_up,
+            events=journal.waiting_events,
+            bytes=journal.waiting_bytes,
+            oldest_seconds=self._oldest_seconds(),
+            room_bytes=max(0, self._settings.journal_max_bytes - journal.waiting_bytes),
+            disk_bytes=_free_bytes(self._settings),
+            damaged_files=journal.damaged_files(),
         )
+
+    def _oldest_seconds(self) -> float:
+        return seconds_since(self._relay.mark_ms) if self._journal.waiting_events else 0.0
+
+
+def _free_bytes(settings: Settings) -> int:
+    try:
+        disk = os.statvfs(settings.journal_dir)
+    except OSError:
+        return 0
+    return disk.f_bavail * disk.f_frsize
+
+
+def make_admin(pages: Pages, observer: Observer) -> web.Application:
+    """The pages, for people and for Prometheus."""
+
+    async def metrics(request: web.Request) -> web.Response:
+        state, system = await asyncio.gather(pages.state(), observe(observer))
+        body = page(chain(of_state(state), of_system(system, queue_up=state.redis_up)))
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
+    app = _make_app(pages)
+    app.router.add_get("/metrics", metrics)
+    return app
+
+
+def make_inner(pages: Pages) -> web.Application:
+    """The same for the process that sums up several: `/state` is what `State(**...)` takes."""
+
+    async def state(request: web.Request) -> web.Response:
+        return web.json_response((await pages.state()).as_json())
+
+    app = _make_app(pages)
+    app.router.add_get("/state", state)
+    return app
+
+
+def _make_app(pages: Pages) -> web.Application:
+    async def healthz(request: web.Request) -> web.Response:
+        return _json(await pages.health(), "alive")
+
+    async def readyz(request: web.Request) -> web.Response:
+        return _json(await pages.readiness(), "ready")
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     return app
+
+
+def _json(answer: dict[str, Any], well: str) -> web.Response:
+    text = json.dumps(answer) + "\n"  # for whoever asks with curl
+    status = 200 if answer["status"] == well else 503
+    return web.Response(status=status, text=text, content_type="application/json")
+
+
+async def observe(observer: Observer) -> System:
+    """As Observer.read does, without blocking the loop."""
+    begun = observer.begin()
+    await asyncio.wait([asyncio.wrap_future(each) for each in begun], timeout=ALL_SECONDS)
+    return observer.end(*begun)

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
+from time import perf_counter
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -22,6 +23,7 @@ from receiver.callback import (
     refused,
 )
 from receiver.journal import Journal
+from receiver.metrics import OTHER, Counts
 from shared.errors import Unavailable
 from shared.events import encode
 from shared.settings import Settings
@@ -46,12 +48,14 @@ class Receiver:
         self,
         settings: Settings,
         journal: Journal,
+        counts: Counts,
         appended: Callable[[], None],
         durable: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._prefix = settings.callback_path
         self._max_body_bytes = settings.max_body_bytes
         self._journal = journal
+        self._counts = counts
         self._appended = appended
         self._durable = durable
         self._refusals = _Refusals()
@@ -59,26 +63,35 @@ class Receiver:
         self._document = _Prepared(accepted(Target(None, "document")))
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        started = perf_counter()
         try:
-            target = await self._accept(request)
+            target, command = await self._accept(request)
         except Refused as refusal:
             self._refusals.note(request, refusal)
+            self._counts.other("refused", refusal.status, *_named(request))
             return _answer(refusal.status, refused(refusal), _headers_of(refusal))
         except Foreign as foreign:
+            self._counts.other("foreign", 404)
             return _answer(404, not_ours(foreign))
         except Unavailable as reason:
+            self._counts.other("refused", 503, *_named(request))
             return _answer(503, refused(Refused(503, "the event cannot be stored now", str(reason))))
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
             log.exception("a request could not be answered as it should")
+            self._counts.other("refused", 503, *_named(request))
             return _answer(503, refused(Refused(503, "this receiver has a defect", "see its log")))
+        self._counts.accepted(command, target.shape, started)
         if request.keep_alive and request.version >= HttpVersion11:
             return self._document if target.shape == "document" else self._accepted
         return _answer(200, accepted(target))
 
-    async def _accept(self, request: web.BaseRequest) -> Target:
-        """Runs the checks of docs/openim-versions.md in their order and stores the event; returns what to answer to."""
+    async def _accept(self, request: web.BaseRequest) -> tuple[Target, str]:
+        """Runs the checks of docs/openim-versions.md in their order and stores the event.
+
+        Returns what to answer to, and the command.
+        """
         if request.method != hdrs.METH_POST:
             raise Refused(405, "callbacks are sent with POST")
         check_path(request.raw_path, self._prefix)
@@ -95,7 +108,7 @@ class Receiver:
         self._appended()
         if self._durable:
             await self._durable()
-        return target
+        return target, event.command
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
@@ -167,6 +180,15 @@ class _Refusals:
             )
             self._count = 0
             self._next = time.monotonic() + NOTE_SECONDS
+
+
+def _named(request: web.BaseRequest) -> tuple[str, str]:
+    """Command and shape of a request that was refused, as far as its URL says them."""
+    try:
+        target = read_target(request.raw_path)
+    except (Refused, Foreign):
+        return OTHER, OTHER
+    return target.command or OTHER, target.shape
 
 
 def _check_content_type(headers: Mapping[str, str]) -> None:

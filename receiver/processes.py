@@ -16,10 +16,13 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from receiver.admin import make_admin
 from receiver.listening import listen, stop_signal
+from receiver.metrics import Ledger, State, merge
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
 from shared.settings import Settings
+from shared.system import Observer
 
 #: Tells a process that it is one of several, and where to answer for its health.
 SOCKET_VARIABLE = "RECEIVER_ADMIN_SOCKET"
@@ -35,7 +38,7 @@ async def supervise(settings: Settings) -> None:
     stop = stop_signal()
     with tempfile.TemporaryDirectory(prefix="receiver-") as directory:
         sockets = [Path(directory) / f"{number}.sock" for number in range(settings.processes)]
-        admin = web.AppRunner(_admin(sockets), access_log=None)
+        admin = web.AppRunner(make_admin(Together(sockets), Observer(settings)), access_log=None)
         children = [asyncio.create_task(_keep_running(path, stop)) for path in sockets]
         try:
             if settings.admin_port:
@@ -74,25 +77,26 @@ async def _keep_running(socket: Path, stop: asyncio.Event) -> None:
         await asyncio.wait([stopping], timeout=RESTART_SECONDS)
 
 
-def _admin(sockets: list[Path]) -> web.Application:
-    async def healthz(request: web.Request) -> web.Response:
-        states = await _ask_all(sockets, "/healthz")
-        alive = None not in states
-        text = "alive" if alive else "one of the processes does not answer"
-        return web.json_response({"status": text, "pid": os.getpid()}, status=200 if alive else 503)
+class Together:
+    """What all processes say, as one. Counts of processes that have ended stay in the sum."""
 
-    async def readyz(request: web.Request) -> web.Response:
-        state = _merge(await _ask_all(sockets, "/readyz"))
-        return web.json_response(state, status=200 if state["status"] == "ready" else 503)
+    def __init__(self, sockets: list[Path]) -> None:
+        self._sockets = sockets
+        self._ledgers = [Ledger() for _ in sockets]
 
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    return app
+    async def health(self) -> dict[str, Any]:
+        alive = None not in await self._ask_all("/healthz")
+        return {"status": "alive" if alive else "one of the processes does not answer", "pid": os.getpid()}
 
+    async def readiness(self) -> dict[str, Any]:
+        return _merge(await self._ask_all("/readyz"))
 
-async def _ask_all(sockets: list[Path], page: str) -> list[dict[str, Any] | None]:
-    return await asyncio.gather(*(_ask(path, page) for path in sockets))
+    async def state(self) -> State:
+        states = await self._ask_all("/state")
+        return merge([State(**state) if state else None for state in states], self._ledgers)
+
+    async def _ask_all(self, page: str) -> list[dict[str, Any] | None]:
+        return await asyncio.gather(*(_ask(path, page) for path in self._sockets))
 
 
 async def _ask(socket: Path, page: str) -> dict[str, Any] | None:
@@ -103,8 +107,8 @@ async def _ask(socket: Path, page: str) -> dict[str, Any] | None:
             ) as session,
             session.get(f"http://receiver{page}") as answer,
         ):
-            state: dict[str, Any] = await answer.json()
-            return state
+            said: dict[str, Any] = await answer.json()
+            return said
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
 
@@ -121,6 +125,7 @@ def _merge(states: list[dict[str, Any] | None]) -> dict[str, Any]:
         "trouble": "; ".join(sorted(set(troubles))),
         "redis": "up" if known and all(state["redis"] == "up" for state in known) else "down",
         **{name: sum(state[name] for state in known) for name in counts},
+        "journal_oldest_seconds": max((state["journal_oldest_seconds"] for state in known), default=0),
         # They share the directory.
         "damaged_files": max((state["damaged_files"] for state in known), default=0),
         "processes": len(states),

@@ -69,6 +69,9 @@ class Relay(threading.Thread):
         self._next_report = 0.0
         self._told = False
         self._mark_ms = 0
+        #: How many pushes Redis took, and how many it did not.
+        self.pushes_ok = 0
+        self.pushes_failed = 0
 
     @property
     def redis_is_up(self) -> bool:
@@ -133,7 +136,7 @@ class Relay(threading.Thread):
         if pushing:
             since_ms = received_at(batch.payloads[0])
             self._mark_ms = min(asked_at_ms, since_ms)
-            enqueue_encoded(self._queue, batch.payloads, since_ms)
+            self._push(batch.payloads, since_ms)
             self._outage.over()
             batch.payloads.clear()
         self._journal.pushed(batch)
@@ -145,6 +148,14 @@ class Relay(threading.Thread):
             took = time.monotonic() - started_at
             self._stopping.wait(min(max(PACE_SECONDS, PACE_FACTOR * took), PACE_MOST_SECONDS))
         return False
+
+    def _push(self, payloads: list[bytes], since_ms: int) -> None:
+        try:
+            enqueue_encoded(self._queue, payloads, since_ms)
+        except RedisError:
+            self.pushes_failed += 1
+            raise
+        self.pushes_ok += 1
 
     def _report(self) -> bool:
         """Tells how far the relay has come, if it is time to: True where Redis has answered."""

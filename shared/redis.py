@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 
-_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_keepalive": True}
+_TCP: dict[str, Any] = {"socket_keepalive": True}
 
 _OUTAGES = (
     AuthenticationError,
@@ -51,13 +51,16 @@ def is_outage(error: Exception) -> bool:
 def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None] | None = None) -> Redis:
     """A client that opens its connection at the first command.
 
-    timeout: seconds for one answer. on_connect: called with each new connection instead of redis-py's
-    own greeting, which it should then call. Nothing is retried here: who calls knows what may be.
+    timeout: seconds for one answer, and for a connection where that is less than usual. on_connect: called with each
+    new connection instead of redis-py's own greeting, which it should then call. Nothing is retried here: who calls
+    knows what may be.
     """
     return Redis.from_url(
         url,
         socket_timeout=timeout,
-        **({} if url.startswith("unix:") else _TCP),
+        **(
+            {} if url.startswith("unix:") else {**_TCP, "socket_connect_timeout": min(timeout, CONNECT_TIMEOUT_SECONDS)}
+        ),
         retry=Retry(NoBackoff(), 0),
         protocol=2,  # one form of replies, whatever redis-py's own default comes to be
         redis_connect_func=on_connect,

@@ -1,0 +1,172 @@
+"""What the admin ports say, of one process and of several, with Redis and without."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from support import Process, Receiver, Server, wait_until
+
+from shared.openim import request
+
+NOWHERE = "redis://127.0.0.1:1/0"
+Samples = dict[tuple[str, ...], float]
+
+
+def get(port: int, page: str) -> tuple[int, str]:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{page}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def scrape(port: int) -> Samples:
+    """Each sample by its name and its labels' values, in the order of their names."""
+    status, text = get(port, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def post(receiver: Receiver, user: str, shape: str = "v3.8", seq: int = 1) -> None:
+    callback = request(shape, "/", "Online", user, seq)
+    assert receiver.post(callback.url, callback.headers, callback.body)[0] == 200
+
+
+def test_every_request_is_counted_by_what_became_of_it(receiver: Receiver) -> None:
+    post(receiver, "alice")
+    post(receiver, "alice", "document")
+    post(receiver, "alice", "v2")
+    assert receiver.post("/", {}, b"", "GET")[0] == 405
+    assert receiver.post("/callbackAfterUserOnlineCommand", {"Content-Type": "application/json"}, b"{")[0] == 400
+    assert receiver.post("/callbackBeforeSendGroupMsgCommand", {"Content-Type": "application/json"}, b"{}")[0] == 404
+    found = scrape(receiver.admin_port)
+    counted = {tuple(labels): count for (name, *labels), count in found.items() if name == "presence_callbacks_total"}
+    assert counted == {
+        ("callbackAfterUserOnlineCommand", "accepted", "path", "200"): 1,
+        ("callbackUserOnlineCommand", "accepted", "document", "200"): 1,
+        ("callbackUserOnlineCommand", "accepted", "body", "200"): 1,
+        ("other", "refused", "body", "405"): 1,
+        ("callbackAfterUserOnlineCommand", "refused", "path", "400"): 1,
+        ("other", "foreign", "other", "404"): 1,
+    }
+    assert found["presence_answer_seconds_count",] == 3
+    assert found["presence_answer_seconds_bucket", "+Inf"] == 3
+    assert 0 < found["presence_answer_seconds_sum",] < 1
+
+
+def test_the_way_of_an_event_can_be_followed(receiver: Receiver, redis: Redis) -> None:
+    post(receiver, "alice")
+    wait_until(lambda: redis.llen("rq:queue:presence") == 1)
+    found = wait_until(lambda: (page := scrape(receiver.admin_port))["presence_journal_events",] == 0 and page)
+    assert found["presence_relay_pushes_total", "ok"] == 1
+    assert found["presence_queue_jobs",] == 1
+    assert 0 <= found["presence_queue_oldest_seconds",] < 60
+    assert found["presence_workers",] == found["presence_failed_batches",] == 0
+    assert found["presence_redis_up", "queue"] == found["presence_redis_up", "presence"] == 1
+    assert found["presence_ready",] == 1
+    assert found["presence_journal_room_bytes",] > 0
+
+
+def test_the_counters_of_the_whole_system_are_shown(receiver: Receiver, redis: Redis) -> None:
+    fields = {"applied": 7, "stale": 2, "changes": 3, "users_online": 5, "lag:5": 4, "lag:inf": 1, "lag_ms": 1500}
+    redis.hset("presence-stats", mapping=fields)
+    found = scrape(receiver.admin_port)
+    assert [found["presence_events_total", name] for name in ("applied", "duplicate", "stale", "failed")] == [
+        7,
+        0,
+        2,
+        0,
+    ]
+    assert found["presence_changes_total",] == 3
+    assert found["presence_users_online",] == 5
+    assert found["presence_lag_seconds_bucket", "0.005"] == found["presence_lag_seconds_bucket", "3600.0"] == 4
+    assert found["presence_lag_seconds_count",] == 5
+    assert found["presence_lag_seconds_sum",] == 1.5
+
+
+def test_a_scrape_without_redis_says_so_in_time(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    receiver = Receiver(tmp_path, NOWHERE)
+    keep(receiver)
+    post(receiver, "alice")
+    post(receiver, "bob")
+    wait_until(lambda: scrape(receiver.admin_port).get(("presence_relay_pushes_total", "failed"), 0) > 0)
+    time.sleep(0.6)  # the mark is half a second early
+    started = time.monotonic()
+    found = scrape(receiver.admin_port)
+    assert time.monotonic() - started < 2
+    assert found["presence_redis_up", "queue"] == found["presence_redis_up", "presence"] == 0
+    assert found["presence_journal_events",] == 2
+    assert found["presence_journal_bytes",] > 100
+    assert not {name for name, *_ in found if name.startswith(("presence_queue", "presence_events", "presence_lag"))}
+
+
+def test_a_frozen_redis_holds_up_neither_a_scrape_nor_many(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    server = Server(tmp_path / "server")
+    keep(server)
+    receiver = Receiver(tmp_path, server.url)
+    keep(receiver)
+    assert scrape(receiver.admin_port)["presence_redis_up", "queue"] == 1
+    server.signal(signal.SIGSTOP)
+    started = time.monotonic()
+    with ThreadPoolExecutor(20) as pool:
+        found = list(pool.map(scrape, [receiver.admin_port] * 20))
+    assert time.monotonic() - started < 2
+    assert all(page["presence_redis_up", "queue"] == page["presence_redis_up", "presence"] == 0 for page in found)
+    server.signal(signal.SIGCONT)
+    wait_until(lambda: scrape(receiver.admin_port)["presence_redis_up", "queue"] == 1)
+
+
+def test_a_redis_that_answers_and_takes_nothing_is_not_up(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    server = Server(tmp_path / "server")
+    keep(server)
+    receiver = Receiver(tmp_path, server.url)
+    keep(receiver)
+    server.client.config_set("maxmemory", "1")
+    post(receiver, "alice")
+    wait_until(lambda: scrape(receiver.admin_port)["presence_redis_up", "queue"] == 0)
+    server.client.config_set("maxmemory", "0")
+    wait_until(lambda: scrape(receiver.admin_port)["presence_redis_up", "queue"] == 1)
+
+
+def test_the_page_of_several_processes_is_their_sum_and_never_goes_back(
+    server: Server, tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    import os
+
+    receiver = Receiver(tmp_path, server.url, processes="2")
+    keep(receiver)
+    wait_until(lambda: receiver.readiness()[0] == 200)
+
+    def accepted() -> float:
+        return scrape(receiver.admin_port).get(
+            ("presence_callbacks_total", "callbackAfterUserOnlineCommand", "accepted", "path", "200"), 0
+        )
+
+    for number in range(40):  # each on a new connection, which the kernel deals out
+        post(receiver, f"u{number}")
+    assert accepted() == 40
+    ((first, *_),) = [children(receiver)]
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: first not in children(receiver) and receiver.readiness()[0] == 200)
+    assert accepted() == 40
+    post(receiver, "another")
+    assert accepted() == 41
+    assert scrape(receiver.admin_port)["presence_answer_seconds_count",] == 41
+
+
+def children(process: Process) -> list[int]:
+    import subprocess
+
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.popen.pid)], capture_output=True, check=False)
+    return sorted(map(int, found.stdout.split()))
