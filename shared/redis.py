@@ -1,14 +1,16 @@
 """Connections to Redis: how they are made, and what their errors mean for us."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from redis import Redis
+from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
-    ClusterDownError,
+    ClusterError,
     ConnectionError,
     MasterDownError,
     NoPermissionError,
@@ -19,16 +21,21 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from shared.cluster import Cluster
+from shared.redis_url import Address, parse
 
 CONNECT_TIMEOUT_SECONDS = 2.0
-
-_TCP: dict[str, Any] = {"socket_keepalive": True}
+#: For the answer of a Sentinel; they are asked one after the other.
+SENTINEL_TIMEOUT_SECONDS = 1.0
 
 _OUTAGES = (
+    AskError,  # and MovedError: the cluster is being changed faster than it can be followed
     AuthenticationError,
     BusyLoadingError,
-    ClusterDownError,
-    ConnectionError,
+    ClusterError,  # and ClusterDownError
+    ConnectionError,  # and MasterNotFoundError: no Sentinel knows a primary that is well
     MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
@@ -51,17 +58,47 @@ def is_outage(error: Exception) -> bool:
 def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None] | None = None) -> Redis:
     """A client that opens its connection at the first command.
 
-    timeout: seconds for one answer, and for a connection where that is less than usual. on_connect: called with each
-    new connection instead of redis-py's own greeting, which it should then call. Nothing is retried here: who calls
-    knows what may be.
+    url: as PRESENCE_REDIS_URL. For a Cluster the client is a `shared.cluster.Cluster`, which has the commands of
+    Redis; its pipelines are for commands of one key each. timeout: seconds for one answer, and for a connection where
+    that is less than usual. on_connect: called with each new connection instead of redis-py's own greeting, which it
+    should then call; not on a Cluster. Nothing is retried here: who calls knows what may be. Raises ValueError where
+    the URL is wrong.
     """
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout,
-        **(
-            {} if url.startswith("unix:") else {**_TCP, "socket_connect_timeout": min(timeout, CONNECT_TIMEOUT_SECONDS)}
-        ),
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,  # one form of replies, whatever redis-py's own default comes to be
-        redis_connect_func=on_connect,
-    )
+    address = parse(url)
+    options: dict[str, Any] = {"socket_timeout": timeout, "protocol": 2}  # one form of replies, whatever the default
+    if not url.startswith("unix:"):
+        options |= {"socket_connect_timeout": min(timeout, CONNECT_TIMEOUT_SECONDS), "socket_keepalive": True}
+    if address.kind == "cluster":
+        return cast(Redis, Cluster(lambda: _cluster(address, {**options, **address.options})))
+    options["redis_connect_func"] = on_connect
+    if address.kind == "sentinel":
+        return _behind_sentinels(address, {**options, **address.options})
+    return Redis.from_url(url, retry=_once(), **options)
+
+
+def _once() -> Retry:
+    return Retry(NoBackoff(), 0)
+
+
+def _cluster(address: Address, options: dict[str, Any]) -> RedisCluster:
+    nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
+    if address.tls:
+        options = {**options, "ssl": True}
+    return RedisCluster(startup_nodes=nodes, retry=_once(), **options)
+
+
+def _behind_sentinels(address: Address, options: dict[str, Any]) -> Redis:
+    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    if address.tls:
+        tls["ssl"] = True
+    sentinels = {
+        **tls,
+        **address.sentinel_options,
+        "socket_timeout": min(options["socket_timeout"], SENTINEL_TIMEOUT_SECONDS),
+        "socket_connect_timeout": min(options["socket_timeout"], SENTINEL_TIMEOUT_SECONDS),
+        "protocol": 2,
+        "retry": _once(),
+    }
+    found = Sentinel(address.hosts, sentinel_kwargs=sentinels)  # type: ignore[no-untyped-call]
+    client = found.master_for(address.service, retry=_once(), **{**options, **tls})  # type: ignore[no-untyped-call]
+    return cast(Redis, client)

@@ -5,13 +5,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from redis import ConnectionPool
 
 from shared.errors import SettingsError
 from shared.keys import Keys
+from shared.redis_url import parse
 
 PREFIX = "PRESENCE_"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -35,15 +34,13 @@ WITHOUT_EFFECT = {"FORWARD_MAX_BYTES"}
 
 
 def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must begin with redis://, rediss:// or unix://")
-    if parts.scheme != "unix" and not (parts.path.strip("/") or "0").isdigit():
-        raise ValueError("after the host comes the number of a database, such as /0")
-    try:
-        ConnectionPool.from_url(value)  # connects to nothing
-    except ValueError as error:
-        raise ValueError(f"is no Redis URL: {error}") from None
+    parse(value)
+    return value
+
+
+def _queue_url(value: str) -> str:
+    if parse(value).kind == "cluster":
+        raise ValueError("RQ needs one Redis, no Cluster; say where one is")
     return value
 
 
@@ -62,6 +59,7 @@ def _key_prefix(value: str) -> str:
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+QueueUrl = Annotated[str, AfterValidator(_queue_url)]
 
 
 class Settings(BaseModel):
@@ -70,7 +68,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     redis_url: RedisUrl = DEFAULT_REDIS_URL
-    queue_url: RedisUrl = Field(default_factory=lambda data: data.get("redis_url", DEFAULT_REDIS_URL))
+    queue_url: QueueUrl = Field(
+        default_factory=lambda data: data.get("redis_url", DEFAULT_REDIS_URL), validate_default=True
+    )
     host: str = "0.0.0.0"  # noqa: S104  # OpenIM is on another machine or in another container
     port: Port = 10006
     processes: int = Field(1, ge=1, le=64)
@@ -117,7 +117,5 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may stand in a log."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    """The URL as it may stand in a log: of one Redis or of several."""
+    return re.sub(r"^([^:/]+://)(?:[^/?#]*@)?([^?#]*).*", r"\1\2", url, flags=re.DOTALL)

@@ -38,6 +38,10 @@ def test_an_empty_variable_is_not_set() -> None:
         ("PRESENCE_REDIS_URL", "redis://host:port/0"),
         ("PRESENCE_REDIS_URL", "redis://host/zero"),
         ("PRESENCE_REDIS_URL", "redis://host/0?socket_timeout=soon"),
+        ("PRESENCE_REDIS_URL", "redis://host/0?no_such_option=1"),
+        ("PRESENCE_REDIS_URL", "redis://one:1,two:2/0"),
+        ("PRESENCE_REDIS_URL", "redis+sentinel://one,two"),
+        ("PRESENCE_QUEUE_URL", "redis+cluster://host"),
         ("PRESENCE_CALLBACK_PATH", "secret"),
         ("PRESENCE_JOURNAL_MAX_BYTES", "0"),
         ("PRESENCE_JOURNAL_FSYNC", "never"),
@@ -67,5 +71,27 @@ def test_settings_cannot_be_changed() -> None:
         Settings().port = 1  # type: ignore[misc]
 
 
-def test_a_password_does_not_reach_the_log() -> None:
-    assert without_password("rediss://user:geheim@host:1/2") == "rediss://host:1/2"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rediss://user:geheim@host:1/2", "rediss://host:1/2"),
+        ("redis://host/0?password=geheim", "redis://host/0"),
+        ("unix://user:geheim@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+        ("redis+cluster://:geheim@one:1,[::1]:2", "redis+cluster://one:1,[::1]:2"),
+        ("rediss+sentinel://a:b@one:1,two/main/0?sentinel_password=geheim", "rediss+sentinel://one:1,two/main/0"),
+    ],
+)
+def test_a_password_does_not_reach_the_log(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_cluster_needs_a_queue_elsewhere() -> None:
+    cluster = {"PRESENCE_REDIS_URL": "redis+cluster://host:7000"}
+    with pytest.raises(SettingsError, match=r"^PRESENCE_QUEUE_URL: RQ needs one Redis"):
+        load(cluster)
+    assert load(cluster | {"PRESENCE_QUEUE_URL": "redis://host"}).redis_url == "redis+cluster://host:7000"
+
+
+def test_sentinels_may_lead_to_presence_and_to_the_queue() -> None:
+    url = "redis+sentinel://one,two/mymaster/0"
+    assert load({"PRESENCE_REDIS_URL": url}).queue_url == url

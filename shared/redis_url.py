@@ -1,0 +1,108 @@
+"""Redis URLs: redis-py's own, and two forms of ours with several hosts, for a Cluster and for Sentinels."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from redis import ConnectionPool
+from redis.connection import parse_url
+
+CLUSTER_PORT = 6379
+SENTINEL_PORT = 26379
+
+# Not urlsplit: it takes the commas for part of a port, and brackets after one for an error.
+_SEVERAL = re.compile(r"(rediss?)\+(cluster|sentinel)://(?:([^/?#]*)@)?([^/?#@]*)([^?#]*)(?:\?(.*))?", re.DOTALL)
+_HOST = re.compile(
+    r"\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\](?::(?P<v6_port>\d+))?|(?P<name>[^\s\[\]:]+)(?::(?P<port>\d+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a Redis is, and how to speak with it.
+
+    hosts: the Cluster's or the Sentinels' that are asked for the rest. service: what the Sentinels call it.
+    options: of the connections, as redis-py names them. sentinel_options: of those to the Sentinels, where they differ.
+    """
+
+    kind: Literal["single", "cluster", "sentinel"]
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    tls: bool = False
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+    sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def parse(url: str) -> Address:
+    """Raises ValueError, which says what the URL should be; connects to nothing."""
+    several = _SEVERAL.fullmatch(url)
+    if not several:
+        return _single(url)
+    scheme, kind, credentials, hosts, path, query = several.groups(default="")
+    own = {name: value for name, value in parse_qsl(query) if name.startswith("sentinel_")}
+    query = urlencode([(name, value) for name, value in parse_qsl(query) if name not in own])
+    service, database = _sentinel_path(path) if kind == "sentinel" else ("", _cluster_path(path))
+    # All that is not about hosts is left to redis-py, by way of a URL of its own form.
+    options = _options(f"{scheme}://{credentials and credentials + '@'}host/{database}{query and '?' + query}")
+    for name in ("host", "connection_class"):
+        options.pop(name, None)
+    if kind == "cluster":
+        if options.pop("db", 0) or own:
+            raise ValueError("a Cluster has only database 0, and no sentinel_ options")
+        return Address("cluster", _hosts(hosts, CLUSTER_PORT), "", scheme == "rediss", options)
+    if unknown := set(own) - {"sentinel_username", "sentinel_password"}:
+        raise ValueError(f"has an unknown option {min(unknown)}; there are sentinel_username and sentinel_password")
+    sentinel_options = {name.removeprefix("sentinel_"): value for name, value in own.items()}
+    return Address("sentinel", _hosts(hosts, SENTINEL_PORT), service, scheme == "rediss", options, sentinel_options)
+
+
+def _single(url: str) -> Address:
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must begin with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://")
+    if parts.scheme != "unix" and not (parts.path.strip("/") or "0").isdigit():
+        raise ValueError("after the host comes the number of a database, such as /0")
+    if "," in parts.netloc.rpartition("@")[2]:
+        raise ValueError("has several hosts; say redis+cluster:// or redis+sentinel://")
+    _options(url)
+    return Address("single")
+
+
+def _options(url: str) -> dict[str, Any]:
+    try:
+        options = parse_url(url)  # type: ignore[no-untyped-call]
+        ConnectionPool.from_url(url).make_connection()  # connects to nothing
+    except ValueError as error:
+        raise ValueError(f"is no Redis URL: {error}") from None
+    except TypeError as error:
+        raise ValueError(f"has an option that redis-py does not know: {error}") from None
+    return dict(options)
+
+
+def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    hosts = []
+    for part in text.split(","):
+        found = _HOST.fullmatch(part)
+        if not found:
+            raise ValueError(f"{part!r} is no host:port; several are separated by commas")
+        port = int(found["port"] or found["v6_port"] or default_port)
+        if not 0 < port < 65536:
+            raise ValueError(f"{part!r}: a port is from 1 to 65535")
+        hosts.append((unquote(found["v6"] or found["name"]), port))
+    return tuple(hosts)
+
+
+def _cluster_path(path: str) -> str:
+    if path not in ("", "/", "/0"):
+        raise ValueError("a Cluster has only database 0: nothing, or /0, comes after the hosts")
+    return "0"
+
+
+def _sentinel_path(path: str) -> tuple[str, str]:
+    service, _, database = path.removeprefix("/").partition("/")
+    if not service:
+        raise ValueError("after the hosts comes what the Sentinels call the service, such as /mymaster/0")
+    if not (database or "0").isdigit():
+        raise ValueError("after the service comes the number of a database, such as /mymaster/0")
+    return unquote(service), database or "0"

@@ -1,0 +1,124 @@
+"""Several servers at once: a Redis Cluster, and a primary and a replica that Sentinels watch."""
+
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from support import Process, Server, free_port, wait_until
+
+from shared import embedded
+from shared.redis import connect
+
+SLOTS = 16384
+#: So long a server may be silent before others take it for dead.
+SILENCE_MS = "1000"
+_QUICK = {"repl_diskless_sync_delay": "0", "appendonly": "no"}
+
+
+class ClusterServers:
+    """Primaries that share the slots, and one replica of each: the n-th replica is that of the n-th primary."""
+
+    def __init__(self, directory: Path, primaries: int = 3, binary: Path | None = None) -> None:
+        self.nodes: list[Server] = []
+        buses = [free_port() for _ in range(2 * primaries)]
+        for number, bus in enumerate(buses):
+            options = {"cluster_enabled": "yes", "cluster_node_timeout": SILENCE_MS, "cluster_port": str(bus)}
+            # A replica that has not heard of its primary for very long would refuse to follow it.
+            options |= {"cluster_replica_validity_factor": "0", **_QUICK}
+            self.nodes.append(Server(directory / f"node{number}", binary, **options))
+        self.primaries, self.replicas = self.nodes[:primaries], self.nodes[primaries:]
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+        for number, node in enumerate(self.primaries):
+            first, last = SLOTS * number // primaries, SLOTS * (number + 1) // primaries - 1
+            command(node, "ADDSLOTSRANGE", first, last)
+            command(node, "SET-CONFIG-EPOCH", number + 1)
+        for node, bus in zip(self.nodes[1:], buses[1:], strict=True):
+            command(self.nodes[0], "MEET", "127.0.0.1", node.port, bus)
+        wait_until(lambda: all(self._knows_all(node) for node in self.nodes), what="the nodes to meet")
+        for primary, replica in zip(self.primaries, self.replicas, strict=True):
+            command(replica, "REPLICATE", command(primary, "MYID").decode())
+        self.wait(self.nodes)
+        self.client = connect(self.url)
+
+    def _knows_all(self, node: Server) -> bool:
+        return len(command(node, "NODES").splitlines()) == len(self.nodes)
+
+    def wait(self, nodes: list[Server]) -> None:
+        """Until each of these nodes finds the cluster whole, and each replica among them follows its primary."""
+        wait_until(lambda: all(map(self._is_well, nodes)), what="the cluster to be whole")
+
+    def _is_well(self, node: Server) -> bool:
+        try:
+            role = node.client.execute_command("ROLE")
+            whole = b"cluster_state:ok" in command(node, "INFO")
+        except RedisError:
+            return False
+        return whole and (role[0] == b"master" or role[3] == b"connected")
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+
+def command(node: Server, *words: Any) -> Any:
+    """A CLUSTER command, and its reply as it came."""
+    connection = node.client.connection_pool.get_connection()
+    try:
+        connection.send_command("CLUSTER", *words)
+        return connection.read_response()
+    finally:
+        node.client.connection_pool.release(connection)
+
+
+class Watched:
+    """One primary, one replica, three Sentinels that watch them under the name `mymaster`."""
+
+    SERVICE = "mymaster"
+
+    def __init__(self, directory: Path, binary: Path | None = None, **options: str) -> None:
+        self.directory = directory
+        options = _QUICK | options
+        self.primary = Server(directory / "one", binary, **options)
+        self.replica = Server(directory / "two", binary, replicaof=("127.0.0.1", str(self.primary.port)), **options)
+        wait_until(lambda: self.replica.client.execute_command("ROLE")[3] == b"connected", what="the replica")
+        self.sentinels = [self._sentinel(number, binary) for number in range(3)]
+        self.clients = [Redis(port=sentinel.port) for sentinel in self.sentinels]
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        self.url = f"redis+sentinel://{hosts}/{self.SERVICE}/0"
+        wait_until(lambda: all(map(self._sees_all, self.clients)), what="the Sentinels to find each other")
+
+    def _sentinel(self, number: int, binary: Path | None) -> "SentinelServer":
+        return SentinelServer(self.directory / f"sentinel{number}", self.primary.port, self.SERVICE, binary)
+
+    def _sees_all(self, client: Redis) -> bool:
+        try:
+            state = client.sentinel_master(self.SERVICE)
+        except RedisError:
+            return False
+        return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
+
+    def primary_port(self) -> int:
+        """That of whom the first Sentinel takes for the primary."""
+        return int(self.clients[0].sentinel_get_master_addr_by_name(self.SERVICE)[1])
+
+    def kill(self) -> None:
+        for process in (*self.sentinels, self.primary, self.replica):
+            process.kill()
+
+
+class SentinelServer(Process):
+    """One Sentinel, which writes what it learns into its own configuration file."""
+
+    def __init__(self, directory: Path, watched_port: int, service: str, binary: Path | None) -> None:
+        self.port = free_port()
+        directory.mkdir(parents=True)
+        config = directory / "sentinel.conf"
+        config.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {directory}\n"
+            f"sentinel monitor {service} 127.0.0.1 {watched_port} 2\n"
+            f"sentinel down-after-milliseconds {service} {SILENCE_MS}\n"
+            f"sentinel failover-timeout {service} 3000\n"
+        )
+        command = [str(binary or embedded.find_server()), str(config), "--sentinel"]
+        super().__init__(command, {}, directory, "sentinel")

@@ -1,0 +1,76 @@
+"""Redis URLs: several hosts, passwords, TLS, and what is wrong with the wrong ones."""
+
+import pytest
+
+from shared.redis_url import Address, parse
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis+cluster://one", Address("cluster", (("one", 6379),))),
+        (
+            "redis+cluster://us%40er:p%2F@one:7000,[::1]:7001,10.0.0.1/0?socket_timeout=3",
+            Address(
+                "cluster",
+                (("one", 7000), ("::1", 7001), ("10.0.0.1", 6379)),
+                options={"username": "us@er", "password": "p/", "socket_timeout": 3.0},
+            ),
+        ),
+        (
+            "rediss+cluster://:secret@one:1?ssl_ca_certs=%2Fca.pem",
+            Address("cluster", (("one", 1),), tls=True, options={"password": "secret", "ssl_ca_certs": "/ca.pem"}),
+        ),
+        (
+            "redis+sentinel://one,two:1/my%2Fservice",
+            Address("sentinel", (("one", 26379), ("two", 1)), "my/service", options={"db": 0}),
+        ),
+        (
+            "rediss+sentinel://user:a@[fe80::1%25eth0]:1/main/3?sentinel_password=b%26c&ssl_cert_reqs=none",
+            Address(
+                "sentinel",
+                (("fe80::1%eth0", 1),),
+                "main",
+                tls=True,
+                options={"username": "user", "password": "a", "db": 3, "ssl_cert_reqs": "none"},
+                sentinel_options={"password": "b&c"},
+            ),
+        ),
+    ],
+)
+def test_several_hosts_are_read(url: str, address: Address) -> None:
+    assert parse(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("memcached://host", "must begin with redis://"),
+        ("redis+clusters://host", "must begin with redis://"),
+        ("redis://one:1,two:2/0", "several hosts"),
+        ("redis://host/zero", "number of a database"),
+        ("redis://host:port/0", "no Redis URL"),
+        ("redis://host/0?no_such_option=1", "option that redis-py does not know"),
+        ("redis+cluster://", "'' is no host:port"),
+        ("redis+cluster://one:1,", "'' is no host:port"),
+        ("redis+cluster://one:x", "'one:x' is no host:port"),
+        ("redis+cluster://::1:7000", "is no host:port"),
+        ("redis+cluster://one:65536", "from 1 to 65535"),
+        ("redis+cluster://one/1", "only database 0"),
+        ("redis+cluster://one?db=1", "only database 0"),
+        ("redis+cluster://one?socket_timeout=soon", "no Redis URL"),
+        ("redis+sentinel://one,two", "what the Sentinels call the service"),
+        ("redis+sentinel://one//0", "what the Sentinels call the service"),
+        ("redis+sentinel://one/main/zero", "number of a database"),
+        ("redis+sentinel://one/main/0/1", "number of a database"),
+        ("redis+sentinel://one/main?sentinel_pass=x", "unknown option sentinel_pass"),
+    ],
+)
+def test_a_wrong_url_says_what_it_should_be(url: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        parse(url)
+    assert "\n" not in str(error.value)
+
+
+def test_no_password_is_shown_with_an_address() -> None:
+    assert "geheim" not in repr(parse("redis+sentinel://a:geheim@one/main?sentinel_password=geheim"))
