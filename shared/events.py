@@ -1,6 +1,6 @@
 """The event: one accepted callback, as it travels from the receiver to the workers."""
 
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, StrictInt, StrictStr, TypeAdapter
 from pydantic_core import from_json, to_json
@@ -57,6 +57,16 @@ def received_at(encoded: bytes) -> int:
         return int(from_json(encoded)[Event._fields.index("received_at")])
     except (ValueError, LookupError, TypeError):
         return 0
+
+
+#: What a log line or a list says of an event.
+NAMED = ("user_id", "command", "seq", "operation_id")
+
+
+def describe(event: object) -> dict[str, Any]:
+    """Those fields of an Event, or of whatever a job has in place of one, as far as it has them."""
+    fields = dict(zip(Event._fields, event, strict=False)) if isinstance(event, (list, tuple)) else {}
+    return {name: fields.get(name, "") for name in NAMED}
 
 
 #: Reads what `encode` wrote; `validate_python` and `validate_json` raise pydantic's ValidationError.

@@ -87,10 +87,12 @@ def enqueue_encoded(queue: Queue, events: Sequence[bytes], since_ms: int) -> Job
 def enqueue_alone(queue: Queue, event: Any, job_id: str, since_ms: int, why: str) -> Job:
     """Puts one event that failed in its batch onto the queue, to be tried alone with growing pauses.
 
-    job_id: the same for the same event of the same batch, so that a batch run twice makes one job.
+    job_id: the same for the same event of the same batch, so that a batch run twice makes one job. Its meta counts the
+    attempts, of which the batch was the first.
     """
     pauses = EVENT_RETRY_SECONDS
     job = _create(queue, f"1 event alone: {why}", Retry(max=len(pauses), interval=pauses), 1, since_ms, job_id)
+    job.meta["attempts"] = 1
     job.args = ([event],)
     return _enqueue(queue, job)
 

@@ -15,6 +15,10 @@ from shared.redis import connect, is_outage
 from shared.settings import Settings, load, without_password
 from worker import jobs
 from worker.rq_worker import PresenceWorker
+from worker.store import Poison
+
+#: As a stack trace names it. The job has told of it, and knows whose event it is.
+_POISON = f"{Poison.__module__}.{Poison.__qualname__}"
 
 log = logging.getLogger("worker")
 
@@ -28,6 +32,8 @@ class _Terse(logging.Filter):
         if any(isinstance(each, Exception) and is_outage(each) for each in (*arguments, error)):
             return False
         lines = record.getMessage().strip().splitlines()
+        if lines[-1].startswith(_POISON):
+            return False
         text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
         record.msg, record.args = (f"{text} {error!r}" if error else text), ()
         record.exc_info = record.exc_text = None

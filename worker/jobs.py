@@ -12,12 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 from rq import Retry, get_current_job
+from rq.job import Job
 
 from shared.errors import Unavailable
-from shared.events import EVENT, EVENTS, Event
+from shared.events import EVENT, EVENTS, Event, describe
 from shared.outage import Outage
 from shared.queue import enqueue_alone, open_queue
 from shared.redis import connect
+from shared.seldom import Seldom
 from shared.settings import Settings, load, without_password
 from worker.store import Outcome, Poison, Store
 
@@ -30,6 +32,7 @@ RETRY_SECONDS = 2
 ENDLESSLY = 10**9
 
 log = logging.getLogger("worker")
+_troubles = Seldom(log)
 
 
 @functools.cache
@@ -68,10 +71,10 @@ def apply_batch(events: list[Any]) -> Retry | None:
     failures += [
         (index, result) for (index, _), result in zip(readable, results, strict=True) if isinstance(result, Poison)
     ]
-    if failures and len(events) == 1:
-        raise failures[0][1]
-    for index, poison in failures:
-        _set_apart(events[index], index, poison)
+    if log.isEnabledFor(logging.DEBUG):
+        _tell(readable, results)
+    if failures:
+        _set_apart(events, failures)
     return None
 
 
@@ -106,10 +109,38 @@ def _apply_patiently(events: Sequence[Event]) -> list[Outcome | Poison]:
             return results
 
 
-def _set_apart(event: Any, index: int, poison: Poison) -> None:
+def _tell(readable: Sequence[tuple[int, Event]], results: Sequence[Outcome | Poison]) -> None:
+    for (_, event), result in zip(readable, results, strict=True):
+        if isinstance(result, Outcome):
+            log.debug("%s%s", result.name, ", status changed" if result.flipped else "", extra=describe(event))
+
+
+def _set_apart(events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
+    """Raises Poison for an event that is alone already, or where no job of RQ's is running."""
     job = get_current_job()
-    if job is None:
-        raise poison  # not run by RQ: there is no queue to put it on
-    log.error("an event cannot be applied and goes on alone: %s", poison)
+    if job is None or "attempts" in job.meta:
+        if job is not None:
+            _note_failure(job, events[0], failures[0][1])
+        raise failures[0][1]
     queue = open_queue(job.connection, _settings())
-    enqueue_alone(queue, event, f"{job.id}-{index}", job.meta.get("since", 0), str(poison))
+    for index, poison in failures:
+        _troubles.say(
+            logging.ERROR, "an event cannot be applied and goes on alone: %s", poison, extra=describe(events[index])
+        )
+        enqueue_alone(queue, events[index], f"{job.id}-{index}", job.meta.get("since", 0), str(poison))
+
+
+def _note_failure(job: Job, event: Any, poison: Poison) -> None:
+    job.meta["attempts"] += 1
+    job.save_meta()  # type: ignore[no-untyped-call]
+    if job.retries_left:
+        _troubles.say(logging.WARNING, "an event still cannot be applied: %s", poison, extra=describe(event))
+        return
+    _store().count_failed()
+    _troubles.say(
+        logging.ERROR,
+        "an event has failed %d times and waits for you, see presence failed list: %s",
+        job.meta["attempts"],
+        poison,
+        extra=describe(event),
+    )

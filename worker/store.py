@@ -7,8 +7,10 @@ through a pipeline to a Redis Cluster, which it refuses to do for EVALSHA. The p
 
 import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, get_args
@@ -20,6 +22,7 @@ from shared.errors import PresenceError, SettingsError, Unavailable
 from shared.events import Event
 from shared.redis import is_outage
 from shared.settings import Settings
+from shared.stats import lag_counts
 
 PIPELINE_EVENTS = 1000
 
@@ -76,7 +79,7 @@ class Store:
             results = [_read(reply) for reply in replies]
             if any(isinstance(result, Poison) for result in results):
                 self._check_stream()
-            self._count(results)
+            self._count(results, events)
         except RedisError as error:
             raise Unavailable(f"presence cannot be written: {error}") from error
         return results
@@ -121,9 +124,16 @@ class Store:
         if kind not in (b"stream", b"none"):
             raise Unavailable(f"the key {self._keys.changes} is no stream; rename it, changes go there")
 
-    def _count(self, results: Sequence[Outcome | Poison]) -> None:
+    def count_failed(self) -> None:
+        """One event has finally failed. Raises nothing: the event matters more than its being counted."""
+        with suppress(RedisError):
+            self._client.hincrby(self._keys.stats, "failed", 1)
+
+    def _count(self, results: Sequence[Outcome | Poison], events: Sequence[Event]) -> None:
         counts: Counter[str] = Counter(result.name for result in results if isinstance(result, Outcome))
         counts["changes"] = sum(result.flipped for result in results if isinstance(result, Outcome))
+        applied = (event.received_at for event, result in zip(events, results, strict=True) if _is_applied(result))
+        counts.update(lag_counts(applied, time.time_ns() // 1_000_000))
         pipeline = self._client.pipeline(transaction=False)
         for name, count in counts.items():
             if count:
@@ -135,6 +145,10 @@ class Store:
             if is_outage(error):
                 raise
             log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
+
+
+def _is_applied(result: "Outcome | Poison") -> bool:
+    return isinstance(result, Outcome) and result.name == "applied"
 
 
 def _is_missing_function(reply: object) -> bool:

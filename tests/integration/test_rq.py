@@ -86,6 +86,17 @@ def test_an_event_alone_ends_among_the_failed_with_its_error(queue: Queue, redis
             queue.enqueue_job(job)
     assert queue.failed_job_registry.get_job_ids() == ["batch-0"]
     assert "this is no event: user_id: Field required" in (job.latest_result().exc_string or "")  # type: ignore[union-attr]
+    assert job.meta["attempts"] == 6
+    assert redis.hget("presence-stats", "failed") == b"1"
+
+
+def test_a_batch_of_one_event_that_cannot_be_applied_is_not_tried_a_thousand_times(queue: Queue, redis: Redis) -> None:
+    redis.set("presence:bad", "not a hash")
+    enqueue_encoded(queue, [EVENT_JSON % b"bad"], 7)
+    run(queue, redis)
+    (job_id,) = queue.scheduled_job_registry.get_job_ids()
+    job = BatchJob.fetch(job_id, redis, JSONSerializer)
+    assert (job.retries_left, job.meta["attempts"]) == (3, 2)  # in its batch, and alone
 
 
 def test_a_batch_run_twice_makes_one_job_of_its_poison(queue: Queue, redis: Redis) -> None:
