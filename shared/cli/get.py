@@ -1,32 +1,60 @@
 """`presence get`: who is online."""
 
 import json
+import sys
+from collections.abc import Iterable, Iterator
 
 import click
 
 from shared import presence, settings
+from shared.cli.listing import Listing
 from shared.cli.text import age, moment, safe
 from shared.redis import connect
 
 
 @click.command()
-@click.argument("users", nargs=-1, required=True, metavar="USER...")
+@click.argument("users", nargs=-1, metavar="[USER...]")
+@click.option("--all", "everybody", is_flag=True, help="Every user there is, in no order.")
+@click.option("--status", type=click.Choice(["online", "offline", "unknown"]), help="Only those.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def get(users: tuple[str, ...], as_json: bool) -> None:
-    """Shows the presence of users."""
+def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bool) -> None:
+    """Shows the presence of users, in the order asked for; - stands for standard input, one user a line.
+
+    With --all a user may come twice, while the server resizes its table.
+    """
+    if everybody == bool(users):
+        raise click.UsageError("name users, or - to read them from standard input, or say --all")
     config = settings.load()
-    with connect(config.redis_url) as client:
-        for user in presence.read(client, users, config.keys):
-            click.echo(json.dumps(user.as_json()) if as_json else _line(user))
+    with connect(config.redis_url) as client, Listing() as listing:
+        if everybody:
+            found = presence.read_all(client, config.keys)
+        else:
+            found = presence.read(client, _named(users), config.keys)
+        shown = 0
+        for count, user in enumerate(found, 1):
+            if status in (None, user.status):
+                shown += 1
+                listing.line(json.dumps(user.as_json()) if as_json else _line(user))
+            listing.progress("{:,} users read, {:,} shown", count, shown)
+
+
+def _named(users: Iterable[str]) -> Iterator[str]:
+    for user in users:
+        if user == "-":
+            for line in sys.stdin.buffer:
+                if name := line.decode(errors="surrogateescape").rstrip("\r\n"):
+                    yield name
+        else:
+            yield user
 
 
 def _line(user: presence.Presence) -> str:
     name = f"{safe(user.user_id):<24} {user.status:<8}"
     if user.status == "unknown":
-        return f"{name} never heard of"
+        return f"{name} {safe(user.error) or 'never heard of'}"
     sessions = {0: "", 1: "1 session, "}.get(user.sessions, f"{user.sessions} sessions, ")
     where = f", {safe(user.platform)}" if user.platform else ""
     return (
         f"{name} since {moment(user.changed_at)} ({age(user.changed_at)} ago), "
-        f"{sessions}last event {user.command}{where}, seq {user.seq}"
+        f"{sessions}last event {safe(user.command)}{where}, seq {safe(user.seq)}"
     )

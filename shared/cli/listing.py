@@ -1,0 +1,66 @@
+"""A listing that may be long: lines on standard output, and how far it is on a terminal."""
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+PROGRESS_SECONDS = 0.2
+
+
+class Listing:
+    """Used in `with`, it ends quietly on Ctrl-C (exit code 1: not all was listed) and when the reader of the output
+    has enough, as `head` does (0: all that was wanted).
+
+    The progress line is on standard error, only where that is a terminal, and gone when lines follow.
+    """
+
+    def __init__(self, out: TextIO | None = None, terminal: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._terminal = terminal or sys.stderr
+        self._is_watched = self._terminal.isatty()
+        self._next = time.monotonic() + PROGRESS_SECONDS
+        self._is_drawn = False
+
+    def line(self, text: str) -> None:
+        self._clear()
+        self._out.write(f"{text}\n")
+
+    def flush(self) -> None:
+        """For lines that should be seen at once."""
+        self._out.flush()
+
+    def progress(self, text: str, *numbers: int) -> None:
+        """Shows text with its numbers filled in; cheap to call for each item."""
+        if self._is_watched and time.monotonic() > self._next:
+            self._next = time.monotonic() + PROGRESS_SECONDS
+            self.flush()
+            self._terminal.write("\r\x1b[K" + text.format(*numbers))
+            self._terminal.flush()
+            self._is_drawn = True
+
+    def _clear(self) -> None:
+        if self._is_drawn:
+            self._terminal.write("\r\x1b[K")
+            self._terminal.flush()
+            self._is_drawn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._clear()
+        try:
+            if not isinstance(error, BrokenPipeError):
+                self.flush()
+                if isinstance(error, KeyboardInterrupt):
+                    sys.exit(1)
+                return False
+        except BrokenPipeError:
+            pass
+        # Python flushes once more as it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+        return True

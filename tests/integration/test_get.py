@@ -1,0 +1,132 @@
+"""`presence get` of many users, and how it ends."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from support import Server, wait_until
+
+PRESENCE = str(Path(sys.executable).parent / "presence")
+USERS = 6000  # enough that a listing of all fills a pipe, and takes a while
+
+
+@pytest.fixture
+def crowd(redis: Redis) -> Redis:
+    pipeline = redis.pipeline(transaction=False)
+    for number in range(USERS):
+        status = "online" if number % 3 == 0 else "offline"
+        fields = {"status": status, "seq": number, "changed_at": 1, "updated_at": 1, "sessions": 0}
+        pipeline.hset(f"presence:u{number}", mapping=fields)
+    pipeline.set("presence:broken", "x")
+    pipeline.execute()
+    return redis
+
+
+def start(server: Server, *arguments: str, **streams: int) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PRESENCE_REDIS_URL": server.url}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.Popen([PRESENCE, "get", *arguments], env=environment, text=True, **pipes)
+
+
+def run(server: Server, *arguments: str, given: str | None = None) -> list[str]:
+    process = start(server, *arguments, stdin=subprocess.PIPE)
+    out, error = process.communicate(given, timeout=30)
+    assert (process.returncode, error) == (0, "")
+    return out.splitlines()
+
+
+@pytest.mark.usefixtures("crowd")
+def test_all_who_are_online_are_listed_for_programs(server: Server) -> None:
+    found = [json.loads(line) for line in run(server, "--all", "--status", "online", "--json")]
+    assert sorted(user["user_id"] for user in found) == sorted(f"u{number}" for number in range(0, USERS, 3))
+    assert {user["status"] for user in found} == {"online"}
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_key_that_holds_no_user_is_said_and_stops_nothing(server: Server) -> None:
+    (line,) = run(server, "--all", "--status", "unknown")
+    assert line.split(maxsplit=2) == ["broken", "unknown", "the key is no hash"]
+    (found,) = (json.loads(line) for line in run(server, "broken", "--json"))
+    assert found == {"user_id": "broken", "status": "unknown", "error": "the key is no hash"}
+
+
+@pytest.mark.usefixtures("crowd")
+def test_users_come_from_standard_input_where_a_dash_stands(server: Server) -> None:
+    lines = run(server, "u1", "-", "u2", "--json", given="u3\r\n\nuser with spaces\nu4")
+    assert [json.loads(line)["user_id"] for line in lines] == ["u1", "u3", "user with spaces", "u4", "u2"]
+
+
+@pytest.mark.usefixtures("crowd")
+def test_named_users_are_filtered_too(server: Server) -> None:
+    assert [line.split()[0] for line in run(server, "u1", "u3", "nobody", "--status", "online")] == ["u3"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all", "alice"], ["--status", "away", "alice"]])
+def test_wrong_usage_is_said(server: Server, arguments: list[str]) -> None:
+    process = start(server, *arguments)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "Error: " in error
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_reader_that_has_enough_ends_it_without_a_word(server: Server) -> None:
+    process = start(server, "--all", "--json")
+    assert process.stdout and process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(30) == 0
+
+
+@pytest.mark.usefixtures("crowd")
+def test_ctrl_c_ends_it_without_a_word(server: Server) -> None:
+    process = start(server, "--all", "--json")
+    assert process.stdout
+    process.stdout.readline()  # the rest does not fit into the pipe, so it is still at it
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (1, "")
+    assert all(json.loads(line) for line in out.splitlines())
+
+
+@pytest.mark.usefixtures("crowd")
+def test_progress_is_on_a_terminal_and_not_in_the_output(server: Server) -> None:
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    process = start(server, "-", "--status", "online", stdin=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+
+    def has_progress() -> bool:
+        nonlocal shown
+        assert process.stdin
+        process.stdin.write("nobody\n" * 1000)
+        process.stdin.flush()
+        with suppress(BlockingIOError):
+            shown += os.read(ours, 10_000)
+        return b" users read, 0 shown" in shown
+
+    wait_until(has_progress)
+    out, _ = process.communicate("u3\n", timeout=30)
+    assert out.startswith("u3 ")
+    assert "\x1b" not in out
+    os.close(ours)
+
+
+def test_an_id_cannot_forge_a_line(server: Server, redis: Redis) -> None:
+    forged = "bob\nmallory online\x1b[2K\r\u202e\u2028"
+    hash_ = {"status": "offline", "command": "x\ny", "platform": "\x1b[31m", "seq": "1\n2", "changed_at": 1}
+    redis.hset(f"presence:{forged}", mapping=hash_)
+    (line,) = run(server, "--all")
+    assert "offline" in line
+    assert line.isprintable()
+    (found,) = (json.loads(line) for line in run(server, "--all", "--json"))
+    assert found["user_id"] == forged
