@@ -18,7 +18,6 @@ DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 #: Settings of the contract that this version does not act on yet, with the one value it may have.
 #: Starting in spite of them would leave a door open, or a promise unkept, without a word.
 NOT_YET = {
-    "WORKER_ADMIN_PORT": "0",
     "BASIC_AUTH": "",
     "ALLOWED_NETWORKS": "",
     "TRUSTED_PROXIES": "",
@@ -76,6 +75,7 @@ class Settings(BaseModel):
     processes: int = Field(1, ge=1, le=64)
     admin_host: str = "127.0.0.1"
     admin_port: Port = 10016
+    worker_admin_port: Port = 0
     callback_path: Annotated[str, AfterValidator(_path_prefix)] = ""
     max_body_bytes: int = Field(16384, ge=256)
     journal_dir: Path = Path("journal")

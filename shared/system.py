@@ -19,6 +19,7 @@ from rq.job import Job
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from shared.cluster import Cluster
 from shared.queue import open_queue
 from shared.redis import connect
 from shared.settings import Settings
@@ -31,7 +32,10 @@ ALL_SECONDS = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One Redis. error: why it does not answer, or "". max_bytes: 0 where it has no limit."""
+    """One Redis, or the primaries of a Cluster.
+
+    error: why it does not answer, or "". max_bytes: 0 where it has no limit.
+    """
 
     error: str = ""
     version: str = ""
@@ -211,9 +215,10 @@ def read_queue(client: Redis, settings: Settings) -> QueueState:
 
 
 def read_presence(client: Redis, settings: Settings) -> PresenceState:
-    """Three round trips, of which each goes to one key or node: this may be a Cluster. Raises RedisError."""
+    """Each command goes to one key or node, since this may be a Cluster. Raises RedisError where one is down."""
     keys = settings.keys
-    server = _server(client.info())
+    nodes = client.primaries() if isinstance(client, Cluster) else [client]
+    server = _server(*(node.info() for node in nodes))
     troubles = []
     stats, last_change = Stats(), {}
     try:
@@ -246,13 +251,14 @@ def _raise_if_all_failed(replies: Any) -> None:
         raise errors[0]
 
 
-def _server(info: dict[str, Any]) -> Server:
+def _server(*infos: dict[str, Any]) -> Server:
+    first = infos[0]
     return Server(
-        version=f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info.get('redis_version', '?')}",
-        used_bytes=int(info.get("used_memory", 0)),
-        max_bytes=int(info.get("maxmemory", 0)),
-        evicts=info.get("maxmemory_policy", "noeviction") != "noeviction",
-        on_disk=bool(int(info.get("aof_enabled", 1))),
+        version=f"{first.get('server_name', 'redis')} {first.get('valkey_version') or first.get('redis_version', '?')}",
+        used_bytes=sum(int(info.get("used_memory", 0)) for info in infos),
+        max_bytes=sum(int(info.get("maxmemory", 0)) for info in infos),
+        evicts=any(info.get("maxmemory_policy", "noeviction") != "noeviction" for info in infos),
+        on_disk=all(int(info.get("aof_enabled", 1)) for info in infos),
     )
 
 

@@ -13,7 +13,8 @@ from shared.outage import Outage
 from shared.queue import open_queue
 from shared.redis import connect, is_outage
 from shared.settings import Settings, load, without_password
-from worker import jobs
+from worker import admin, jobs
+from worker.pulse import Pulse
 from worker.rq_worker import PresenceWorker
 from worker.store import Poison
 
@@ -44,13 +45,17 @@ def work(settings: Settings, stopping: threading.Event) -> None:
     """Works until `stopping` is set. RQ's loop gives up on some errors of Redis; then the next one starts."""
     where = without_password(settings.queue_url)
     outage = Outage(log, f"Redis for the queue, {where},")
+    pulse = Pulse()
+    if settings.worker_admin_port:
+        admin.serve(settings, admin.Pages(settings, pulse, outage, jobs.outage()))
     log.info("working on the queue %s at %s", settings.keys.queue, where)
     while not stopping.is_set():
+        pulse.beat()
         connection = connect(settings.queue_url)
         try:
             jobs.prepare()
             queue = open_queue(connection, settings)
-            PresenceWorker(queue, connection, outage, stopping).work(logging_level="WARNING")
+            PresenceWorker(queue, connection, outage, stopping, pulse).work(logging_level="WARNING")
             stopping.wait(1.0)
         except RedisError as error:
             stopping.wait(outage.failed(error))

@@ -46,7 +46,8 @@ def _store() -> Store:
 
 
 @functools.cache
-def _outage() -> Outage:
+def outage() -> Outage:
+    """Of the presence server."""
     return Outage(log, f"Redis for presence, {without_password(_settings().redis_url)},", longest=1.0)
 
 
@@ -100,12 +101,12 @@ def _apply_patiently(events: Sequence[Event]) -> list[Outcome | Poison]:
         try:
             results = _store().apply(events)
         except Unavailable as error:
-            pause = _outage().failed(error)
+            pause = outage().failed(error)
             if time.monotonic() + pause > give_up_at:
                 raise
             time.sleep(pause)
         else:
-            _outage().over()
+            outage().over()
             return results
 
 

@@ -24,6 +24,7 @@ from rq.worker_registration import clean_worker_registry, register
 from shared.outage import Outage
 from shared.queue import BatchJob
 from shared.redis import is_outage
+from worker.pulse import Pulse
 
 #: A job that its worker has not finished after so long is run again, by whoever is there.
 ABANDONED_SECONDS = 15
@@ -46,8 +47,11 @@ class PresenceWorker(SimpleWorker):
     # Of RQ's pause after a lost connection, which doubles up to this.
     max_connection_wait_time = 2.0
 
-    def __init__(self, queue: Queue, connection: Redis, outage: Outage, stopping: threading.Event) -> None:
+    def __init__(
+        self, queue: Queue, connection: Redis, outage: Outage, stopping: threading.Event, pulse: Pulse
+    ) -> None:
         self._outage = outage
+        self._pulse = pulse
         self._stopping = stopping
         self._stuck_since: dict[str, float] = {}
         self._troubles: set[str] = set()
@@ -75,6 +79,7 @@ class PresenceWorker(SimpleWorker):
         return ABANDONED_SECONDS
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        self._pulse.beat()
         try:
             super().heartbeat(timeout or ALIVE_SECONDS, pipeline)
         except RedisError as error:
@@ -152,6 +157,7 @@ class PresenceWorker(SimpleWorker):
     @property
     def _stop_requested(self) -> bool:
         """RQ's own flag, which it looks at between jobs and while it is suspended."""
+        self._pulse.beat()
         return self._stopping.is_set()
 
     @_stop_requested.setter
@@ -161,6 +167,7 @@ class PresenceWorker(SimpleWorker):
     @property
     def should_run_maintenance_tasks(self) -> bool:
         # RQ asks this before each wait for a job, when none is in hand, and does not look at its flag there.
+        self._pulse.beat()
         if self._stopping.is_set():
             raise StopRequested
         return bool(super().should_run_maintenance_tasks)

@@ -1,5 +1,7 @@
 """What the admin ports say, of one process and of several, with Redis and without."""
 
+import json
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -7,11 +9,16 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
-from support import Process, Receiver, Server, wait_until
+from support import Process, Receiver, Server, Worker, free_port, wait_until
 
 from shared.openim import request
+from shared.outage import Outage
+from shared.settings import Settings
+from worker.admin import HANGS_SECONDS, Pages
+from worker.pulse import Pulse
 
 NOWHERE = "redis://127.0.0.1:1/0"
 Samples = dict[tuple[str, ...], float]
@@ -170,3 +177,69 @@ def children(process: Process) -> list[int]:
 
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.popen.pid)], capture_output=True, check=False)
     return sorted(map(int, found.stdout.split()))
+
+
+# A worker's
+
+
+@pytest.fixture
+def watched(server: Server, tmp_path: Path, keep: Callable[[Process], Process]) -> tuple[Worker, int]:
+    port = free_port()
+    worker = Worker(tmp_path, server.url, worker_admin_port=str(port))
+    keep(worker)
+    wait_until(lambda: "working on" in worker.text())
+    return worker, port
+
+
+def test_a_worker_shows_what_became_of_the_events(
+    watched: tuple[Worker, int], receiver: Receiver, redis: Redis
+) -> None:
+    _, port = watched
+    wait_until(lambda: redis.scard("rq:workers:presence") == 1)
+    for shape in ("v3.8", "v3.8", "v2"):
+        post(receiver, "alice", shape)
+    found = wait_until(
+        lambda: (
+            (page := scrape(port))["presence_events_total", "applied"] == 1
+            and page["presence_events_total", "duplicate"] == 2
+            and page
+        )
+    )
+    assert found["presence_changes_total",] == 1
+    assert found["presence_lag_seconds_count",] == 1
+    assert found["presence_lag_seconds_bucket", "30.0"] == 1
+    assert found["presence_workers",] == 1
+    assert found["presence_redis_up", "queue"] == found["presence_redis_up", "presence"] == 1
+    assert found.keys() >= {(name, *labels) for name, *labels in scrape(receiver.admin_port) if "queue" in name}
+
+
+def test_a_worker_is_alive_whatever_redis_does(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    port = free_port()
+    worker = Worker(tmp_path, NOWHERE, worker_admin_port=str(port))
+    keep(worker)
+    wait_until(lambda: "is not available" in worker.text())
+    status, body = get(port, "/healthz")
+    assert (status, json.loads(body)["status"], json.loads(body)["queue"]) == (200, "alive", "down")
+    assert scrape(port)["presence_redis_up", "queue"] == 0
+    assert get(port, "/other")[0] == 404
+
+
+def test_a_worker_that_hangs_is_not_alive() -> None:
+    pulse = Pulse()
+    outage = Outage(logging.getLogger("x"), "it")
+    pages = Pages(Settings(), pulse, outage, outage)
+    assert pages.healthz()[0] == 200
+    pulse._at -= HANGS_SECONDS
+    status, _, body = pages.healthz()
+    assert status == 503
+    assert b"has not come round" in body
+
+
+def test_a_worker_admin_port_in_use_stops_the_start_with_one_line(
+    watched: tuple[Worker, int], server: Server, tmp_path: Path
+) -> None:
+    second = Worker(tmp_path, server.url, "second", worker_admin_port=str(watched[1]))
+    assert second.popen.wait(20) == 1
+    assert "PRESENCE_WORKER_ADMIN_PORT: cannot listen on" in second.text()
+    assert "a port of its own, or 0" in second.text()
+    assert "Traceback" not in second.text()

@@ -1,0 +1,92 @@
+"""A worker's pages, on a port of their own: /healthz and /metrics. Off unless PRESENCE_WORKER_ADMIN_PORT is set.
+
+In a thread beside the worker's loop, with the standard library's server: a worker needs no other HTTP.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+
+from shared.errors import SettingsError
+from shared.metrics import CONTENT_TYPE, of_system, page
+from shared.outage import Outage
+from shared.settings import Settings
+from shared.system import Observer
+from worker.pulse import Pulse
+
+#: A worker that has not come round for so long hangs: a job takes seconds, also while Redis is away.
+HANGS_SECONDS = 60.0
+
+log = logging.getLogger("worker.admin")
+
+
+class Pages:
+    """What the pages say: each a status, a content type and a body."""
+
+    def __init__(self, settings: Settings, pulse: Pulse, queue: Outage, presence: Outage) -> None:
+        self._observer = Observer(settings)
+        self._pulse = pulse
+        self._queue = queue
+        self._presence = presence
+
+    def healthz(self) -> tuple[int, str, bytes]:
+        """Alive while the loop comes round, whatever Redis does."""
+        age = self._pulse.age_seconds
+        alive = age < HANGS_SECONDS
+        state = {
+            "status": "alive" if alive else f"the worker has not come round for {age:.0f} s",
+            "pid": os.getpid(),
+            "queue": "down" if self._queue.is_on else "up",
+            "presence": "down" if self._presence.is_on else "up",
+        }
+        return 200 if alive else 503, "application/json", json.dumps(state).encode() + b"\n"
+
+    def metrics(self) -> tuple[int, str, bytes]:
+        system = self._observer.read()
+        metrics = of_system(system, queue_up=not self._queue.is_on, presence_up=not self._presence.is_on)
+        return 200, CONTENT_TYPE, page(metrics)
+
+
+def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:
+    """Listens, and answers in a thread. Raises SettingsError where it cannot listen."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 2.0  # for a peer that connects and says nothing
+
+        def do_GET(self) -> None:
+            found = {"/healthz": pages.healthz, "/metrics": pages.metrics}.get(self.path.partition("?")[0])
+            status, content_type, body = found() if found else (404, "text/plain", b"/healthz or /metrics\n")
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """A line for every scrape would say nothing."""
+
+    host, port = settings.admin_host, settings.worker_admin_port
+    try:
+        _Server.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        server = _Server((host, port), Handler)
+    except OSError as error:
+        raise SettingsError(
+            f"PRESENCE_WORKER_ADMIN_PORT: cannot listen on {host}:{port}: {error.strerror}; "
+            "each worker of a host needs a port of its own, or 0 for none"
+        ) from None
+    threading.Thread(target=server.serve_forever, name="admin", daemon=True).start()
+    return server
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for our name first
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.debug("a request from %s broke off", client_address)
