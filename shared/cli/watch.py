@@ -2,59 +2,74 @@
 
 import json
 import logging
+import re
 import time
 from contextlib import suppress
-from typing import Any
 
 import click
 from redis.exceptions import RedisError
 
 from shared import log as logs
 from shared import settings
+from shared.cli.listing import Listing
 from shared.cli.text import moment, safe
+from shared.feed import Change, Feed, Missed
 from shared.outage import Outage
-from shared.redis import connect
+from shared.redis import connect, is_outage
 
-BLOCK_SECONDS = 2
+WAIT_SECONDS = 2
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+log = logging.getLogger("watch")
+
+
+def _since(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """The id of a stream's entry to start after."""
+    if value is None or re.fullmatch(r"\d{1,18}(-\d{1,18})?", value):
+        return value
+    if match := re.fullmatch(r"(\d{1,9})([smhd])", value):
+        return str(max(0, int((time.time() - int(match[1]) * UNIT_SECONDS[match[2]]) * 1000)))
+    raise click.BadParameter("is a time such as 90s, 10m, 2h or 7d, or the id of a change, or 0 for all there are")
 
 
 @click.command()
+@click.option(
+    "--since", callback=_since, help="Begin so long ago (90s, 10m, 2h, 7d), or after the change with this id."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def watch(as_json: bool) -> None:
-    """Shows status changes as they happen, until Ctrl-C. Waits for Redis where it goes away."""
+def watch(since: str | None, as_json: bool) -> None:
+    """Shows status changes as they happen, until Ctrl-C.
+
+    Waits for Redis where it goes away, and goes on where it was; says so on standard error, as it does when changes
+    may be missing.
+    """
     config = settings.load()
     logs.set_up(config.log_level, config.log_format)
-    outage = Outage(logging.getLogger("watch"), settings.without_password(config.redis_url))
-    client = connect(config.redis_url, timeout=BLOCK_SECONDS + 3)
-    with suppress(KeyboardInterrupt):
-        _follow(client, config.keys.changes, as_json, outage)
+    outage = Outage(log, settings.without_password(config.redis_url))
+    feed = Feed(connect(config.redis_url, timeout=WAIT_SECONDS + 3), config.keys, since)
+    with Listing() as listing, suppress(KeyboardInterrupt):
+        _follow(feed, listing, as_json, outage)
 
 
-def _follow(client: Any, stream: str, as_json: bool, outage: Outage) -> None:
-    last: bytes | None = None
+def _follow(feed: Feed, listing: Listing, as_json: bool, outage: Outage) -> None:
     while True:
         try:
-            if last is None:
-                newest = client.xrevrange(stream, count=1)
-                last = newest[0][0] if newest else b"0-0"
-            for entry, fields in _read(client, stream, last):
-                click.echo(_show(fields, as_json))
-                last = entry
-            outage.over()
+            changes = feed.poll(WAIT_SECONDS)
+        except Missed as missed:
+            log.warning("%s; what Redis has of the 10 s before is shown again", missed)
         except RedisError as error:
+            if not is_outage(error):
+                raise
             time.sleep(outage.failed(error))
+        else:
+            outage.over()
+            for change in changes:
+                listing.line(json.dumps(change.as_json()) if as_json else _line(change))
+            listing.flush()
 
 
-def _read(client: Any, stream: str, after: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    reply = client.xread({stream: after}, count=1000, block=BLOCK_SECONDS * 1000)
-    return reply[0][1] if reply else []
-
-
-def _show(fields: dict[bytes, bytes], as_json: bool) -> str:
-    change = {name.decode(): value.decode() for name, value in fields.items()}
-    if as_json:
-        return json.dumps({**change, "changed_at": int(change["changed_at"])})
+def _line(change: Change) -> str:
     return (
-        f"{moment(int(change['changed_at']))}  {safe(change['user_id']):<24} "
-        f"{change['previous'] or 'unknown'} -> {change['status']}  ({safe(change['command'])})"
+        f"{moment(change.changed_at)}  {safe(change.user_id):<24} "
+        f"{safe(change.previous) or 'unknown'} -> {safe(change.status)}  ({safe(change.command)})"
     )

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -214,42 +214,6 @@ def test_exit_codes() -> None:
     assert presence("get", "alice", PRESENCE_PORT="x").returncode == 1
     assert presence("send", "--url", f"http://127.0.0.1:{free_port()}/", "--user", "a").returncode == 1
     assert presence("--help").returncode == 0
-
-
-def test_watch_shows_changes_and_survives_a_restart_of_redis(
-    tmp_path: Path, keep: Callable[[Process], Process]
-) -> None:
-    server = Server(tmp_path / "server", appendfsync="always")
-    keep(server)
-    watch = Process([PRESENCE, "watch", "--json"], {"PRESENCE_REDIS_URL": server.url}, tmp_path, "watch")
-    keep(watch)
-    change = {
-        "user_id": "alice",
-        "status": "online",
-        "previous": "",
-        "seq": "1",
-        "changed_at": "7",
-        "command": "callbackUserOnlineCommand",
-        "conn_id": "",
-        "platform_id": "",
-        "operation_id": "op",
-    }
-
-    def shown() -> list[dict[str, object]]:
-        return [json.loads(line) for line in watch.text().splitlines() if line.startswith("{")]
-
-    wait_until(lambda: any(client["cmd"] == "xread" for client in server.client.client_list()))
-    server.client.xadd("presence-changes", change)
-    wait_until(lambda: len(shown()) == 1)
-    server.kill()
-    wait_until(lambda: "is not available" in watch.text())
-    server.restart()
-    server.client.xadd("presence-changes", {**change, "status": "offline"})
-    wait_until(lambda: len(shown()) == 2)
-    assert shown()[0] == {**change, "changed_at": 7}
-    assert shown()[1]["status"] == "offline"
-    watch.signal(signal.SIGINT)
-    assert watch.popen.wait(10) == 0
 
 
 def test_send_plays_every_shape(tmp_path: Path, server: Server) -> None:

@@ -1,0 +1,227 @@
+"""Following the changes: `presence watch` and the module under it."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+from support import Process, Server, wait_until
+
+from shared.feed import Change, Feed, Missed
+
+PRESENCE = str(Path(sys.executable).parent / "presence")
+STREAM = "presence-changes"
+Keep = Callable[[Process], Process]
+
+
+def change(user: str, **fields: str) -> dict[Any, Any]:
+    return {
+        "user_id": user,
+        "status": "online",
+        "previous": "",
+        "seq": "1",
+        "changed_at": "7",
+        "command": "callbackUserOnlineCommand",
+        "conn_id": "",
+        "platform_id": "",
+        "operation_id": "op",
+    } | fields
+
+
+def users(feed: Feed) -> list[str]:
+    return [each.user_id for each in feed.poll(0.01)]
+
+
+# The module
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_changes_come_once_and_in_order(server: Server, decode: bool) -> None:
+    with Redis(port=server.port, decode_responses=decode) as client:
+        client.xadd(STREAM, change("before"))
+        feed = Feed(client)
+        assert users(feed) == []
+        client.xadd(STREAM, change("alice"), id="9999999999999-1")
+        client.xadd(STREAM, change("bob", status="offline"), id="9999999999999-2")
+        first, second = feed.poll(0.01)
+        assert first == Change(
+            "9999999999999-1", "alice", "online", "", "1", 7, "callbackUserOnlineCommand", "", "", "op"
+        )
+        assert (second.user_id, second.status) == ("bob", "offline")
+        assert users(feed) == []
+
+
+def test_more_than_one_batch_is_read_whole(redis: Redis) -> None:
+    feed = Feed(redis, after="0")
+    pipeline = redis.pipeline()
+    for number in range(2500):
+        pipeline.xadd(STREAM, change(f"u{number}"))
+    pipeline.execute()
+    assert [name for _ in range(3) for name in users(feed)] == [f"u{number}" for number in range(2500)]
+
+
+def test_an_empty_stream_is_followed_from_its_first_change(redis: Redis) -> None:
+    feed = Feed(redis)
+    assert users(feed) == []
+    redis.xadd(STREAM, change("alice"))
+    assert users(feed) == ["alice"]
+
+
+def test_reading_goes_on_after_a_given_change(redis: Redis) -> None:
+    for number in (1, 2, 3):
+        redis.xadd(STREAM, change(f"u{number}"), id=f"{number}-0")
+    assert users(Feed(redis, after="1-0")) == ["u2", "u3"]
+
+
+def test_what_was_trimmed_unread_is_noticed_once(redis: Redis) -> None:
+    feed = Feed(redis)
+    users(feed)
+    redis.xadd(STREAM, change("read"))
+    users(feed)
+    for name in ("missed", "kept"):
+        redis.xadd(STREAM, change(name))
+    redis.xtrim(STREAM, maxlen=1, approximate=False)
+    with pytest.raises(Missed, match="no longer has"):
+        feed.poll(0.01)
+    assert users(feed) == ["kept"]
+    assert users(feed) == []
+
+
+def test_trimming_of_what_was_read_before_is_no_loss(redis: Redis) -> None:
+    feed = Feed(redis, after="0")
+    for name in ("a", "b", "c"):
+        redis.xadd(STREAM, change(name))
+    users(feed)
+    redis.xtrim(STREAM, maxlen=1, approximate=False)
+    redis.xadd(STREAM, change("d"))
+    assert users(feed) == ["d"]
+
+
+@pytest.mark.parametrize("clock", ["is right", "was set back a little", "was set back a day"])
+def test_a_server_that_lost_its_last_moments_hides_nothing(redis: Redis, clock: str) -> None:
+    now = 1_700_000_000_000
+    kept = now - 60_000 if clock != "was set back a day" else now - 90_000_000
+    new = {"is right": now + 3000, "was set back a little": now - 5000, "was set back a day": now - 86_400_000}[clock]
+    redis.xadd(STREAM, change("kept"), id=f"{kept}-0")
+    redis.xadd(STREAM, change("lost"), id=f"{now}-0")
+    feed = Feed(redis, after="0")
+    assert users(feed) == ["kept", "lost"]
+    redis.delete(STREAM)  # as a server does that comes back with an older file
+    redis.xadd(STREAM, change("kept"), id=f"{kept}-0")
+    with pytest.raises(Missed):
+        feed.poll(0.01)
+    redis.xadd(STREAM, change("new"), id=f"{new}-0")
+    assert users(feed)[-1:] == ["new"]
+    redis.xadd(STREAM, change("newer"), id=f"{new}-1")
+    assert users(feed) == ["newer"]
+
+
+def test_an_emptied_server_is_followed_from_its_first_change(redis: Redis) -> None:
+    redis.xadd(STREAM, change("old"))
+    feed = Feed(redis, after="0")
+    assert users(feed) == ["old"]
+    redis.flushall()
+    with pytest.raises(Missed):
+        feed.poll(0.01)
+    assert users(feed) == []
+    redis.xadd(STREAM, change("new"))
+    assert users(feed) == ["new"]
+
+
+def test_an_entry_of_somebody_elses_does_not_stop_the_feed(redis: Redis) -> None:
+    feed = Feed(redis, after="0")
+    redis.xadd(STREAM, {"x": b"\xff", "changed_at": "soon", "user_id": b"\xff"})
+    redis.xadd(STREAM, change("alice"))
+    assert users(feed) == ["\ufffd", "alice"]
+
+
+# The command
+
+
+class Watch(Process):
+    def __init__(self, directory: Path, server: Server, *options: str) -> None:
+        super().__init__([PRESENCE, "watch", *options], {"PRESENCE_REDIS_URL": server.url}, directory, "watch")
+
+    def shown(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+
+    def users(self) -> list[str]:
+        return [each["user_id"] for each in self.shown()]
+
+
+def is_watched(server: Server) -> bool:
+    with suppress(RedisError):
+        return any(client["cmd"] == "xread" for client in server.client.client_list())
+    return False
+
+
+def test_watch_shows_changes_and_survives_a_restart_of_redis(tmp_path: Path, keep: Keep) -> None:
+    server = Server(tmp_path / "server", appendfsync="always")
+    keep(server)
+    watch = Watch(tmp_path, server, "--json")
+    keep(watch)
+    wait_until(lambda: is_watched(server))
+    server.client.xadd(STREAM, change("alice"))
+    wait_until(lambda: watch.users() == ["alice"])
+    server.kill()
+    wait_until(lambda: "is not available" in watch.text())
+    server.restart()
+    server.client.xadd(STREAM, change("bob", status="offline"))
+    server.client.xadd(STREAM, change("carol"))
+    wait_until(lambda: watch.users() == ["alice", "bob", "carol"])
+    first = watch.shown()[0]
+    assert first.pop("id")
+    assert first == {**change("alice"), "changed_at": 7}
+    wait_until(lambda: "is back after" in watch.text())
+    assert "missing" not in watch.text()
+    watch.signal(signal.SIGINT)
+    assert watch.popen.wait(10) == 0
+    assert "Traceback" not in watch.text()
+
+
+def test_watch_says_when_redis_came_back_without_its_last_changes(tmp_path: Path, keep: Keep) -> None:
+    server = Server(tmp_path / "server", appendonly="no", save="")
+    keep(server)
+    watch = Watch(tmp_path, server, "--json")
+    keep(watch)
+    wait_until(lambda: is_watched(server))
+    server.client.xadd(STREAM, change("alice"))
+    wait_until(lambda: watch.users() == ["alice"])
+    server.kill()
+    server.restart()
+    wait_until(lambda: "changes may be missing" in watch.text())
+    server.client.xadd(STREAM, change("bob"))
+    wait_until(lambda: watch.users() == ["alice", "bob"])
+
+
+def test_watch_begins_in_the_past_where_asked_to(server: Server, redis: Redis, tmp_path: Path, keep: Keep) -> None:
+    now = int(time.time() * 1000)
+    for minutes in (30, 5, 0):
+        redis.xadd(STREAM, change(f"{minutes} minutes ago\n"), id=f"{now - minutes * 60_000}-0")
+    watch = Watch(tmp_path, server, "--since", "10m")
+    keep(watch)
+    wait_until(lambda: watch.text().count("\n") == 2)
+    first, second = watch.text().splitlines()
+    assert "5 minutes ago\\n" in first
+    assert "unknown -> online" in second
+
+
+def test_watch_says_what_a_wrong_since_should_be(server: Server, tmp_path: Path) -> None:
+    watch = Watch(tmp_path, server, "--since", "yesterday")
+    assert watch.popen.wait(10) == 2
+    assert "90s, 10m, 2h or 7d" in watch.text()
+
+
+def test_watch_ends_where_the_key_is_no_stream(server: Server, redis: Redis, tmp_path: Path) -> None:
+    redis.set(STREAM, "x")
+    watch = Watch(tmp_path, server)
+    assert watch.popen.wait(10) == 1
+    assert "WRONGTYPE" in watch.text()
+    assert "Traceback" not in watch.text()
