@@ -25,7 +25,8 @@ from receiver.segment import Batch
 from shared.events import received_at
 from shared.outage import Outage
 from shared.queue import enqueue_encoded, open_queue
-from shared.redis import connect, is_outage
+from shared.redis import connect, is_outage, leads_to_primary
+from shared.server import endangered, queue_variable, read_info, unfit
 from shared.settings import Settings, without_password
 
 BATCH_EVENTS = 4000  # RQ spends the same time on a job, whatever is in it
@@ -53,6 +54,9 @@ class Relay(threading.Thread):
         self._journal = journal
         self._client = connect(settings.queue_url, timeout=PUSH_TIMEOUT_SECONDS, on_connect=self._greet)
         self._queue = open_queue(self._client, settings)
+        self._variable = queue_variable(settings)
+        #: What was already said about the server.
+        self._remarks: set[str] = set()
         self._outage = Outage(log, f"Redis for the queue, {without_password(settings.queue_url)},")
         self._disk = Outage(log, f"the journal directory {settings.journal_dir}")
         self._waiting = threading.Event()
@@ -63,6 +67,7 @@ class Relay(threading.Thread):
         #: The server that has what is in the window.
         self._window_run_id = ""
         self._window: deque[tuple[float, Batch]] = deque()
+        self._next_settling = 0.0
         self._next_adoption = 0.0
         self._reports = settings.keys.receivers
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -195,10 +200,14 @@ class Relay(threading.Thread):
     def _greet(self, connection: Any) -> None:
         """Runs at each new connection, those that redis-py makes without a word among them."""
         connection.on_connect()
-        connection.send_command("INFO", "server")
-        info = connection.read_response()
-        lines = info.decode() if isinstance(info, bytes) else str(info)
-        self._run_id = next((line.partition(":")[2] for line in lines.splitlines() if line.startswith("run_id:")), "")
+        connection.send_command("INFO")
+        reply = connection.read_response()
+        info = read_info(reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply))
+        self._run_id = info.get("run_id", "")
+        # Whatever it is, events are accepted, and wait in the journal if need be.
+        for remark in filter(None, {unfit(info), endangered(info)} - self._remarks):
+            self._remarks.add(remark)
+            log.warning("%s: %s", self._variable, remark)
 
     def _settle(self) -> None:
         """Forgets what an answer of the same server, SETTLE_SECONDS later, shows to be safe.
@@ -210,9 +219,14 @@ class Relay(threading.Thread):
                 log.warning("Redis was restarted or replaced: %d events of the last seconds go again", again)
             self._window_run_id = self._run_id
             return
-        safe = time.monotonic() - SETTLE_SECONDS
-        while self._window and self._window[0][0] <= safe:
-            self._journal.settled(self._window.popleft()[1])
+        now = time.monotonic()
+        safe = now - SETTLE_SECONDS
+        if now < self._next_settling or not self._window or self._window[0][0] > safe:
+            return
+        if leads_to_primary(self._client):
+            while self._window and self._window[0][0] <= safe:
+                self._journal.settled(self._window.popleft()[1])
+        self._next_settling = time.monotonic() + REPORT_SECONDS  # Sentinels that hang have taken their time
 
     def _push_again(self) -> int:
         self._window.clear()

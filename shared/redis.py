@@ -21,7 +21,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from shared.cluster import Cluster
 from shared.redis_url import Address, parse
@@ -74,6 +74,23 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
     if address.kind == "sentinel":
         return _behind_sentinels(address, {**options, **address.options})
     return Redis.from_url(url, retry=_once(), **options)
+
+
+def leads_to_primary(client: Redis) -> bool:
+    """False where Sentinels, asked anew, name another server than the client last went to, or cannot tell.
+
+    A primary that was frozen, or is cut off, takes writes for seconds after another was promoted, and loses them. Asks
+    nobody where there are no Sentinels.
+    """
+    pool = client.connection_pool
+    if not isinstance(pool, SentinelConnectionPool):
+        return True
+    before = pool.master_address
+    try:
+        # Where it is another, redis-py closes the connections as well.
+        return bool(pool.get_master_address() == before)  # type: ignore[no-untyped-call]
+    except RedisError:
+        return False
 
 
 def _once() -> Retry:

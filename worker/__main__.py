@@ -4,7 +4,9 @@ import logging
 import signal
 import sys
 import threading
+from contextlib import suppress
 
+from redis import Redis
 from redis.exceptions import RedisError
 
 from shared import log as logs
@@ -12,6 +14,7 @@ from shared.errors import PresenceError
 from shared.outage import Outage
 from shared.queue import open_queue
 from shared.redis import connect, is_outage
+from shared.server import inspect, queue_variable
 from shared.settings import Settings, load, without_password
 from worker import admin, jobs
 from worker.pulse import Pulse
@@ -49,10 +52,14 @@ def work(settings: Settings, stopping: threading.Event) -> None:
     if settings.worker_admin_port:
         admin.serve(settings, admin.Pages(settings, pulse, outage, jobs.outage()))
     log.info("working on the queue %s at %s", settings.keys.queue, where)
+    inspected = False
     while not stopping.is_set():
         pulse.beat()
         connection = connect(settings.queue_url)
         try:
+            if not inspected:
+                _inspect(settings, connection)
+                inspected = True
             jobs.prepare()
             queue = open_queue(connection, settings)
             PresenceWorker(queue, connection, outage, stopping, pulse).work(logging_level="WARNING")
@@ -62,6 +69,14 @@ def work(settings: Settings, stopping: threading.Event) -> None:
         finally:
             connection.close()
     log.info("stopped")
+
+
+def _inspect(settings: Settings, queue: Redis) -> None:
+    """Raises SettingsError where a server is not as it must be, RedisError where the queue's does not answer."""
+    inspect(queue, queue_variable(settings), log)
+    if settings.redis_url != settings.queue_url:
+        with suppress(RedisError), connect(settings.redis_url) as presence:  # jobs will wait for it
+            inspect(presence, "PRESENCE_REDIS_URL", log)
 
 
 def main() -> int:
