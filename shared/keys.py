@@ -13,6 +13,10 @@ class Keys:
         """The hash of one user. Only users' keys begin with `prefix:`."""
         return f"{self.prefix}:{user_id}"
 
+    def user_id(self, key: str) -> str:
+        """Whose hash that is."""
+        return key.removeprefix(f"{self.prefix}:")
+
     @property
     def changes(self) -> str:
         """The stream of status changes."""
@@ -37,6 +41,11 @@ class Keys:
     def sweep(self) -> str:
         """The hash of what the sweep of leases must remember; on the queue's Redis."""
         return f"{self.prefix}-sweep"
+
+    @property
+    def sweeper(self) -> str:
+        """Which worker has the turn to sweep; on the queue's Redis."""
+        return f"{self.prefix}-sweeper"
 
     @property
     def queue(self) -> str:

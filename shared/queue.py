@@ -84,6 +84,30 @@ def enqueue_encoded(queue: Queue, events: Sequence[bytes], since_ms: int) -> Job
         raise
 
 
+def waiting_since(queue: Queue, most: int) -> list[int] | None:
+    """When the oldest event of each batch that is not applied yet was received, Unix milliseconds, 0 where a batch does
+    not say. None for more than `most` batches. Failed ones do not count: they wait for a person.
+    """
+    connection = queue.connection
+    with connection.pipeline() as transaction:  # all at once, or a batch could slip by from one list to another
+        transaction.lrange(queue.key, 0, most)
+        transaction.lrange(queue.intermediate_queue_key, 0, most)
+        transaction.zrange(queue.started_job_registry.key, 0, most)
+        transaction.zrange(queue.scheduled_job_registry.key, 0, most)
+        job_ids = {name.decode().partition(":")[0] for names in transaction.execute() for name in names}
+    if len(job_ids) > most:
+        return None
+    with connection.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hmget(Job.key_for(job_id), "status", "meta")
+        found = pipeline.execute()
+    return [
+        queue.serializer.loads(meta).get("since", 0) if meta else 0
+        for status, meta in found
+        if status is not None  # else it was done meanwhile
+    ]
+
+
 def enqueue_alone(queue: Queue, event: Any, job_id: str, since_ms: int, why: str) -> Job:
     """Puts one event that failed in its batch onto the queue, to be tried alone with growing pauses.
 

@@ -25,8 +25,6 @@ NOT_YET = {
     "TLS_KEY": "",
     "FORWARD_URL": "",
     "FORWARD_OURS": "0",
-    "ONLINE_LEASE_SECONDS": "0",
-    "RETENTION_SECONDS": "0",
 }
 #: Settings that only matter together with one of those above.
 WITHOUT_EFFECT = {"FORWARD_MAX_BYTES"}
@@ -83,6 +81,8 @@ class Settings(BaseModel):
     journal_fsync: Literal["everysec", "always"] = "everysec"
     key_prefix: Annotated[str, AfterValidator(_key_prefix)] = "presence"
     changes_maxlen: int = Field(1_000_000, ge=1)
+    online_lease_seconds: int = Field(0, ge=0)
+    retention_seconds: int = Field(0, ge=0)
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     log_format: Literal["text", "json"] = "text"
 

@@ -17,6 +17,7 @@ from shared.redis import connect, is_outage
 from shared.server import inspect, queue_variable
 from shared.settings import Settings, load, without_password
 from worker import admin, jobs
+from worker.leases import Sweeper
 from worker.pulse import Pulse
 from worker.rq_worker import PresenceWorker
 from worker.store import Poison
@@ -53,6 +54,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
         admin.serve(settings, admin.Pages(settings, pulse, outage, jobs.outage()))
     log.info("working on the queue %s at %s", settings.keys.queue, where)
     inspected = False
+    Sweeper(settings, stopping).start()
     while not stopping.is_set():
         pulse.beat()
         connection = connect(settings.queue_url)

@@ -9,8 +9,8 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, get_args
@@ -18,11 +18,13 @@ from typing import Any, Literal, get_args
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from shared.cluster import Cluster
 from shared.errors import PresenceError, SettingsError, Unavailable
 from shared.events import Event
 from shared.redis import is_outage
 from shared.settings import Settings
 from shared.stats import lag_counts
+from worker.cluster import FollowUp
 
 PIPELINE_EVENTS = 1000
 
@@ -31,7 +33,7 @@ log = logging.getLogger("worker.store")
 _SOURCE = files("worker").joinpath("presence.lua").read_text("utf-8")
 # The text's own digest is in its name, so that workers of two releases can use one server during an upgrade.
 _FUNCTION = "presence_" + hashlib.sha256(_SOURCE.encode()).hexdigest()[:12]
-_LIBRARY = _SOURCE.replace("LIBRARY", _FUNCTION, 1).replace("'FUNCTION'", f"'{_FUNCTION}'")
+_LIBRARY = _SOURCE.replace("LIBRARY", _FUNCTION, 1).replace("'FUNCTION", f"'{_FUNCTION}")
 
 OutcomeName = Literal["applied", "duplicate", "stale"]
 
@@ -49,74 +51,134 @@ class Poison(PresenceError):
 
 
 class Store:
-    """Presence in one Redis. The client must decode nothing and retry nothing."""
+    """Presence in one Redis, or in a Redis Cluster. The client must decode nothing and retry nothing.
+
+    Every method raises Unavailable where the server cannot do all of it just now. Some may be done then; doing it
+    again is harmless.
+    """
 
     def __init__(self, client: Redis, settings: Settings) -> None:
         self._client = client
         self._keys = settings.keys
-        self._changes_maxlen = settings.changes_maxlen
+        keys = self._keys
+        self._follow_up = FollowUp(client, settings, _FUNCTION) if isinstance(client, Cluster) else None
+        #: What shares a step with the hash.
+        self._shared = () if self._follow_up else (keys.changes, keys.stats, keys.leases)
+        self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
 
     def apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
         """Applies events, a round trip for each thousand; the result has, for each, its outcome or why it has none.
 
-        Raises Unavailable where the server could not apply them all; some may have been. Applying an event
-        again is harmless. Raises SettingsError where the server is too old.
+        Raises SettingsError where the server is too old.
         """
         results: list[Outcome | Poison] = []
         for start in range(0, len(events), PIPELINE_EVENTS):
-            results += self._apply(events[start : start + PIPELINE_EVENTS])
+            some = events[start : start + PIPELINE_EVENTS]
+            replies = self._call(_FUNCTION, self._applications(some))
+            outcomes = [_read(reply) for reply in replies]
+            counts: Counter[str] = Counter(each.name for each in outcomes if isinstance(each, Outcome))
+            applied = (event.received_at for event, each in zip(some, outcomes, strict=True) if _is_applied(each))
+            counts.update(lag_counts(applied, time.time_ns() // 1_000_000))
+            self._count(counts, replies)
+            results += outcomes
         return results
 
-    def _apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
-        try:
-            replies = self._call(events)
-            if any(_is_missing_function(reply) for reply in replies):
-                self.prepare()
-                replies = self._call(events)
-            for reply in replies:
-                if isinstance(reply, Exception) and (is_outage(reply) or _is_missing_function(reply)):
-                    raise Unavailable(f"presence cannot be written: {reply}") from reply
-            results = [_read(reply) for reply in replies]
-            if any(isinstance(result, Poison) for result in results):
-                self._check_stream()
-            self._count(results, events)
-        except RedisError as error:
-            raise Unavailable(f"presence cannot be written: {error}") from error
-        return results
-
-    def _call(self, events: Sequence[Event]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        changes, maxlen, user_key = self._keys.changes, self._changes_maxlen, self._keys.user
+    def _applications(self, events: Sequence[Event]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        options = self._options
         for event in events:
-            pipeline.execute_command(  # type: ignore[no-untyped-call]
-                "FCALL",
-                _FUNCTION,
-                2,
-                user_key(event.user_id),
-                changes,
-                event.kind,
-                event.seq,
-                event.conn_id,
-                event.platform_id,
-                event.received_at,
-                event.command,
-                event.platform,
-                event.operation_id,
+            yield (
                 event.user_id,
-                maxlen,
+                (
+                    event.kind,
+                    event.seq,
+                    event.conn_id,
+                    event.platform_id,
+                    event.received_at,
+                    event.command,
+                    event.platform,
+                    event.operation_id,
+                    event.user_id,
+                    *options,
+                ),
             )
-        return pipeline.execute(raise_on_error=False)
+
+    def due(self, until_ms: int, most: int) -> dict[str, float]:
+        """Users one of whose leases has run out at `until_ms`, and when it has: the earliest first, `most` of them."""
+        with _unavailable():
+            found: Any = self._client.zrange(
+                self._keys.leases, "-inf", until_ms, byscore=True, offset=0, num=most, withscores=True
+            )
+        return {user_id.decode(errors="replace"): score for user_id, score in found}
+
+    def review(self, user_ids: Sequence[str], until_ms: int, now_ms: int, due: dict[str, float] | None = None) -> int:
+        """Closes the sessions of users whose leases have run out at `until_ms`, and says how many it closed.
+
+        It also gives them the leases and the retention that the settings want, counted from `now_ms`, where they were
+        last written under other ones. due: as `due` returned them.
+        """
+        arguments = ((each, (until_ms, now_ms, "", "", "", "", "", "", each, *self._options)) for each in user_ids)
+        replies = self._call(f"{_FUNCTION}_review", arguments)
+        expired = sum(int(reply[0]) for reply in replies if not isinstance(reply, Exception))
+        self._count(Counter(expired=expired), replies)
+        with _unavailable():
+            if self._follow_up and due:
+                self._follow_up.reschedule(due, user_ids, replies)
+            broken = [each for each, reply in zip(user_ids, replies, strict=True) if isinstance(reply, Exception)]
+            if broken and due:
+                self._client.zrem(self._keys.leases, *broken)  # their keys are no hashes any more
+        return expired
+
+    def user_ids(self) -> Iterator[str]:
+        """Every user, by SCAN; some of them twice."""
+        with _unavailable():
+            for key in self._client.scan_iter(match=self._keys.user("*"), count=PIPELINE_EVENTS):
+                yield self._keys.user_id(key.decode(errors="replace"))
+
+    def run_ids(self) -> str:
+        """Which servers these are, as `INFO server` names each start of one."""
+        with _unavailable():
+            return " ".join(sorted(server.info("server")["run_id"] for server in self._servers()))
+
+    def _servers(self) -> list[Redis]:
+        return self._client.primaries() if isinstance(self._client, Cluster) else [self._client]
 
     def prepare(self) -> None:
-        """Loads the function. Raises Unavailable, and SettingsError where the server is too old for it."""
+        """Loads the functions. Raises SettingsError where the server is too old for them."""
         try:
-            self._client.function_load(_LIBRARY, replace=True)
+            for server in self._servers():
+                server.function_load(_LIBRARY, replace=True)
         except RedisError as error:
             if "unknown command" in str(error):
                 raise SettingsError(
                     "PRESENCE_REDIS_URL: the server is too old; Redis 7.0 or later is needed, or Valkey"
                 ) from None
             raise Unavailable(f"presence cannot be written: {error}") from error
+
+    def _call(self, function: str, commands: "Iterator[tuple[str, tuple[Any, ...]]]") -> list[Any]:
+        """The reply to each call, or its error where that user alone is to blame."""
+        prepared = [
+            ("FCALL", function, 1 + len(self._shared), self._keys.user(user_id), *self._shared, *arguments)
+            for user_id, arguments in commands
+        ]
+        with _unavailable():
+            replies = self._send(prepared)
+            if any(_is_missing_function(reply) for reply in replies):
+                self.prepare()
+                replies = self._send(prepared)
+            for reply in replies:
+                if isinstance(reply, Exception) and (is_outage(reply) or _is_missing_function(reply)):
+                    raise reply
+            if any(isinstance(reply, Exception) for reply in replies):
+                self._check_stream()
+            if self._follow_up:
+                self._follow_up.carry_out([command[3] for command in prepared], replies)
+        return replies
+
+    def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+        return pipeline.execute(raise_on_error=False)
 
     def _check_stream(self) -> None:
         """A stream of a wrong type would make every change look like a poison event of its own."""
@@ -129,26 +191,32 @@ class Store:
         with suppress(RedisError):
             self._client.hincrby(self._keys.stats, "failed", 1)
 
-    def _count(self, results: Sequence[Outcome | Poison], events: Sequence[Event]) -> None:
-        counts: Counter[str] = Counter(result.name for result in results if isinstance(result, Outcome))
-        counts["changes"] = sum(result.flipped for result in results if isinstance(result, Outcome))
-        applied = (event.received_at for event, result in zip(events, results, strict=True) if _is_applied(result))
-        counts.update(lag_counts(applied, time.time_ns() // 1_000_000))
+    def _count(self, counts: "Counter[str]", replies: Sequence[Any]) -> None:
+        counts["changes"] = sum(1 for each in replies if not isinstance(each, Exception) and len(each) > 1 and each[1])
         pipeline = self._client.pipeline(transaction=False)
         for name, count in counts.items():
             if count:
                 pipeline.hincrby(self._keys.stats, name, count)
-        try:
-            if pipeline:
-                pipeline.execute()
-        except ResponseError as error:
-            if is_outage(error):
-                raise
-            log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
+        with _unavailable():
+            try:
+                if pipeline:
+                    pipeline.execute()
+            except ResponseError as error:
+                if is_outage(error):
+                    raise
+                log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
 
 
 def _is_applied(result: "Outcome | Poison") -> bool:
     return isinstance(result, Outcome) and result.name == "applied"
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise Unavailable(f"presence cannot be written: {error}") from error
 
 
 def _is_missing_function(reply: object) -> bool:
@@ -165,4 +233,4 @@ _OUTCOMES: dict[tuple[bytes, bool], Outcome] = {
 def _read(reply: Any) -> Outcome | Poison:
     if isinstance(reply, Exception):
         return Poison(str(reply))
-    return _OUTCOMES[reply[0], len(reply) > 1]
+    return _OUTCOMES[reply[0], len(reply) > 1 and reply[1] != b""]

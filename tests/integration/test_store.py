@@ -144,6 +144,7 @@ def test_the_feed_has_one_entry_for_each_flip(store: Store, redis: Redis) -> Non
     flips = [(change["previous"], change["status"], change["seq"]) for change in changes(redis)]
     assert flips == [("", "online", "1"), ("online", "offline", "3"), ("offline", "online", "5")]
     assert redis.hmget("presence-stats", "applied", "duplicate", "stale", "changes") == [b"5", b"1", None, b"3"]
+    assert redis.hget("presence-stats", "users_online") == b"1"
     assert redis.hget("presence-stats", "lag:inf") == b"5"  # of what was applied; these were received in 1970
 
 

@@ -15,6 +15,7 @@ def test_each_name_is_the_contracts() -> None:
     assert keys.leases == "presence-leases"
     assert keys.receivers == "presence-receivers"
     assert keys.sweep == "presence-sweep"
+    assert keys.sweeper == "presence-sweeper"
     assert keys.queue == "presence"
 
 

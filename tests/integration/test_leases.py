@@ -1,0 +1,214 @@
+"""Sessions that are not renewed in time: what the server does with them, and the workers."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from support import Process, Receiver, Server, Worker, wait_until
+
+from shared.events import Event
+from shared.settings import Settings
+from worker.store import Outcome, Store
+
+ON, OFF = "callbackAfterUserOnlineCommand", "callbackAfterUserOfflineCommand"
+Keep = Callable[[Process], Process]
+
+#: Ten seconds; the clock of these tests is what they say.
+LEASED = Settings(online_lease_seconds=10)
+
+
+def event(command: str, seq: int, platform_id: int = 1, conn_id: str = "", user: str = "u", at: int = 0) -> Event:
+    return Event(user, command, seq, conn_id, platform_id, "", "op", at or seq)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(redis: Redis) -> Store:
+    return Store(redis, LEASED)
+
+
+def apply(store: Store, *events: Event) -> list[str]:
+    return [result.name for result in store.apply(events) if isinstance(result, Outcome)]
+
+
+def sweep(store: Store, until: int) -> int:
+    due = store.due(until, 1000)
+    return store.review(list(due), until, until, due) if due else 0
+
+
+def user(redis: Redis, name: str = "u") -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in redis.hgetall(f"presence:{name}").items()}
+
+
+def changes(redis: Redis) -> list[dict[str, str]]:
+    return [{k.decode(): v.decode() for k, v in fields.items()} for _, fields in redis.xrange("presence-changes")]
+
+
+def leases(redis: Redis) -> dict[bytes, float]:
+    return dict(redis.zrange("presence-leases", 0, -1, withscores=True))
+
+
+def test_a_session_that_is_not_renewed_is_closed_and_the_change_says_why(store: Store, redis: Redis) -> None:
+    apply(store, event(ON, 5, platform_id=2, at=1000))
+    assert leases(redis) == {b"u": 11_000}
+    assert sweep(store, 10_999) == 0
+    assert sweep(store, 11_000) == 1
+    assert (user(redis)["status"], user(redis)["sessions"], user(redis)["changed_at"]) == ("offline", "0", "11000")
+    assert (user(redis)["seq"], user(redis)["command"], user(redis)["updated_at"]) == ("5", ON, "1000")
+    assert changes(redis)[1:] == [
+        {
+            "user_id": "u",
+            "status": "offline",
+            "previous": "online",
+            "seq": "5",
+            "changed_at": "11000",
+            "command": "lease_expired",
+            "conn_id": "",
+            "platform_id": "2",
+            "operation_id": "",
+        }
+    ]
+    assert leases(redis) == {}
+    assert sweep(store, 99_000) == 0
+    assert redis.hmget("presence-stats", "changes", "expired", "users_online") == [b"2", b"1", b"0"]
+
+
+def test_a_renewal_lengthens_the_lease_and_changes_nothing_else(store: Store, redis: Redis) -> None:
+    apply(store, event(ON, 5, at=1000), event(ON, 6, at=8000))
+    assert leases(redis) == {b"u": 18_000}
+    assert sweep(store, 17_999) == 0
+    assert (user(redis)["status"], user(redis)["changed_at"], len(changes(redis))) == ("online", "1000", 1)
+
+
+def test_the_users_lease_is_that_of_the_session_that_ends_first(store: Store, redis: Redis) -> None:
+    apply(store, event(ON, 5, 1, at=1000), event(ON, 6, 2, at=4000), event(ON, 7, 0, "c", at=3000))
+    assert leases(redis) == {b"u": 11_000}
+    assert sweep(store, 11_000) == 1
+    assert (user(redis)["status"], user(redis)["sessions"]) == ("online", "2")
+    assert leases(redis) == {b"u": 13_000}
+    assert sweep(store, 20_000) == 2
+    assert [change["command"] for change in changes(redis)] == [ON, "lease_expired"]
+    assert changes(redis)[1]["changed_at"] == "14000"
+
+
+def test_an_expired_session_comes_back_with_a_newer_event_only(store: Store, redis: Redis) -> None:
+    old = event(ON, 5, at=1000)
+    apply(store, old)
+    sweep(store, 11_000)
+    assert apply(store, old, event(ON, 4, at=1100)) == ["duplicate", "stale"]
+    assert user(redis)["status"] == "offline"
+    assert apply(store, event(ON, 6, at=12_000)) == ["applied"]
+    assert (user(redis)["status"], leases(redis)) == ("online", {b"u": 22_000})
+
+
+def test_an_offline_event_ends_the_lease(store: Store, redis: Redis) -> None:
+    apply(store, event(ON, 5, 1, at=1000), event(ON, 6, 2, at=2000), event(OFF, 7, 1))
+    assert leases(redis) == {b"u": 12_000}
+    apply(store, event(OFF, 8, 2))
+    assert leases(redis) == {}
+
+
+def test_without_leases_nothing_is_kept_of_them(redis: Redis) -> None:
+    apply(Store(redis, Settings()), event(ON, 5, at=1000))
+    assert leases(redis) == {}
+    assert user(redis)["p:1"] == "5 - 1"
+
+
+def test_sessions_from_before_leases_get_one_when_they_are_switched_on(store: Store, redis: Redis) -> None:
+    apply(Store(redis, Settings()), event(ON, 5, at=1000), event(OFF, 5, user="gone"))
+    assert sorted(store.user_ids()) == ["gone", "u"]
+    assert store.review(["u", "gone", "never"], 0, 50_000) == 0
+    assert leases(redis) == {b"u": 60_000}
+    assert sweep(store, 60_000) == 1
+    assert user(redis)["status"] == "offline"
+
+
+def test_a_user_whose_key_is_broken_holds_up_no_other(store: Store, redis: Redis) -> None:
+    apply(store, event(ON, 5, user="bad", at=1000), event(ON, 5, user="good", at=1000))
+    redis.delete("presence:bad")
+    redis.set("presence:bad", "no hash")
+    assert sweep(store, 11_000) == 1
+    assert leases(redis) == {}
+
+
+def test_the_offline_are_forgotten_and_the_online_never(redis: Redis) -> None:
+    store = Store(redis, Settings(retention_seconds=100))
+    apply(store, event(OFF, 5))
+    assert 95 <= redis.ttl("presence:u") <= 100
+    apply(store, event(ON, 6))
+    assert redis.ttl("presence:u") == -1
+    apply(store, event(OFF, 7))
+    assert 95 <= redis.ttl("presence:u") <= 100
+    apply(Store(redis, Settings()), event(ON, 8))
+    assert redis.ttl("presence:u") == -1, "although retention was switched off meanwhile"
+
+
+def test_a_new_retention_reaches_users_that_are_there(redis: Redis) -> None:
+    apply(Store(redis, Settings()), event(OFF, 5), event(ON, 5, user="v"))
+    Store(redis, Settings(retention_seconds=100)).review(["u", "v"], 0, 1)
+    assert 95 <= redis.ttl("presence:u") <= 100
+    assert redis.ttl("presence:v") == -1
+    Store(redis, Settings()).review(["u", "v"], 0, 1)
+    assert redis.ttl("presence:u") == -1
+
+
+# With real programs, and leases of two seconds
+
+BODY = '{"userID":"%s","callbackCommand":"%s","seq":%d,"platformID":1,"platform":"IOS","operationID":"op"}'
+HEADERS = {"Content-Type": "application/json"}
+
+
+def post(receiver: Receiver, user_id: str, command: str = ON) -> None:
+    body = BODY % (user_id, command, time.time_ns() // 1_000_000)
+    assert receiver.post(f"/callbackExample/{command}", HEADERS, body.encode())[0] == 200
+
+
+def status(redis: Redis, user_id: str) -> bytes | None:
+    return redis.hget(f"presence:{user_id}", "status")
+
+
+def test_who_is_renewed_stays_online_and_who_is_not_does_not(
+    server: Server, redis: Redis, tmp_path: Path, keep: Keep
+) -> None:
+    receiver = Receiver(tmp_path, server.url)
+    keep(receiver)
+    workers = [keep(Worker(tmp_path, server.url, f"worker{n}", ONLINE_LEASE_SECONDS="2")) for n in range(2)]
+    post(receiver, "ghost")
+    wait_until(lambda: status(redis, "ghost") == b"online")
+
+    def ghost_is_gone() -> bool:
+        post(receiver, "here")
+        time.sleep(0.2)
+        return status(redis, "ghost") == b"offline"
+
+    wait_until(ghost_is_gone)
+    assert changes(redis)[-1]["command"] == "lease_expired"
+    workers[0].kill()  # whoever had the turn, the other has it soon
+    post(receiver, "ghost")
+    wait_until(ghost_is_gone)
+    assert [c["status"] for c in changes(redis) if c["user_id"] == "ghost"] == ["online", "offline"] * 2
+    assert [c["status"] for c in changes(redis) if c["user_id"] == "here"] == ["online"]
+
+
+def test_an_outage_of_ours_is_not_silence_of_theirs(tmp_path: Path, keep: Keep) -> None:
+    server = Server(tmp_path / "server")
+    receiver = Receiver(tmp_path, server.url)
+    worker = Worker(tmp_path, server.url, ONLINE_LEASE_SECONDS="2")
+    for each in (server, receiver, worker):
+        keep(each)
+
+    def is_swept_again() -> bool:
+        post(receiver, "u")  # OpenIM is there all the time
+        time.sleep(0.2)
+        return server.client.hget("presence-sweep", "held") == b""
+
+    for away in (worker, receiver, server):
+        wait_until(is_swept_again)
+        away.signal(signal.SIGSTOP)
+        time.sleep(4)  # two leases: the length of the outage is what is tested
+        away.signal(signal.SIGCONT)
+        wait_until(lambda: server.client.hget("presence-sweep", "held") not in (b"", None))
+        wait_until(is_swept_again)
+        assert [change["command"] for change in changes(server.client)] == [ON], away
