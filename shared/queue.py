@@ -17,6 +17,8 @@ from shared.settings import Settings
 APPLY = "worker.jobs.apply_batch"
 
 JOB_TIMEOUT_SECONDS = 120
+#: Batches that presence might forget (worker/settling.py) are kept so long at the most.
+KEPT_SECONDS = 600
 #: A batch fails only with its worker; so often may the workers under one batch be killed.
 BATCH_RETRIES = 1000
 #: An event that cannot be applied alone is tried again after these pauses, in seconds.
@@ -42,6 +44,12 @@ class _PresentExecutions(ExecutionRegistry):
 
 class BatchJob(Job):
     """RQ's job, which can also be finished after a worker died under it."""
+
+    #: Nothing is kept of a batch that was applied, but where presence might forget it.
+    kept_seconds = 0
+
+    def get_result_ttl(self, default_ttl: int) -> int:
+        return self.kept_seconds
 
     @property
     def execution_registry(self) -> ExecutionRegistry:
@@ -126,7 +134,6 @@ def _create(queue: Queue, description: str, retry: Retry, events: int, since_ms:
     return queue.create_job(
         APPLY,
         description=description,
-        result_ttl=0,
         failure_ttl=-1,
         retry=retry,
         job_id=job_id,

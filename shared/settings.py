@@ -87,6 +87,11 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = "text"
 
     @property
+    def presence_is_elsewhere(self) -> bool:
+        """Not on the queue's server."""
+        return self.redis_url != self.queue_url
+
+    @property
     def keys(self) -> Keys:
         return Keys(self.key_prefix)
 

@@ -17,7 +17,7 @@ from rq.job import Job
 from shared.errors import Unavailable
 from shared.events import EVENT, EVENTS, Event, describe
 from shared.outage import Outage
-from shared.queue import enqueue_alone, open_queue
+from shared.queue import KEPT_SECONDS, BatchJob, enqueue_alone, open_queue
 from shared.redis import connect
 from shared.seldom import Seldom
 from shared.settings import Settings, load, without_password
@@ -42,6 +42,8 @@ def _settings() -> Settings:
 
 @functools.cache
 def _store() -> Store:
+    if _settings().presence_is_elsewhere:
+        BatchJob.kept_seconds = KEPT_SECONDS
     return Store(connect(_settings().redis_url, timeout=ANSWER_SECONDS), _settings())
 
 

@@ -1,4 +1,5 @@
-"""The sweep: closes sessions that were not renewed in time, and gives users the lease and retention of new settings.
+"""The sweep: closes sessions that were not renewed in time, gives users the lease and retention of new settings, and
+lets go of batches that are safe.
 
 It runs in every worker; one has the turn, and another takes it when that one is gone. Two at once do no harm. It asks
 for what is due, so it costs what runs out and not what exists.
@@ -21,6 +22,7 @@ from shared.queue import open_queue, waiting_since
 from shared.redis import connect
 from shared.settings import Settings
 from worker.coverage import Coverage, look
+from worker.settling import apply_again, settle
 from worker.store import PIPELINE_EVENTS, Store
 
 SWEEP_SECONDS = 1.0
@@ -43,6 +45,7 @@ class Sweeper(threading.Thread):
         super().__init__(name="sweep", daemon=True)
         self._keys = settings.keys
         self._stopping = stopping
+        self._elsewhere = settings.presence_is_elsewhere
         self._lease_ms = settings.online_lease_seconds * 1000
         self._wanted = f"{settings.online_lease_seconds}/{settings.retention_seconds}"
         self._name = secrets.token_hex(8)
@@ -75,14 +78,19 @@ class Sweeper(threading.Thread):
             return 0
         found: Any = self._client.hgetall(self._keys.sweep)
         state = {name.decode(): value.decode() for name, value in found.items()}
+        presence = self._store.run_ids()
+        if self._elsewhere:
+            if state.get("presence", presence) != presence:
+                apply_again(self._queue)
+            settle(self._queue)
         reports = self._reports()
-        coverage = self._look(_read(state), reports) if self._lease_ms else Coverage()
+        coverage = self._look(_read(state), presence, reports) if self._lease_ms else Coverage()
         closed = 0
         if self._lease_ms and not coverage.held:
             closed = self._close(coverage)
         settings = self._adopt(state.get("settings", "0/0"))
         state = {name: str(value) for name, value in asdict(coverage).items()}
-        self._client.hset(self._keys.sweep, mapping={**state, "settings": settings})
+        self._client.hset(self._keys.sweep, mapping={**state, "settings": settings, "presence": presence})
         return closed
 
     def _has_turn(self) -> bool:
@@ -94,9 +102,9 @@ class Sweeper(threading.Thread):
         self._client.pexpire(turn, ms)
         return True
 
-    def _look(self, before: Coverage, reports: list[dict[str, Any]]) -> Coverage:
+    def _look(self, before: Coverage, presence: str, reports: list[dict[str, Any]]) -> Coverage:
         waiting = waiting_since(self._queue, BATCHES_MOST)  # after the reports, which say what is on it
-        servers = f"{self._client.info('server')['run_id']} {self._store.run_ids()}"
+        servers = f"{self._client.info('server')['run_id']} {presence}"
         now = time.time_ns() // 1_000_000
         return look(before, now, self._lease_ms, servers, reports, waiting)
 

@@ -137,6 +137,8 @@ class Store:
     def run_ids(self) -> str:
         """Which servers these are, as `INFO server` names each start of one."""
         with _unavailable():
+            if isinstance(self._client, Cluster):
+                self._client.refresh()  # or a primary that is gone would be asked for ever
             return " ".join(sorted(server.info("server")["run_id"] for server in self._servers()))
 
     def _servers(self) -> list[Redis]:

@@ -68,6 +68,25 @@ def test_a_worker_that_was_struck_off_is_back_on_the_list(worker: Worker, redis:
     wait_until(lambda: redis.smembers("rq:workers:presence") == {name} and redis.hget(name, "queues"))
 
 
+def test_what_another_presence_server_has_forgotten_is_applied_again(
+    tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    queue, presence = Server(tmp_path / "queue"), Server(tmp_path / "presence", appendonly="no")
+    worker = Worker(tmp_path, queue.url, REDIS_URL=presence.url, QUEUE_URL=queue.url)
+    for each in (queue, presence, worker):
+        keep(each)
+    wait_until(lambda: queue.client.hget("presence-sweep", "presence"))
+    enqueue(queue.client, b"alice")
+    wait_until(lambda: is_offline(presence.client, "alice"))
+    presence.kill()
+    presence.restart()
+    assert not presence.client.exists("presence:alice")
+    wait_until(lambda: is_offline(presence.client, "alice"))
+    assert "applied again" in worker.text()
+    wait_until(lambda: not queue.client.keys("rq:job:*"))
+    assert not queue.client.exists("rq:finished:presence") and not queue.client.keys("rq:results:*")
+
+
 def test_a_unix_socket_will_do(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
     path = tmp_path / "s"
     server = Server(tmp_path / "server", unixsocket=str(path))
