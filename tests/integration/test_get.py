@@ -13,7 +13,11 @@ import pytest
 from redis import Redis
 from support import Server, wait_until
 
+from shared import embedded
+
 PRESENCE = str(Path(sys.executable).parent / "presence")
+# The commands ask for nothing that one server does otherwise than another.
+pytestmark = pytest.mark.parametrize("shared_server", [embedded.find_server()], indirect=True)
 USERS = 6000  # enough that a listing of all fills a pipe, and takes a while
 
 

@@ -1,0 +1,130 @@
+"""The consumer groups of docs/change-feed.md: killed, cut off, left behind, they miss nothing without noticing it."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import recipes
+from redis import Redis
+from redis.exceptions import RedisError
+from support import Process, Server, wait_until
+
+STREAM = "presence-changes"
+Keep = Callable[[Process], Process]
+in_both = pytest.mark.parametrize("name", ["consumer.py", "consumer.go"])
+
+
+class Consumer(recipes.Recipe):
+    def __init__(self, directory: Path, server: Server, name: str) -> None:
+        short = {"takeOver": "200 * time.Millisecond"} if name.endswith(".go") else {"TAKE_OVER_MS": "200"}
+        super().__init__(recipes.write(directory, "change-feed.md", name, server.port, **short))
+
+    def done(self) -> list[str]:
+        """The ids worked off, in that order."""
+        return [line.split()[0] for line in self.text().splitlines() if "-" in line.split()[0]]
+
+    def resyncs(self) -> int:
+        return self.text().count("read everybody")
+
+
+def add(redis: Redis, *users: str) -> list[str]:
+    return [redis.xadd(STREAM, {"user_id": user, "status": "online"}).decode() for user in users]
+
+
+def pending(redis: Redis) -> int:
+    return int(redis.xpending(STREAM, "mailer")["pending"])
+
+
+def write_until(stop: threading.Event, server: Server) -> None:
+    with Redis(port=server.port) as client:
+        while not stop.wait(0.001):
+            try:
+                add(client, "u")
+            except RedisError:
+                stop.wait(0.05)
+
+
+@in_both
+def test_nothing_is_lost_when_consumer_and_redis_are_killed(name: str, tmp_path: Path, keep: Keep) -> None:
+    server = Server(tmp_path / "server", appendfsync="always")
+    keep(server)
+    consumer = Consumer(tmp_path, server, name)
+    keep(consumer)
+    stop = threading.Event()
+    writer = threading.Thread(target=write_until, args=(stop, server))
+    writer.start()
+    try:
+        for victim in (consumer, server, consumer, server, consumer):
+            seen = len(consumer.done())
+            wait_until(lambda seen=seen: len(consumer.done()) > seen + 50)
+            victim.kill()
+            if victim is server:
+                server.restart()
+            else:
+                consumer.start()
+    finally:
+        stop.set()
+        writer.join()
+    written = [entry.decode() for entry, _ in server.client.xrange(STREAM)]
+    wait_until(lambda: set(written) <= set(consumer.done()))
+    assert list(dict.fromkeys(consumer.done())) == written  # in order, but for those that came again
+    wait_until(lambda: pending(server.client) == 0)
+    assert consumer.resyncs() == 1
+
+
+@in_both
+def test_what_a_dead_consumer_was_given_is_taken_over(
+    name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
+) -> None:
+    redis.xgroup_create(STREAM, "mailer", "0", mkstream=True)
+    written = add(redis, "a", "b", "c")
+    redis.xreadgroup("mailer", "mailer-2", {STREAM: ">"}, count=2)
+    consumer = Consumer(tmp_path, server, name)
+    keep(consumer)
+    wait_until(lambda: sorted(consumer.done()) == written)
+    wait_until(lambda: pending(redis) == 0)
+    assert consumer.resyncs() == 0
+
+
+@in_both
+def test_a_consumer_that_was_away_too_long_reads_everybody_once(
+    name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
+) -> None:
+    consumer = Consumer(tmp_path, server, name)
+    keep(consumer)
+    wait_until(lambda: consumer.resyncs() == 1, what="the first start")
+    (first,) = add(redis, "first")
+    wait_until(lambda: consumer.done() == [first] and pending(redis) == 0)
+    consumer.kill()
+
+    redis.xadd(STREAM, {"user_id": "missed"})
+    _, kept = add(redis, "missed", "kept")
+    redis.xtrim(STREAM, maxlen=1, approximate=False)
+    consumer.start()
+    wait_until(lambda: consumer.done() == [first, kept] and pending(redis) == 0)
+    assert consumer.resyncs() == 2
+
+    consumer.kill()
+    add(redis, "given, but trimmed away before it was done")
+    redis.xreadgroup("mailer", "mailer-1", {STREAM: ">"})
+    redis.xtrim(STREAM, maxlen=0, approximate=False)
+    consumer.start()
+    wait_until(lambda: pending(redis) == 0)
+    (last,) = add(redis, "last")
+    wait_until(lambda: consumer.done() == [first, kept, last] and pending(redis) == 0)
+    assert consumer.resyncs() >= 3  # for the one it had been given, and for the emptied stream
+
+
+@in_both
+def test_a_group_that_is_gone_is_made_again(
+    name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
+) -> None:
+    consumer = Consumer(tmp_path, server, name)
+    keep(consumer)
+    before = add(redis, "before")
+    wait_until(lambda: consumer.done() == before)
+    redis.flushall()
+    after = add(redis, "after")
+    wait_until(lambda: consumer.done() == before + after)
+    assert consumer.resyncs() == 2
