@@ -190,7 +190,8 @@ def read_queue(client: Redis, settings: Settings) -> QueueState:
         settings.keys.receivers: ("HGETALL", settings.keys.receivers),
     }
     answers = dict(zip(asked, _ask(client, list(asked.values())), strict=True))
-    troubles = [f"{' '.join(map(str, asked[name]))}: {reply}" for name, reply in answers.items() if _failed(reply)]
+    # Of a wrong type, say. The first word after the command is the key.
+    troubles = {f"{(*asked[name], '')[1]}: {reply}": None for name, reply in answers.items() if _failed(reply)}
     _raise_if_all_failed(answers.values())
     good = {name: None if _failed(reply) else reply for name, reply in answers.items()}
 

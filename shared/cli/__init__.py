@@ -6,9 +6,11 @@ import click
 from redis.exceptions import RedisError
 
 from shared import settings
+from shared.cli.failed import failed
 from shared.cli.get import get
 from shared.cli.send import send
 from shared.cli.services import receiver, worker
+from shared.cli.status import status
 from shared.cli.up import up
 from shared.cli.watch import watch
 from shared.errors import PresenceError
@@ -23,7 +25,7 @@ def cli() -> None:
     """
 
 
-for command in (up, receiver, worker, get, watch, send):
+for command in (up, receiver, worker, get, watch, status, failed, send):
     cli.add_command(command)
 
 

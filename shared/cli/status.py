@@ -1,0 +1,230 @@
+"""`presence status`: is all well, and if not, why."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+from urllib.request import HTTPErrorProcessor, ProxyHandler, Request, build_opener
+
+import click
+
+from shared import health, settings
+from shared.cli.text import age, moment, safe
+from shared.settings import Settings, without_password
+from shared.stats import Stats
+from shared.system import Observer, Server, System
+
+BETWEEN_SECONDS = 1.0
+REFRESH_SECONDS = 2.0
+RECEIVER_SECONDS = 0.5
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--watch", is_flag=True, help=f"Again every {REFRESH_SECONDS:g} s, until Ctrl-C.")
+def status(as_json: bool, watch: bool) -> None:
+    """Shows whether all is well, what waits where, and how fast events go through.
+
+    Exit code 0: all is well; 1: not. Asks both Redis servers, and the receiver on this machine if there is one.
+    """
+    config = settings.load()
+    observer = Observer(config)
+    before, system = None, observer.read()
+    if not watch and not system.presence.server.error:
+        time.sleep(BETWEEN_SECONDS)
+        before, system = system, observer.read()
+    view = View(config, system, before)
+    with suppress(KeyboardInterrupt):
+        while True:
+            if watch and not as_json and sys.stdout.isatty():
+                click.clear()
+            click.echo(json.dumps(view.as_json()) if as_json else view.as_text())
+            if not watch:
+                break
+            time.sleep(REFRESH_SECONDS)
+            view = View(config, observer.read(), view.system)
+    sys.exit(1 if view.problems else 0)
+
+
+class View:
+    """One reading, and what has changed since the one before it."""
+
+    def __init__(self, config: Settings, system: System, before: System | None) -> None:
+        self.system = system
+        self._config = config
+        self._local = _ask_receiver(config)
+        self.problems = health.problems(system, config, self._local)
+        self._notes = health.notes(system)
+        self._before = before.presence.stats if before and not before.presence.server.error else None
+        self._seconds = (system.at_ms - before.at_ms) / 1000 if before else 0.0
+
+    @property
+    def _stats(self) -> Stats:
+        return self.system.presence.stats
+
+    def _rate(self, of: Callable[[Stats], int]) -> float | None:
+        """A second; None where there is only one reading."""
+        if self._before is None or self.system.presence.server.error:
+            return None
+        return max(0, of(self._stats) - of(self._before)) / self._seconds
+
+    @property
+    def _rates(self) -> dict[str, float | None]:
+        return {"events": self._rate(lambda stats: stats.events), "changes": self._rate(lambda stats: stats.changes)}
+
+    def as_json(self) -> dict[str, Any]:
+        """Times in Unix milliseconds, sizes in bytes; null where it is not known."""
+        queue, presence = self.system.queue, self.system.presence
+        knows_queue, knows_presence = not queue.server.error, not presence.server.error
+        lags = {"p50": 0.5, "p99": 0.99}
+        return {
+            "healthy": not self.problems,
+            "problems": self.problems,
+            "notes": self._notes,
+            "at": self.system.at_ms,
+            "receiver_here": self._local,
+            "receivers": [asdict(each) for each in queue.receivers] if knows_queue else None,
+            "workers": [asdict(each) for each in queue.workers] if knows_queue else None,
+            "queue": {name: getattr(queue, name) for name in ("jobs", "oldest_ms", "running", "retrying", "failed")}
+            if knows_queue
+            else None,
+            "rates": self._rates,
+            "lag_seconds": {name: _finite(self._stats.lag_below(share)) for name, share in lags.items()},
+            "events": self._stats.outcomes if knows_presence else None,
+            "changes": self._stats.changes if knows_presence else None,
+            "users_online": self._stats.users_online if knows_presence else None,
+            "last_change": presence.last_change or None,
+            "redis": {
+                "queue": {"url": without_password(self._config.queue_url), **asdict(queue.server)},
+                "presence": {"url": without_password(self._config.redis_url), **asdict(presence.server)},
+            },
+        }
+
+    def as_text(self) -> str:
+        well = "healthy" if not self.problems else "NOT healthy"
+        lines = [f"{well:<36} {moment(self.system.at_ms)}"]
+        lines += [f"  ! {safe(problem)}" for problem in self.problems]
+        lines += [f"  . {safe(note)}" for note in self._notes]
+        lines.append("")
+        if self._local:
+            lines.append(_row("here", _receiver_here(self._local)))
+        if not self.system.queue.server.error:
+            lines += self._queue_rows()
+        if not self.system.presence.server.error:
+            lines += self._presence_rows()
+        return "\n".join([*lines, *self._server_rows()])
+
+    def _queue_rows(self) -> list[str]:
+        queue, now = self.system.queue, self.system.at_ms
+        receivers = [
+            f"{each.name}, {_waiting(each.events, each.bytes, each.mark_ms)}, heard of {age(each.at_ms)} ago"
+            + (" (silent)" if health.is_silent(each.at_ms, now) else "")
+            for each in queue.receivers
+        ]
+        workers = [f"{each.name[:12]} {each.state}, up {age(each.since_ms)}" for each in queue.workers]
+        since = f", oldest event received {age(queue.oldest_ms)} ago" if queue.oldest_ms else ""
+        return [
+            *_rows("receivers", receivers),
+            _row("queue", f"{queue.jobs:,} batches wait{since}"),
+            _row("", f"{queue.running:,} running, {queue.retrying:,} to be tried again, {queue.failed:,} failed"),
+            *_rows("workers", workers),
+        ]
+
+    def _presence_rows(self) -> list[str]:
+        stats, change = self._stats, self.system.presence.last_change
+        rates = [f"{rate:,.0f} {name}/s" for name, rate in self._rates.items() if rate is not None]
+        rows = [_row("rates", ", ".join(rates))] if rates else []
+        rows.append(_row("lag", self._lag()))
+        counted = ", ".join(f"{count:,} {name}" for name, count in stats.outcomes.items())
+        rows.append(_row("events", f"{counted}; {stats.changes:,} changes of status"))
+        rows.append(_row("users", f"{stats.users_online:,} online"))
+        if change:
+            when = int(change.get("changed_at") or 0)
+            who = f"{safe(change.get('user_id', ''))} {safe(change.get('status', ''))}"
+            rows.append(_row("last change", f"{who}, {age(when)} ago ({moment(when)})"))
+        return rows
+
+    def _lag(self) -> str:
+        for before, when in ((self._before, "just now"), (None, "since the beginning")):
+            half, most = self._stats.lag_below(0.5, before), self._stats.lag_below(0.99, before)
+            if half is not None and most is not None and (before or when != "just now"):
+                return f"half of the events within {_span(half)}, 99% within {_span(most)} ({when})"
+        return "nothing applied yet"
+
+    def _server_rows(self) -> list[str]:
+        config, queue, presence = self._config, self.system.queue.server, self.system.presence.server
+        if config.queue_url == config.redis_url and queue.error == presence.error:
+            return [_row("Redis", _server(config.redis_url, presence))]
+        return [
+            _row("Redis", f"for the queue: {_server(config.queue_url, queue)}"),
+            _row("", f"for presence: {_server(config.redis_url, presence)}"),
+        ]
+
+
+def _ask_receiver(config: Settings) -> dict[str, Any] | None:
+    """What the receiver on this machine says of itself, or None where none answers."""
+    if not config.admin_port:
+        return None
+    host = "127.0.0.1" if config.admin_host in ("0.0.0.0", "::") else config.admin_host  # noqa: S104
+    page = Request(f"http://{host}:{config.admin_port}/readyz")  # it is http
+    opener = build_opener(ProxyHandler({}), _AnyStatus())
+    with suppress(OSError, ValueError), opener.open(page, timeout=RECEIVER_SECONDS) as answer:
+        said = json.load(answer)
+        if isinstance(said, dict) and said.keys() >= {"trouble", "redis", "journal_events", "damaged_files"}:
+            return said
+    return None
+
+
+class _AnyStatus(HTTPErrorProcessor):
+    def http_response(self, request: Request, response: Any) -> Any:
+        return response  # a 503 has the same form, and more to say
+
+
+def _receiver_here(local: dict[str, Any]) -> str:
+    waits = _waiting(local["journal_events"], local.get("journal_bytes", 0), 0)
+    since = f" for {local['journal_oldest_seconds']:.0f} s" if local.get("journal_oldest_seconds") else ""
+    return f"a receiver on this machine is {local['status']}; {waits}{since}"
+
+
+def _waiting(events: int, size: int, since_ms: int) -> str:
+    if not events:
+        return "nothing in the journal"
+    since = f" since {moment(since_ms)}" if since_ms else ""
+    return f"{events:,} events ({_size(size)}) in the journal{since}"
+
+
+def _server(url: str, server: Server) -> str:
+    where = without_password(url)
+    if server.error:
+        return f"{where} does not answer: {safe(server.error)}"
+    most = f" of {_size(server.max_bytes)}" if server.max_bytes else ""
+    return f"{server.version} at {where}, {_size(server.used_bytes)}{most} used"
+
+
+def _rows(name: str, values: list[str]) -> list[str]:
+    return [_row(name if index == 0 else "", value) for index, value in enumerate(values or ["none"])]
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:<12} {value}"
+
+
+def _size(count: int) -> str:
+    for size, unit in ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _span(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "more than an hour"
+    return f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
+
+
+def _finite(seconds: float | None) -> float | None:
+    """JSON knows no infinity."""
+    return None if seconds == float("inf") else seconds

@@ -1,0 +1,122 @@
+"""What could not be applied: RQ's failed registry of the queue, and what a person may do with what is in it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import WatchError
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.results import Result
+
+from shared.events import describe
+from shared.queue import BatchJob, open_queue
+from shared.settings import Settings
+
+_CHUNK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One batch that failed for good.
+
+    failed_at: Unix milliseconds, 0 where it is not known. error: one line. attempts: how often it was tried. events:
+    what each says of itself, see `describe`.
+    """
+
+    id: str
+    failed_at: int
+    error: str
+    attempts: int
+    events: list[dict[str, Any]]
+
+
+class FailedBatches:
+    """Raises redis-py's RedisError wherever the server is away."""
+
+    def __init__(self, client: Redis, settings: Settings) -> None:
+        self._client = client
+        self._queue = open_queue(client, settings)
+        self._key = self._queue.failed_job_registry.key
+
+    def ids(self) -> list[str]:
+        members: Any = self._client.zrange(self._key, 0, -1)
+        return [job_id.decode() for job_id in members]
+
+    def read(self) -> list[Failed]:
+        """All of them, those that failed first first."""
+        return sorted(self._read(self.ids()), key=lambda failed: (failed.failed_at, failed.id))
+
+    def _read(self, ids: Iterable[str]) -> Iterator[Failed]:
+        remaining = iter(ids)
+        while chunk := list(islice(remaining, _CHUNK)):
+            jobs = BatchJob.fetch_many(chunk, self._client, self._queue.serializer)
+            for job_id, job in zip(chunk, jobs, strict=True):
+                yield _describe(job) if job else Failed(job_id, 0, "its job is gone: drop it", 0, [])
+
+    def requeue(self, job_id: str) -> bool:
+        """Puts it back on the queue, in one step: whoever is killed here leaves it in one of the two places.
+
+        False where it is not among the failed, or its job is gone. Its retries are used up, so that it is tried once.
+        """
+
+        def step(transaction: Pipeline) -> None:
+            job = BatchJob.fetch(job_id, self._client, self._queue.serializer)
+            transaction.multi()
+            job.started_at = job.ended_at = None
+            self._queue.enqueue_job(job, pipeline=transaction)
+
+        return self._take_out(job_id, step)
+
+    def drop(self, job_id: str) -> bool:
+        """Forgets it for good. False where it is not among the failed."""
+
+        def step(transaction: Pipeline) -> None:
+            transaction.multi()
+            transaction.delete(Job.key_for(job_id), Result.get_key(job_id))  # type: ignore[no-untyped-call]
+
+        return self._take_out(job_id, step)
+
+    def _take_out(self, job_id: str, step: Any) -> bool:
+        """Runs step and takes the job out of the registry, if it is still in there when both happen."""
+        while True:
+            with self._client.pipeline() as transaction:
+                try:
+                    transaction.watch(self._key)  # type: ignore[no-untyped-call]
+                    if self._client.zscore(self._key, job_id) is None:
+                        return False
+                    step(transaction)
+                    transaction.zrem(self._key, job_id)
+                    transaction.execute()
+                except WatchError:  # another one failed, or went, meanwhile
+                    continue
+                except NoSuchJobError:
+                    return False
+                return True
+
+
+def _describe(job: Job) -> Failed:
+    result = job.latest_result()
+    failed_at = result.created_at if result else job.ended_at
+    try:
+        events = [describe(event) for event in job.args[0]]
+        meta = dict(job.meta)
+    except Exception:  # a pickle, or a job that another program made: RQ raises whatever its reader does
+        events, meta = [], {}
+    return Failed(
+        job.id,
+        int(failed_at.timestamp() * 1000) if failed_at else 0,
+        _one_line(result.exc_string if result else None),
+        meta.get("attempts", 1),
+        events,
+    )
+
+
+def _one_line(trace: str | None) -> str:
+    """The last line of a stack trace, without what only we need to know."""
+    lines = (trace or "").strip().splitlines()
+    line = lines[-1] if lines else "no error was kept"
+    return line.removeprefix("worker.store.Poison: ").partition(" script: ")[0]

@@ -1,0 +1,221 @@
+"""`presence status` and `presence failed`, against what is really there."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from click.testing import CliRunner, Result
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.serializers import JSONSerializer
+from support import Process, Receiver, Server, Worker, wait_until
+
+from shared.cli import cli
+from shared.queue import BatchJob, enqueue_alone, enqueue_encoded, open_queue
+from shared.settings import Settings
+from worker import jobs
+from worker.store import Store
+
+Run = Callable[..., Result]
+NO_RECEIVER = {"PRESENCE_ADMIN_PORT": "0"}
+EVENT = ["bad", "callbackUserOfflineCommand", 2**53 + 1, "", 0, "", "op-7", 7]
+
+
+@pytest.fixture
+def run(server: Server, monkeypatch: pytest.MonkeyPatch) -> Run:
+    # The package has the command under the module's name.
+    monkeypatch.setattr(import_module("shared.cli.status"), "BETWEEN_SECONDS", 0.01)
+
+    def run_(*arguments: str, **environment: str) -> Result:
+        environment = {"PRESENCE_REDIS_URL": server.url, **NO_RECEIVER, **environment}
+        return CliRunner().invoke(cli, arguments, env=environment)
+
+    return run_
+
+
+# status
+
+
+def test_all_is_well(run: Run, receiver: Receiver, worker: Worker, redis: Redis) -> None:
+    body = b'{"userID":"alice\\u001b[31m","callbackCommand":"callbackUserOnlineCommand","seq":1,"operationID":"op"}'
+    assert receiver.post("/", {"Content-Type": "application/json"}, body)[0] == 200
+    wait_until(lambda: redis.exists("presence:alice\x1b[31m") and redis.scard("rq:workers:presence"))
+    wait_until(lambda: redis.hlen("presence-receivers") == 1)
+    here = {"PRESENCE_ADMIN_PORT": str(receiver.admin_port)}
+    result = run("status", "--json", **here)
+    state = json.loads(result.output)
+    assert (result.exit_code, state["healthy"], state["problems"]) == (0, True, [])
+    assert state["receiver_here"]["status"] == "ready"
+    assert [each["events"] for each in state["receivers"]] == [0]
+    assert [each["state"] for each in state["workers"]] == ["idle"]
+    assert state["queue"] == {"jobs": 0, "oldest_ms": 0, "running": 0, "retrying": 0, "failed": 0}
+    assert state["rates"] == {"events": 0, "changes": 0}
+    assert state["lag_seconds"]["p99"] > 0
+    assert (state["events"]["applied"], state["changes"]) == (1, 1)
+    assert state["last_change"]["user_id"] == "alice\x1b[31m"
+    assert state["redis"]["queue"]["version"]
+    text = run("status", **here)
+    assert text.exit_code == 0
+    assert text.output.startswith("healthy")
+    assert "\x1b" not in text.output
+
+
+def test_what_waits_is_shown_and_since_when(run: Run, redis: Redis) -> None:
+    enqueue_encoded(open_queue(redis, Settings()), [json.dumps(EVENT).encode()], 7)
+    result = run("status", "--json")
+    state = json.loads(result.output)
+    assert result.exit_code == 1
+    assert (state["queue"]["jobs"], state["queue"]["oldest_ms"]) == (1, 7)
+    assert len(state["problems"]) == 3  # no receiver, no worker, and it has waited since 1970
+    assert "NOT healthy" in run("status").output
+
+
+def test_without_redis_it_says_so_in_time(run: Run) -> None:
+    started = time.monotonic()
+    result = run("status", PRESENCE_REDIS_URL="redis://:geheim@127.0.0.1:1/0")
+    assert time.monotonic() - started < 2
+    assert result.exit_code == 1
+    assert "Redis, redis://127.0.0.1:1/0, does not answer" in result.output
+    assert "geheim" not in result.output
+
+
+def test_a_frozen_redis_does_not_hold_it_up(run: Run, tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    frozen = Server(tmp_path / "server")
+    keep(frozen)
+    frozen.signal(signal.SIGSTOP)
+    started = time.monotonic()
+    result = run("status", "--json", PRESENCE_REDIS_URL=frozen.url)
+    assert time.monotonic() - started < 2
+    assert "does not answer" in json.loads(result.output)["problems"][0]
+
+
+@pytest.mark.parametrize(
+    "key", ["rq:queue:presence", "rq:failed:presence", "rq:workers:presence", "presence-receivers", "presence-stats"]
+)
+def test_a_key_of_a_wrong_type_is_named(run: Run, redis: Redis, key: str) -> None:
+    redis.set(key, "in the way")
+    result = run("status")
+    assert result.exit_code == 1
+    assert f"a key is not as it should be: {key}: WRONGTYPE" in result.output
+
+
+# failed
+
+
+@pytest.fixture
+def queue(redis: Redis) -> Queue:
+    return open_queue(redis, Settings())
+
+
+def fail(queue: Queue, redis: Redis, job_id: str = "batch-0") -> None:
+    """An event that cannot be applied, at the end of its tries."""
+    redis.set("presence:bad", "not a hash")
+    job = enqueue_alone(queue, EVENT, job_id, 7, "why")
+    redis.hset(job.key, mapping={"retries_left": 0})
+    apply(queue, redis)
+
+
+def apply(queue: Queue, redis: Redis) -> None:
+    worker = SimpleWorker([queue], connection=redis, serializer=JSONSerializer, job_class=BatchJob)
+    with (
+        patch.object(jobs, "_store", lambda: Store(redis, Settings())),
+        patch.object(jobs, "_settings", Settings),
+    ):
+        worker.work(burst=True, logging_level="CRITICAL")
+
+
+def listed(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run("failed", "list", "--json").output.splitlines()]
+
+
+def test_nothing_failed(run: Run) -> None:
+    assert run("failed", "list").output == "nothing has failed\n"
+    assert run("failed", "list", "--json").output == ""
+
+
+def test_it_says_what_failed_why_whose_it_is_and_since_when(run: Run, queue: Queue, redis: Redis) -> None:
+    fail(queue, redis)
+    (batch,) = listed(run)
+    assert abs(batch.pop("failed_at") - time.time() * 1000) < 60_000
+    assert batch == {
+        "id": "batch-0",
+        "error": "WRONGTYPE Operation against a key holding the wrong kind of value",
+        "attempts": 2,
+        "events": [
+            {"user_id": "bad", "command": EVENT[1], "seq": "9007199254740993", "operation_id": "op-7"},
+        ],
+    }
+    text = run("failed", "list").output
+    assert "WRONGTYPE" in text
+    assert "operationID op-7" in text
+
+
+def test_what_is_still_broken_comes_back_and_what_is_mended_does_not(run: Run, queue: Queue, redis: Redis) -> None:
+    fail(queue, redis)
+    assert run("failed", "requeue", "batch-0").output == "1 requeued\n"
+    assert (queue.job_ids, listed(run)) == (["batch-0"], [])
+    apply(queue, redis)
+    assert [batch["attempts"] for batch in listed(run)] == [3]
+    redis.delete("presence:bad")
+    assert run("failed", "requeue", "--all").exit_code == 0
+    apply(queue, redis)
+    assert listed(run) == []
+    assert redis.hget("presence:bad", "seq") == str(2**53 + 1).encode()
+    assert redis.hget("presence-stats", "failed") == b"2"
+
+
+def test_dropped_is_gone(run: Run, queue: Queue, redis: Redis) -> None:
+    fail(queue, redis, "one")
+    fail(queue, redis, "two")
+    assert run("failed", "drop", "one").output == "1 dropped\n"
+    assert [batch["id"] for batch in listed(run)] == ["two"]
+    assert run("failed", "drop", "--all").output == "1 dropped\n"
+    assert not redis.keys("rq:job:*")
+    assert not redis.keys("rq:results:*")
+
+
+@pytest.mark.parametrize("action", ["requeue", "drop"])
+@pytest.mark.parametrize("which", [[], ["--all", "one"]])
+def test_without_saying_which_nothing_is_done(
+    run: Run, queue: Queue, redis: Redis, action: str, which: list[str]
+) -> None:
+    fail(queue, redis, "one")
+    result = run("failed", action, *which)
+    assert (result.exit_code, "nothing was done" in result.output) == (2, True)
+    assert len(listed(run)) == 1
+
+
+@pytest.mark.parametrize("action", ["requeue", "drop"])
+def test_what_is_not_among_the_failed_is_left_alone(run: Run, queue: Queue, redis: Redis, action: str) -> None:
+    job = enqueue_alone(queue, EVENT, "waiting", 7, "why")
+    result = run("failed", action, "waiting")
+    assert (result.exit_code, "not among the failed" in result.output) == (1, True)
+    assert queue.job_ids == ["waiting"]
+    assert redis.exists(job.key)
+
+
+def test_a_requeue_that_is_cut_short_has_lost_nothing(run: Run, queue: Queue, redis: Redis) -> None:
+    """All is one transaction: what Redis refuses in it, or does not get, leaves the batch where it was."""
+    fail(queue, redis)
+    redis.delete("rq:queue:presence")
+    with patch("redis.client.Pipeline.execute", side_effect=KeyboardInterrupt):
+        run("failed", "requeue", "--all")
+    assert [batch["id"] for batch in listed(run)] == ["batch-0"]
+    assert run("failed", "requeue", "--all").output == "1 requeued\n"
+
+
+def test_what_another_program_left_there_can_be_seen_and_dropped(run: Run, queue: Queue, redis: Redis) -> None:
+    Queue("presence", connection=redis).enqueue("os.getpid")  # a pickle
+    apply(queue, redis)
+    redis.zadd("rq:failed:presence", {"gone": 1})
+    assert sorted(batch["error"] for batch in listed(run)) == [
+        "its job is gone: drop it",
+        "rq.exceptions.DeserializationError",
+    ]
+    assert run("failed", "drop", "--all").output == "2 dropped\n"

@@ -1,0 +1,86 @@
+"""What counts as unwell, and in which words."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from shared import health
+from shared.settings import Settings
+from shared.system import PresenceState, QueueState, Report, Server, System, Worker
+
+NOW = 1_700_000_000_000
+SERVER = Server(version="valkey 8.1.0", used_bytes=1)
+REPORT = Report("host:1", NOW - 500, NOW - 1000, 0, 0)
+GONE = replace(REPORT, name="b:2", at_ms=NOW - 90_000)
+WORKER = Worker("w", "idle", NOW - 60_000, NOW - 1000)
+WELL = System(NOW, QueueState(SERVER, workers=(WORKER,), receivers=(REPORT,)), PresenceState(SERVER))
+HERE = {"trouble": "", "redis": "up", "journal_events": 0, "damaged_files": 0}
+TWO = Settings(redis_url="redis://u:geheim@a/0", queue_url="redis://b/0")
+
+
+def queue(**changes: Any) -> System:
+    return replace(WELL, queue=replace(WELL.queue, **changes))
+
+
+def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
+    assert health.problems(WELL, Settings(), HERE) == health.notes(WELL) == []
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        (queue(workers=()), "no worker is alive"),
+        (queue(workers=(replace(WORKER, state="suspended"),)), "rq resume"),
+        (queue(receivers=()), "no receiver has reported"),
+        (queue(receivers=(replace(REPORT, at_ms=NOW - 16_000),)), "no receiver has reported"),
+        (
+            queue(receivers=(REPORT, replace(REPORT, name="b:2", at_ms=NOW - 90_000, events=3))),
+            "b:2 is silent for 90 s; 3",
+        ),
+        (queue(receivers=(replace(REPORT, events=4, mark_ms=NOW - 40_000),)), "journal of host:1, the oldest for 40 s"),
+        (queue(jobs=2, oldest_ms=NOW - 31_000), "the oldest for 31 s"),
+        (queue(failed=2), "presence failed list"),
+        (queue(troubles=("LLEN rq:queue:presence: WRONGTYPE",)), "rq:queue:presence: WRONGTYPE"),
+        (queue(server=replace(SERVER, used_bytes=95, max_bytes=100)), "full to 95%"),
+        (queue(server=replace(SERVER, max_bytes=100, evicts=True)), "noeviction"),
+        (queue(server=Server(error="refused")), "the queue's Redis, redis://b/0, does not answer: refused"),
+        (replace(WELL, presence=PresenceState(Server(error="refused"))), "presence, redis://a/0, does not answer"),
+        (replace(WELL, presence=PresenceState(SERVER, troubles=("presence-stats: WRONGTYPE",))), "presence-stats"),
+    ],
+)
+def test_each_trouble_is_named_alone(system: System, words: str) -> None:
+    (problem,) = health.problems(system, TWO)
+    assert words in problem
+    assert "geheim" not in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"trouble": "the disk is full"}, "refuses events: the disk is full"),
+        ({"redis": "down", "journal_events": 1234}, "cannot push: 1,234 events"),
+        ({"damaged_files": 1}, "1 damaged"),
+    ],
+)
+def test_the_receiver_on_this_machine_is_heard(change: dict[str, Any], words: str) -> None:
+    (problem,) = health.problems(WELL, TWO, {**HERE, **change})
+    assert words in problem
+
+
+def test_one_server_that_does_not_answer_is_one_problem() -> None:
+    gone = Server(error="refused")
+    assert len(health.problems(System(NOW, QueueState(gone), PresenceState(gone)), Settings())) == 1
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        queue(retrying=1),
+        queue(receivers=(REPORT, GONE)),
+        queue(server=replace(SERVER, on_disk=False)),
+        queue(jobs=5, oldest_ms=NOW - 20_000),
+    ],
+)
+def test_what_is_no_problem_does_not_make_it_unwell(system: System) -> None:
+    assert health.problems(system, Settings()) == []
