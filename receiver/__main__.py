@@ -3,18 +3,20 @@
 import asyncio
 import logging
 import os
+import ssl
 import sys
 from collections.abc import Coroutine
 
 from aiohttp import web
 
-from receiver import processes
+from receiver import access, processes, tls
 from receiver.admin import Own, make_admin, make_inner
-from receiver.app import Receiver, make_server
+from receiver.app import Receiver
 from receiver.durability import BeforeAnswer, EverySecond
 from receiver.journal import Journal
 from receiver.listening import listen, stop_signal
 from receiver.metrics import Counts
+from receiver.peers import Server
 from receiver.relay import Relay
 from shared import log as logs
 from shared.errors import PresenceError
@@ -27,14 +29,19 @@ HAND_OVER_SECONDS = 5.0
 #: The relay's thread holds the interpreter for so long at most while a request waits; 5 ms is Python's own.
 SWITCH_SECONDS = 0.0005
 
+_OPEN = (
+    "anyone who reaches %s can send callbacks: set PRESENCE_ALLOWED_NETWORKS, PRESENCE_BASIC_AUTH or "
+    "PRESENCE_CALLBACK_PATH, or see to it that only OpenIM does"
+)
+
 log = logging.getLogger("receiver")
 
 
-async def serve(settings: Settings, admin_socket: str | None) -> None:
+async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLContext | None = None) -> None:
     """Receives until a signal, then stops in order. Raises SettingsError where it cannot listen.
 
     admin_socket: the path where to answer for health instead of at the admin port. One process of several has
-    it, and shares its port with the others.
+    it, and shares its port with the others. context: for HTTPS.
     """
     stop = stop_signal()
     journal = Journal(settings.journal_dir, settings.journal_max_bytes)
@@ -46,10 +53,11 @@ async def serve(settings: Settings, admin_socket: str | None) -> None:
     counts = Counts()
     receiver = Receiver(settings, journal, counts, relay.wake, BeforeAnswer(journal).wait if always else None)
 
-    callbacks = web.ServerRunner(make_server(receiver, settings), shutdown_timeout=ANSWER_SECONDS)
+    callbacks = web.ServerRunner(Server(receiver.handle, context), shutdown_timeout=ANSWER_SECONDS)
     pages = Own(settings, journal, relay, counts)
     app = make_inner(pages) if admin_socket else make_admin(pages, Observer(settings))
     admin = web.AppRunner(app, access_log=None)
+    renewing: asyncio.Task[None] | None = None
     try:
         shared = admin_socket is not None
         await listen(callbacks, settings.host, settings.port, "PORT", reuse_port=shared)
@@ -61,8 +69,12 @@ async def serve(settings: Settings, admin_socket: str | None) -> None:
         relay.start()
         syncer.start()
         log.info("receiving on %s:%d, journal in %s", settings.host, settings.port, settings.journal_dir.absolute())
+        if context and settings.tls_cert and settings.tls_key:
+            renewing = asyncio.create_task(tls.renew(context, settings.tls_cert, settings.tls_key))
         await stop.wait()
     finally:
+        if renewing:
+            renewing.cancel()
         for runner in (callbacks, admin):
             await runner.cleanup()
         if relay.is_alive():
@@ -84,10 +96,15 @@ def main() -> int:
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         sys.setswitchinterval(SWITCH_SECONDS)
         admin_socket = os.environ.get(processes.SOCKET_VARIABLE)
+        if access.is_open(settings) and not admin_socket:  # of several processes, their parent says it
+            log.warning(_OPEN, settings.host)
+        context = None
+        if settings.tls_cert and settings.tls_key:
+            context = tls.make_context(settings.tls_cert, settings.tls_key)
         if settings.processes > 1 and not admin_socket:
             _run(processes.supervise(settings))
         else:
-            _run(serve(settings, admin_socket))
+            _run(serve(settings, admin_socket, context))
     except PresenceError as error:
         print(f"receiver: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,9 @@ from aiohttp import web
 
 from shared.errors import SettingsError
 
+#: Connections that wait to be taken: with aiohttp's 128, a crowd of strangers would make OpenIM try again after 1 s.
+BACKLOG = 1024
+
 
 def stop_signal() -> asyncio.Event:
     """Is set by SIGTERM and Ctrl-C."""
@@ -21,7 +24,8 @@ async def listen(runner: web.BaseRunner, host: str, port: int, variable: str, *,
     """Raises SettingsError, which names the variable, where that is not possible."""
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, reuse_port=reuse_port or None).start()
+        site = web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_port=reuse_port or None)
+        await site.start()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio's own says all of it twice
         raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {reason}") from None

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,16 +19,20 @@ DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 #: Settings of the contract that this version does not act on yet, with the one value it may have.
 #: Starting in spite of them would leave a door open, or a promise unkept, without a word.
 NOT_YET = {
-    "BASIC_AUTH": "",
-    "ALLOWED_NETWORKS": "",
-    "TRUSTED_PROXIES": "",
-    "TLS_CERT": "",
-    "TLS_KEY": "",
     "FORWARD_URL": "",
     "FORWARD_OURS": "0",
 }
+#: A setting that is half of something, with its other half. Alone it would look like a lock and be none.
+_NEEDS = {
+    "tls_cert": "tls_key",
+    "tls_key": "tls_cert",
+    "trusted_proxies": "allowed_networks",
+}
 #: Settings that only matter together with one of those above.
 WITHOUT_EFFECT = {"FORWARD_MAX_BYTES"}
+
+
+Network = IPv4Network | IPv6Network
 
 
 def _redis_url(value: str) -> str:
@@ -48,6 +53,31 @@ def _path_prefix(value: str) -> str:
     return value
 
 
+def _networks(value: str) -> tuple[Network, ...]:
+    return tuple(_network(each.strip()) for each in value.split(","))
+
+
+def _network(text: str) -> Network:
+    try:
+        network = ip_network(text, strict=False)
+        ip_network(text)
+    except ValueError as error:
+        if str(error).endswith("has host bits set"):
+            raise ValueError(f"{text} is an address within a network; the network is {network}") from None
+        raise ValueError(f"{text or 'an empty entry'} is no network, such as 10.0.0.0/8 or 192.0.2.7") from None
+    # An IPv4 peer of an IPv6 socket is compared as IPv4.
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+        return IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network
+
+
+def _credentials(value: str) -> str:
+    user, _, password = value.partition(":")
+    if not user or not password:
+        raise ValueError("must be user:password, neither of them empty")
+    return value
+
+
 def _key_prefix(value: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_.{}-]+", value):
         raise ValueError("may have letters, digits and _ . - { } only")
@@ -55,8 +85,9 @@ def _key_prefix(value: str) -> str:
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-QueueUrl = Annotated[str, AfterValidator(_queue_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url), Field(repr=False)]
+QueueUrl = Annotated[str, AfterValidator(_queue_url), Field(repr=False)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 
 
 class Settings(BaseModel):
@@ -74,7 +105,12 @@ class Settings(BaseModel):
     admin_host: str = "127.0.0.1"
     admin_port: Port = 10016
     worker_admin_port: Port = 0
-    callback_path: Annotated[str, AfterValidator(_path_prefix)] = ""
+    callback_path: Annotated[str, AfterValidator(_path_prefix)] = Field("", repr=False)
+    basic_auth: Annotated[str, AfterValidator(_credentials)] = Field("", repr=False)
+    allowed_networks: Networks = ()
+    trusted_proxies: Networks = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     max_body_bytes: int = Field(16384, ge=256)
     journal_dir: Path = Path("journal")
     journal_max_bytes: int = Field(1_073_741_824, ge=1)
@@ -114,11 +150,15 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         elif name not in WITHOUT_EFFECT:
             raise SettingsError(f"{PREFIX}{name}: there is no such setting; see the README's table")
     try:
-        return Settings(**values)  # type: ignore[arg-type]  # pydantic turns the strings into what each is
+        settings = Settings(**values)  # type: ignore[arg-type]  # pydantic turns the strings into what each is
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = f"{PREFIX}{first['loc'][0]}".upper()
         raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from None
+    for name, needed in _NEEDS.items():
+        if getattr(settings, name) and not getattr(settings, needed):
+            raise SettingsError(f"{PREFIX}{name.upper()}: does nothing without {PREFIX}{needed.upper()}; set both")
+    return settings
 
 
 def without_password(url: str) -> str:

@@ -3,16 +3,20 @@
 import asyncio
 import json
 import random
+import ssl
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
 import click
 
 from shared import settings
+from shared.cli.text import safe
 from shared.openim import SHAPES, Request, Step, request
 
 #: What a run plays, for each user.
@@ -72,9 +76,9 @@ def send(
 
     Two at a time, as a gateway of OpenIM 3.7 and later does. Exits with 1 where any was not accepted.
     """
+    trusted = None
     if url is None:
-        config = settings.load()
-        url = f"http://127.0.0.1:{config.port}{config.callback_path}/callbackExample"
+        url, trusted = _this_machine()
     if not url.startswith(("http://", "https://")):
         raise click.UsageError("--url must begin with http:// or https://")
     if names and users > 1:
@@ -87,10 +91,27 @@ def send(
         requests = _shuffled(requests)
     started = time.monotonic()
     with click.progressbar(length=total, label="sending", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        tally = asyncio.run(_send_all(requests, connections, rate, bar.update))
+        tally = asyncio.run(_send_all(requests, connections, rate, bar.update, trusted))
     _report(tally, time.monotonic() - started, as_json)
     if tally.accepted != sum(tally.answers.values()):
         sys.exit(1)
+
+
+def _this_machine() -> tuple[str, Path | None]:
+    """Where the receiver of these settings listens, and the certificate that it must show."""
+    config = settings.load()
+    user, _, password = config.basic_auth.partition(":")
+    credentials = f"{quote(user, '')}:{quote(password, '')}@" if user else ""
+    scheme = "https" if config.tls_cert else "http"
+    return f"{scheme}://{credentials}127.0.0.1:{config.port}{config.callback_path}/callbackExample", config.tls_cert
+
+
+def _trust(certificate: Path) -> ssl.SSLContext:
+    """Trusts this one certificate, whatever name and whoever's signature it bears."""
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def _requests(url: str, shape: str, steps: tuple[Step, ...], users: tuple[str, ...]) -> Iterator[Request]:
@@ -117,7 +138,9 @@ def _shuffled(requests: Iterator[Request]) -> Iterator[Request]:
     yield from window
 
 
-async def _send_all(requests: Iterator[Request], connections: int, rate: float, sent: Callable[[int], None]) -> Tally:
+async def _send_all(
+    requests: Iterator[Request], connections: int, rate: float, sent: Callable[[int], None], trusted: Path | None
+) -> Tally:
     tally = Tally()
     started = time.monotonic()
     count = 0
@@ -132,7 +155,7 @@ async def _send_all(requests: Iterator[Request], connections: int, rate: float, 
             sent(1)
 
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, ssl=_trust(trusted) if trusted else True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         await asyncio.gather(*(sender(session) for _ in range(connections)))
     return tally
@@ -171,7 +194,7 @@ def _report(tally: Tally, seconds: float, as_json: bool) -> None:
         click.echo(json.dumps(result))
         return
     for answer, number in tally.answers.most_common(10):
-        click.echo(f"{number:>9} x {answer}")
+        click.echo(f"{number:>9} x {safe(answer)}")
     click.echo(
         f"{tally.accepted} of {count} accepted in {seconds:.1f} s ({result['per_second']:.0f}/s); "
         f"answers: p50 {times['p50']} ms, p99 {times['p99']} ms, max {times['max']} ms"

@@ -174,7 +174,9 @@ def _check_servers(config: settings.Settings, *, own: bool) -> None:
 
 def _how_to(config: settings.Settings) -> str:
     host = "HOST" if config.host == "0.0.0.0" else config.host  # noqa: S104  # any of this machine's
-    url = f"http://{host}:{config.port}{config.callback_path}"
+    scheme = "https" if config.tls_cert else "http"
+    credentials = "USER:PASSWORD@" if config.basic_auth else ""  # PRESENCE_BASIC_AUTH has them, our output does not
+    url = f"{scheme}://{credentials}{host}:{config.port}{config.callback_path}"
     redis = settings.without_password(config.redis_url)
     reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if host == "127.0.0.1" else "other machines too"
     # What the other terminal must know as well.

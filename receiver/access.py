@@ -1,0 +1,104 @@
+"""Who may send callbacks: the peer's network, then Basic credentials. Pure: no sockets, no clock.
+
+docs/access.md says how each OpenIM carries the credentials.
+"""
+
+import binascii
+import hashlib
+import hmac
+from base64 import b64decode
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from receiver.callback import Refused
+from shared.settings import Network, Settings
+
+Address = IPv4Address | IPv6Address
+
+_FORBIDDEN = Refused(403, "callbacks are not taken from this address", "PRESENCE_ALLOWED_NETWORKS: not in one of them")
+_UNAUTHORIZED = Refused(401, "callbacks must carry the configured user and password", "Authorization: absent or wrong")
+
+
+class Access:
+    """The checks that are set; `make` says whether there are any."""
+
+    def __init__(self, allowed: Sequence[Network], trusted: Sequence[Network], credentials: str) -> None:
+        self._allowed = allowed
+        self._trusted = trusted
+        self._credentials = _digest(credentials.encode()) if credentials else b""
+
+    def check(self, peer: str | None, forwarded: Sequence[str], authorization: str | None) -> None:
+        """Raises Refused (403 or 401).
+
+        peer: the address at the other end of the connection. forwarded: each X-Forwarded-For line.
+        authorization: the header's value.
+        """
+        if self._allowed:
+            client = client_of(peer, forwarded, self._trusted)
+            if client is None or not within(client, self._allowed):
+                raise _FORBIDDEN
+        if self._credentials and not hmac.compare_digest(_digest(_given(authorization)), self._credentials):
+            raise _UNAUTHORIZED
+
+
+def make(settings: Settings) -> Access | None:
+    """None where neither networks nor credentials are set, so that no check costs nothing."""
+    if settings.allowed_networks or settings.basic_auth:
+        return Access(settings.allowed_networks, settings.trusted_proxies, settings.basic_auth)
+    return None
+
+
+def is_open(settings: Settings) -> bool:
+    """True where other machines can reach the receiver and nothing keeps any of them out."""
+    guarded = settings.allowed_networks or settings.basic_auth or settings.callback_path
+    return not guarded and not _is_loopback(settings.host)
+
+
+def client_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> Address | None:
+    """Who sent the request: the last address of X-Forwarded-For, from the right, that is no trusted proxy's.
+
+    Each proxy appends whom it heard, so what stands left of the first stranger is the stranger's own say.
+    None where a trusted proxy names something that is no address.
+    """
+    client = address(peer or "")
+    if not trusted or not forwarded:
+        return client
+    for entry in reversed(",".join(forwarded).split(",")):
+        if client is None or not within(client, trusted):
+            return client
+        client = address(entry.strip(" \t"))
+    return client
+
+
+def address(text: str) -> Address | None:
+    """The address, as IPv4 where it is one mapped into IPv6; None for what is none."""
+    try:
+        parsed = ip_address(text)
+    except ValueError:
+        return None
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+
+
+def within(client: Address, networks: Sequence[Network]) -> bool:
+    return any(client in network for network in networks)
+
+
+def _is_loopback(host: str) -> bool:
+    parsed = address(host)
+    return parsed.is_loopback if parsed else host == "localhost"
+
+
+def _given(authorization: str | None) -> bytes:
+    """`user:password` of a Basic header; empty for anything else, which no setting equals."""
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return b64decode(token.strip(" "), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _digest(credentials: bytes) -> bytes:
+    # compare_digest takes as long as its shorter side: digests are all of one length.
+    return hashlib.sha256(credentials).digest()

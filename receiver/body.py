@@ -1,0 +1,56 @@
+"""A request's body: its type, its size, the time it may take."""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp import hdrs, web
+
+from receiver.answers import JSON
+from receiver.callback import Refused
+
+#: OpenIM itself gives up after 5 s, so whoever takes longer is none, or waits for nothing.
+BODY_SECONDS = 10.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def too_large(variable: str) -> Refused:
+    # Made anew each time: an exception raised twice keeps every frame that it went through.
+    return Refused(413, "the body is too large", f"body: at most {variable}")
+
+
+def check_type(headers: Mapping[str, str]) -> None:
+    """Raises Refused (415) for anything but plain JSON in UTF-8."""
+    value = headers.get(hdrs.CONTENT_TYPE, "")
+    if value != JSON:
+        media_type, _, parameters = value.lower().partition(";")
+        charset = parameters.replace(" ", "").replace('"', "").partition("charset=")[2].partition(";")[0]
+        if media_type.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
+            raise Refused(415, "only JSON is taken", "Content-Type: must be application/json in UTF-8")
+    if headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise Refused(415, "only plain bodies are taken", "Content-Encoding: must be absent")
+
+
+async def read_rest(request: web.BaseRequest, most: int, variable: str) -> bytes:
+    """The body of a request that came without all of it. most: bytes, as `variable` says. Raises Refused."""
+    if (request.content_length or 0) > most:
+        raise too_large(variable)
+    await ask_for(request)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > most:
+                    raise too_large(variable)
+    except TimeoutError:
+        raise Refused(408, "the body came too slowly", f"body: must be here within {BODY_SECONDS:g} s") from None
+    except web.RequestPayloadError:
+        raise Refused(400, "the body is broken off or garbled", "body: not what its headers say") from None
+    return bytes(body)
+
+
+async def ask_for(request: web.BaseRequest) -> None:
+    """Tells a peer that waits for it to send its body."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0  # or aiohttp would take the answer for begun

@@ -1,0 +1,75 @@
+"""HTTPS: the certificate, and its successors without a restart."""
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+from shared.errors import SettingsError
+
+LOOK_SECONDS = 1.0
+
+log = logging.getLogger("receiver")
+
+#: Which file there is now: renewal tools replace it, write it anew, or turn a link elsewhere.
+_State = tuple[tuple[int, int, int], ...] | None
+
+
+def make_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Serves with this pair. Raises SettingsError, which names the variable of the file that is wrong."""
+    for variable, path in (("TLS_CERT", certificate), ("TLS_KEY", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"PRESENCE_{variable}: cannot read {path}: {error.strerror}") from None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        ssl.create_default_context(cafile=certificate)
+    except ssl.SSLError:
+        raise SettingsError(f"PRESENCE_TLS_CERT: {certificate} holds no certificate in PEM form") from None
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            trouble = f"{key} is not the key of the certificate {certificate}"
+        else:
+            trouble = f"{key} holds no private key in PEM form"
+        raise SettingsError(f"PRESENCE_TLS_KEY: {trouble}") from None
+    except ValueError as error:
+        raise SettingsError(f"PRESENCE_TLS_KEY: {key} {error}") from None
+    return context
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL would ask for it at the terminal.
+    raise ValueError("is encrypted; give one without a passphrase, which only this program can read")
+
+
+async def renew(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Puts a changed pair into the context that serves, for new connections, until it is cancelled.
+
+    A pair that cannot be used is left alone, with a line in the log.
+    """
+    loaded = seen = _state(certificate, key)
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        now = _state(certificate, key)
+        # Twice the same: one of the two files may be written a moment after the other.
+        if now != loaded and now == seen:
+            loaded = now
+            try:
+                make_context(certificate, key)
+                context.load_cert_chain(certificate, key, password=_no_password)
+            except (SettingsError, OSError) as error:  # ssl.SSLError is one of these
+                log.error("the changed certificate cannot be used, the old one stays: %s", error)
+            else:
+                log.info("serving with the changed certificate %s", certificate)
+        seen = now
+
+
+def _state(*paths: Path) -> _State:
+    try:
+        stats = [path.stat() for path in paths]
+    except OSError:
+        return None
+    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
