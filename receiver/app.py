@@ -26,7 +26,7 @@ from receiver.callback import (
 from receiver.journal import Journal
 from receiver.metrics import OTHER, Counts
 from shared.errors import Unavailable
-from shared.events import encode
+from shared.events import describe, encode
 from shared.settings import Settings
 
 log = logging.getLogger("receiver")
@@ -59,6 +59,7 @@ class Receiver:
         self._appended = appended
         self._durable = durable
         self._refusals = Refusals(settings.callback_path)
+        self._debug = log.isEnabledFor(logging.DEBUG)  # asked once: a request is 30 µs
         self._accepted = Prepared(accepted(Target(None, "body")))
         self._document = Prepared(accepted(Target(None, "document")))
 
@@ -71,6 +72,9 @@ class Receiver:
             return self._refuse(request, refusal)
         except Foreign as foreign:
             self._counts.other("foreign", 404)
+            if self._debug:
+                named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": foreign.command}
+                log.debug("not ours", extra=named)
             return answer(404, not_ours(foreign))
         except Unavailable as reason:
             return self._refuse(request, Refused(503, "the event cannot be stored now", str(reason)))
@@ -108,6 +112,8 @@ class Receiver:
         self._appended()
         if self._durable:
             await self._durable()
+        if self._debug:
+            log.debug("accepted", extra=describe(event))
         return target, event.command
 
     def _refuse(self, request: web.BaseRequest, refusal: Refused) -> web.Response:
@@ -116,4 +122,7 @@ class Receiver:
             target = read_target(request.raw_path)
             command, shape = target.command or OTHER, target.shape
         self._counts.other("refused", refusal.status, command, shape)
+        if self._debug:
+            named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": command}
+            log.debug("refused with %d: %s. %s", refusal.status, refusal.message, refusal.detail, extra=named)
         return answer(refusal.status, refused(refusal))
