@@ -64,3 +64,12 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)
+
+
+def test_every_program_in_the_docs_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "integration").glob("*.py"))
+    for page in ("cookbook.md", "change-feed.md"):
+        blocks = re.findall(r"^```\w+\n(.*)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+        assert blocks
+        for first_line in blocks:
+            assert f'"{first_line.split()[-1]}"' in tests, first_line

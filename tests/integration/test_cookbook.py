@@ -1,0 +1,209 @@
+"""Each program of docs/cookbook.md does what the page says, as it stands there."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import recipes
+from redis import Redis
+from support import ROOT, Process, Server, wait_until
+
+from shared import embedded
+from shared.events import Event
+from shared.settings import Settings
+from worker.store import Outcome, Store
+
+Keep = Callable[[Process], Process]
+PAGE = "cookbook.md"
+ON, OFF = "callbackUserOnlineCommand", "callbackUserOfflineCommand"
+
+# What differs between Redis and Valkey is tested elsewhere.
+pytestmark = pytest.mark.parametrize("shared_server", [embedded.find_server()], indirect=True)
+
+
+class Gateway:
+    """Events as a worker applies them."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.store = Store(redis, Settings())
+        self.seq = 0
+
+    def __call__(self, command: Any, *users: str, at: int | None = None) -> None:
+        self.seq += 1
+        now = int(time.time() * 1000) if at is None else at
+        events = [Event(user, command, self.seq, "", 1, "IOS", "", now) for user in users]
+        assert all(isinstance(outcome, Outcome) for outcome in self.store.apply(events))
+
+
+@pytest.fixture
+def gateway(redis: Redis) -> Gateway:
+    return Gateway(redis)
+
+
+@pytest.fixture
+def three(gateway: Gateway) -> None:
+    """alice is online, bob went offline, nobody was never heard of."""
+    gateway(ON, "alice", "bob", at=1732345678000)
+    gateway(OFF, "bob", at=1732345679000)
+
+
+# Who is online
+
+
+PRINTED = {
+    "who.py": "True ['alice'] now 2024-11-23T07:07:59+00:00 never\n",
+    "who.mjs": "online [ 'alice' ] [ 'now', '2024-11-23T07:07:59.000Z', 'never' ]\n",
+    "who.go": "true [alice]\nalice now\nbob 2024-11-23T07:07:59Z\nnobody never\n",
+    "read.py": "1 users are online\nalice online 1732345678000 1\nbob offline 1732345679000 0\nnobody unknown 0 0\n",
+}
+
+
+@pytest.mark.usefixtures("three")
+@pytest.mark.parametrize("name", PRINTED)
+def test_who_is_online_and_when_the_others_were(name: str, server: Server, tmp_path: Path) -> None:
+    path = recipes.write(tmp_path, PAGE, name, server.port)
+    assert recipes.run(path, "alice", "bob", "nobody") == PRINTED[name]
+
+
+@pytest.mark.usefixtures("three")
+def test_the_same_from_a_shell(server: Server, tmp_path: Path) -> None:
+    client = shutil.which("redis-cli") or embedded.find_server().with_name("valkey-cli")
+    (tmp_path / "redis-cli").write_text(f'#!/bin/sh\nexec {client} -p {server.port} "$@"\n')
+    (tmp_path / "redis-cli").chmod(0o755)
+    (tmp_path / "users.txt").write_text("alice\nbob\nnobody\nwith a space\n")
+    done = subprocess.run(
+        ["bash", "-ec", recipes.block(PAGE, "who.sh")],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.splitlines(), done.stderr) == (["online", "1", "offline", "1732345679000", "1"], "")
+
+
+# A push for who stays away
+
+
+def test_a_push_goes_to_who_stays_away_and_to_nobody_else(
+    gateway: Gateway, redis: Redis, server: Server, tmp_path: Path, keep: Keep
+) -> None:
+    recipes.write(tmp_path, "change-feed.md", "consumer.py", server.port, WAIT_MS="50")
+    push = recipes.Recipe(recipes.write(tmp_path, PAGE, "push.py", server.port, AWAY_SECONDS="0.5"))
+    keep(push)
+
+    def pushed() -> list[str]:
+        return push.text().splitlines()
+
+    gateway(ON, "alice", "bob", "carol", "dave", "old")
+    gateway(OFF, "old", at=1)
+    gateway(OFF, "alice", "bob")
+    gateway(ON, "bob")  # within the time
+    wait_until(lambda: pushed() == ["push to alice"])
+
+    gateway(OFF, "carol")
+    wait_until(lambda: redis.zscore("push-timers", "carol"))
+    push.kill()
+    gateway(OFF, "dave", "erin")
+    gateway(ON, "erin")  # while it is away
+    push.start()
+    wait_until(lambda: sorted(pushed()) == ["push to alice", "push to carol", "push to dave"])
+    wait_until(lambda: redis.zcard("push-timers") == 0)
+    assert len(pushed()) == 3
+
+
+# The mirror
+
+
+@contextmanager
+def sqlite(directory: Path) -> Iterator[str]:
+    shutil.copy(ROOT / "tests" / "psycopg_on_sqlite.py", directory / "psycopg.py")
+    yield str(directory / "mirror.db")
+
+
+@contextmanager
+def postgresql(directory: Path) -> Iterator[str]:
+    found = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    initdb = next((Path(each) for each in found if each), None)
+    if not initdb:
+        pytest.skip("needs a PostgreSQL on this machine, for docs/cookbook.md's mirror on the real thing")
+    data = directory / "postgresql"
+    data.mkdir()
+    owner: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL does not run as root
+        shutil.chown(data, "postgres")
+        for folder in (directory, *directory.parents[:3]):
+            folder.chmod(folder.stat().st_mode | 0o011)
+        owner = {"user": "postgres"}
+    quiet = {"cwd": data, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | owner
+    subprocess.run([initdb, "-D", "db", "-U", "postgres", "-A", "trust", "--no-sync"], check=True, **quiet)
+    postgres = [initdb.with_name("postgres"), "-D", "db", "-k", str(data), "-h", "", "-F"]
+    with subprocess.Popen(postgres, **quiet) as server:
+        try:
+            yield f"host={data} user=postgres dbname=postgres"
+        finally:
+            server.send_signal(signal.SIGINT)  # not killed, or its shared memory would stay
+
+
+def connect(database: str) -> Any:
+    if database.startswith("host="):
+        return psycopg.connect(database, autocommit=True)
+    return sqlite3.connect(database, isolation_level=None)
+
+
+def connects(database: str) -> bool:
+    try:
+        connect(database).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", [sqlite, postgresql])
+def test_the_mirror_says_what_redis_says(
+    kind: Callable[[Path], Any], gateway: Gateway, redis: Redis, server: Server, tmp_path: Path, keep: Keep
+) -> None:
+    with kind(tmp_path) as database:
+        wait_until(lambda: connects(database))
+        with closing(connect(database)) as connection:
+            connection.execute(recipes.block(PAGE, "presence.sql"))
+
+            def mirrored() -> dict[str, tuple[str, int]]:
+                rows = connection.execute("SELECT user_id, status, changed_at FROM presence").fetchall()
+                return {user: (status, changed_at) for user, status, changed_at in rows}
+
+            def known() -> dict[str, tuple[str, int]]:
+                hashes = {key.decode().partition(":")[2]: redis.hgetall(key) for key in redis.scan_iter("presence:*")}
+                return {name: (each[b"status"].decode(), int(each[b"changed_at"])) for name, each in hashes.items()}
+
+            gateway(ON, "here before")
+            redis.delete("presence-changes")
+            recipes.write(tmp_path, "change-feed.md", "consumer.py", server.port, WAIT_MS="50", TAKE_OVER_MS="200")
+            mirrors = []
+            for number in (1, 2):
+                program = recipes.write(tmp_path, PAGE, "mirror.py", server.port, DATABASE=repr(database))
+                program = program.rename(tmp_path / f"mirror{number}.py")
+                program.write_text(program.read_text().replace('"mirror-1"', f'"mirror-{number}"'))
+                mirrors.append(recipes.Recipe(program))
+                keep(mirrors[-1])
+            wait_until(lambda: mirrored() == known())
+            for round_number in range(40):
+                gateway(random.choice([ON, OFF]), *random.sample([f"u{number}" for number in range(9)], 4))
+                if round_number == 20:
+                    mirrors[0].kill()
+            wait_until(lambda: mirrored() == known())
+            mirrors[0].start()
+            redis.xgroup_setid("presence-changes", "mirror", "0")  # everything once more
+            gateway(OFF, "last", at=5)
+            wait_until(lambda: mirrored() == known())
+            assert len(known()) > 5
