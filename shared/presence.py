@@ -112,13 +112,13 @@ async def read_all_async(client: AsyncClient, keys: Keys = DEFAULT) -> AsyncIter
 def users_online(client: Client, keys: Keys = DEFAULT) -> int:
     """How many users are online, in one round trip; exact on a single Redis, docs/redis-keys.md has the rest."""
     count: Any = client.hget(keys.stats, "users_online")
-    return int(count or 0)
+    return max(0, int(count or 0))
 
 
 async def users_online_async(client: AsyncClient, keys: Keys = DEFAULT) -> int:
     """As `users_online`."""
     count: Any = await client.hget(keys.stats, "users_online")
-    return int(count or 0)
+    return max(0, int(count or 0))
 
 
 # What both flavours share: commands out, replies in.
@@ -156,10 +156,10 @@ def _users(keys: Keys) -> dict[str, Any]:
 
 def _user_ids(keys: Keys, found: Iterable[bytes]) -> list[str]:
     """Those of keys that SCAN found; a key that is no UTF-8 is none of ours."""
-    start, ids = len(keys.user("")), {}
+    ids = {}
     for key in found:
         with suppress(UnicodeDecodeError):
-            ids[key.decode()[start:]] = True
+            ids[keys.user_id(key.decode())] = True
     return list(ids)
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 
 from shared.cli import cli
-from shared.presence import FIELDS
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-KEYS = (ROOT / "docs" / "redis-keys.md").read_text()
 OURS = {f"PRESENCE_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -39,12 +37,6 @@ def test_the_readme_has_the_default(name: str) -> None:
 
 def test_the_readme_names_every_command_and_no_other() -> None:
     assert set(re.findall(r"`presence ([a-z]+)", README)) == set(cli.commands)
-
-
-def test_the_contract_page_names_every_field() -> None:
-    fields = set(re.findall(r"`([a-z_]+)`", KEYS))
-    assert set(FIELDS) <= fields
-    assert {"user_id", "previous", "applied", "duplicate", "stale", "changes"} <= fields
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
