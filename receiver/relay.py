@@ -220,11 +220,10 @@ class Relay(threading.Thread):
             self._window_run_id = self._run_id
             return
         now = time.monotonic()
-        safe = now - SETTLE_SECONDS
-        if now < self._next_settling or not self._window or self._window[0][0] > safe:
+        if now < self._next_settling or not self._window:
             return
         if leads_to_primary(self._client):
-            while self._window and self._window[0][0] <= safe:
+            while self._window and self._window[0][0] <= now - SETTLE_SECONDS:
                 self._journal.settled(self._window.popleft()[1])
         self._next_settling = time.monotonic() + REPORT_SECONDS  # Sentinels that hang have taken their time
 

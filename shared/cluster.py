@@ -10,7 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from redis import Redis, RedisCluster
 from redis.commands import CoreCommands
@@ -29,10 +29,11 @@ from redis.exceptions import (
 #: Where a command has its key, if not right after its name.
 _KEY_AT = {"FCALL": 3, "FCALL_RO": 3}
 _Command = tuple[tuple[Any, ...], dict[str, Any]]
+T = TypeVar("T")
 
 
 @contextmanager
-def _as_redis_says() -> Iterator[None]:
+def as_redis_says() -> Iterator[None]:
     try:
         yield
     except RedisClusterException as error:
@@ -53,36 +54,51 @@ class Cluster(RedisClusterCommands):
         self._lock = threading.Lock()
         self._made: RedisCluster | None = None
 
-    def _client(self) -> RedisCluster:
+    def client(self) -> RedisCluster:
+        """redis-py's. Raises RedisClusterException."""
         with self._lock:
             if self._made is None:
                 self._made = self._make()
             return self._made
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with _as_redis_says(), self._or_start_over():
-            return self._client().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        with as_redis_says(), self._or_start_over():
+            return self.client().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = False) -> "ScatteredPipeline":
         if transaction:
             raise NotImplementedError("a Cluster has no transactions across its nodes")
         return ScatteredPipeline(self)
 
-    def primaries(self) -> list[Redis]:
-        """A client of each primary. Raises RedisError."""
-        with _as_redis_says():
-            client = self._client()
-            return [client.get_redis_connection(node) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
+    def at_each_primary(self, do: Callable[[Redis], T]) -> list[T]:
+        """What it returns for a client of each primary. Raises RedisError."""
+        with self._or_know_better():
+            return [do(server) for server in self._primaries()]
 
     def scan_iter(self, *arguments: Any, **options: Any) -> Iterator[Any]:
         """As that of Redis, over all primaries. A key whose slot is moved meanwhile may be missed."""
-        for server in self.primaries():
-            yield from server.scan_iter(*arguments, **options)
+        with self._or_know_better():
+            for server in self._primaries():
+                yield from server.scan_iter(*arguments, **options)
+
+    def _primaries(self) -> list[Redis]:
+        client = self.client()
+        return [client.get_redis_connection(node) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _or_know_better(self) -> Iterator[None]:
+        """What fails at a primary may do so because it is none any more: whoever asks next is to know."""
+        try:
+            with as_redis_says():
+                yield
+        except RedisError:
+            self.refresh()
+            raise
 
     def refresh(self) -> None:
         """Asks the cluster anew which node has which keys. Raises RedisError."""
-        with _as_redis_says(), self._or_start_over():
-            self._client().nodes_manager.initialize()
+        with as_redis_says(), self._or_start_over():
+            self.client().nodes_manager.initialize()
 
     @contextmanager
     def _or_start_over(self) -> Iterator[None]:
@@ -91,53 +107,6 @@ class Cluster(RedisClusterCommands):
         except RedisClusterException:
             self.close()
             raise
-
-    def each_at_its_node(self, commands: Sequence[_Command]) -> list[Any]:
-        """The reply to each command, or the error that its server replied, in their order.
-
-        Each command has one key. Raises RedisError where a server did not answer; the commands for others were
-        carried out nevertheless, so that one lost primary does not hold up everybody's users.
-        """
-        replies: list[Any] = [None] * len(commands)
-        self._send(commands, range(len(commands)), replies)
-        if again := [index for index, reply in enumerate(replies) if isinstance(reply, _REDIRECTIONS)]:
-            self.refresh()
-            self._send(commands, again, replies)
-            for index in again:
-                if isinstance(replies[index], _REDIRECTIONS):  # its slot is just being moved
-                    args, options = commands[index]
-                    try:
-                        replies[index] = self.execute_command(*args, **options)
-                    except RedisError as error:
-                        replies[index] = error
-        elif any(isinstance(reply, ClusterDownError) for reply in replies):
-            self.refresh()
-        return replies
-
-    def _send(self, commands: Sequence[_Command], indexes: Sequence[int], replies: list[Any]) -> None:
-        with _as_redis_says():
-            client = self._client()
-            at_node: dict[Any, list[int]] = defaultdict(list)
-            for index in indexes:
-                args = commands[index][0]
-                node = client.get_node_from_key(args[_KEY_AT.get(args[0], 1)])  # type: ignore[no-untyped-call]
-                at_node[node].append(index)
-            failures: list[RedisError] = []
-            for node, mine in at_node.items():
-                pipeline = client.get_redis_connection(node).pipeline(transaction=False)
-                for index in mine:
-                    args, options = commands[index]
-                    pipeline.execute_command(*args, **options)  # type: ignore[no-untyped-call]
-                try:
-                    for index, reply in zip(mine, pipeline.execute(raise_on_error=False), strict=True):
-                        replies[index] = reply
-                except (ConnectionError, TimeoutError) as error:
-                    failures.append(error)
-                    if len(failures) == 2:  # a third would take its timeout as well
-                        break
-        if failures:
-            self.refresh()
-            raise failures[0]
 
     def close(self) -> None:
         with self._lock:
@@ -156,27 +125,96 @@ _REDIRECTIONS = (AskError, TryAgainError)  # MOVED is an AskError, to redis-py
 
 
 class ScatteredPipeline(CoreCommands):
-    """Commands of one key each, sent together: one plain pipeline for each primary that has some of the keys."""
+    """Commands of one key each, sent together: one plain pipeline for each primary that has some of the keys.
+
+    A WAIT at the end is for all of them, and its reply is the least of theirs; a primary without replicas is not asked.
+    """
 
     _event_dispatcher = EventDispatcher()
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._commands: list[_Command] = []
+        self._wait: tuple[Any, ...] = ()
+        self._confirmed: list[Any] = []
 
     def __len__(self) -> int:
         return len(self._commands)
 
     def execute_command(self, *args: Any, **options: Any) -> Self:
-        self._commands.append((args, options))
+        if args[0] == "WAIT":
+            self._wait = args
+        else:
+            self._commands.append((args, options))
         return self
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """The replies in the order of the commands; a server's error is one of them, unless it is to be raised."""
+        """The replies in the order of the commands; a server's error is one of them, unless it is to be raised.
+
+        Raises RedisError where a server did not answer. The commands for the others were carried out nevertheless: one
+        lost primary is not to hold up everybody's users.
+        """
         commands, self._commands = self._commands, []
-        replies = self._cluster.each_at_its_node(commands)
-        if raise_on_error:
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
+        with as_redis_says():
+            replies = self._execute(commands)
+        if self._wait:
+            replies.append(_least(self._confirmed))
+        self._wait, self._confirmed = (), []
+        for reply in replies if raise_on_error else ():
+            if isinstance(reply, Exception):
+                raise reply
         return replies
+
+    def _execute(self, commands: Sequence[_Command]) -> list[Any]:
+        replies: list[Any] = [None] * len(commands)
+        self._send(commands, range(len(commands)), replies)
+        again = [index for index, reply in enumerate(replies) if isinstance(reply, _REDIRECTIONS)]
+        if again or any(isinstance(reply, ClusterDownError) for reply in replies):
+            self._cluster.refresh()
+        self._send(commands, again, replies)
+        for index in again:
+            if isinstance(replies[index], _REDIRECTIONS):  # its slot is just being moved
+                args, options = commands[index]
+                try:
+                    replies[index] = self._cluster.execute_command(*args, **options)
+                except RedisError as error:
+                    replies[index] = error
+        return replies
+
+    def _send(self, commands: Sequence[_Command], indexes: Sequence[int], replies: list[Any]) -> None:
+        client = self._cluster.client()
+        at_node: dict[Any, list[int]] = defaultdict(list)
+        for index in indexes:
+            at_node[client.get_node_from_key(_key(commands[index]))].append(index)  # type: ignore[no-untyped-call]
+        failures: list[RedisError] = []
+        for node, mine in at_node.items():
+            pipeline = client.get_redis_connection(node).pipeline(transaction=False)
+            for index in mine:
+                args, options = commands[index]
+                pipeline.execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            has_replica = client.get_node_from_key(_key(commands[mine[0]]), replica=True)  # type: ignore[no-untyped-call]
+            if self._wait and has_replica:
+                pipeline.execute_command(*self._wait)  # type: ignore[no-untyped-call]
+            try:
+                answers = pipeline.execute(raise_on_error=False)
+            except (ConnectionError, TimeoutError) as error:
+                failures.append(error)
+                if len(failures) == 2:  # a third would take its timeout as well
+                    break
+                continue
+            self._confirmed += answers[len(mine) :]
+            for index, answer in zip(mine, answers, strict=False):
+                replies[index] = answer
+        if failures:
+            self._cluster.refresh()
+            raise failures[0]
+
+
+def _key(command: _Command) -> Any:
+    args, _ = command
+    return args[_KEY_AT.get(args[0], 1)]
+
+
+def _least(confirmed: Sequence[Any]) -> Any:
+    """Of the replies to WAIT; an error is less than any."""
+    return min(confirmed, key=lambda reply: -1 if isinstance(reply, Exception) else reply, default=1)

@@ -34,7 +34,7 @@ def inspect(client: Redis, variable: str, log: logging.Logger) -> None:
 
 def _infos_of_cluster(client: Cluster, variable: str) -> list[Mapping[str, Any]]:
     try:
-        return [server.info() for server in client.primaries()]
+        return client.at_each_primary(lambda server: server.info())
     except ConnectionError as error:
         if "Cluster mode is not enabled" in str(error):  # so says redis-py of every refusal of CLUSTER SLOTS
             raise SettingsError(f"{variable}: this is no Redis Cluster, or CLUSTER SLOTS is forbidden there") from None

@@ -218,8 +218,8 @@ def read_queue(client: Redis, settings: Settings) -> QueueState:
 def read_presence(client: Redis, settings: Settings) -> PresenceState:
     """Each command goes to one key or node, since this may be a Cluster. Raises RedisError where one is down."""
     keys = settings.keys
-    nodes = client.primaries() if isinstance(client, Cluster) else [client]
-    server = _server(*(node.info() for node in nodes))
+    infos = client.at_each_primary(lambda node: node.info()) if isinstance(client, Cluster) else [client.info()]
+    server = _server(*infos)
     troubles = []
     stats, last_change = Stats(), {}
     try:

@@ -1,13 +1,20 @@
 """Several servers at once: a Redis Cluster, and a primary and a replica that Sentinels watch."""
 
+import http.client
+import itertools
+import threading
+import time
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
-from support import Process, Server, free_port, wait_until
+from support import Process, Receiver, Server, free_port, wait_until
 
-from shared import embedded
+from shared import embedded, presence
+from shared.openim import request
 from shared.redis import connect
 
 SLOTS = 16384
@@ -84,9 +91,22 @@ class Watched:
         wait_until(lambda: self.replica.client.execute_command("ROLE")[3] == b"connected", what="the replica")
         self.sentinels = [self._sentinel(number, binary) for number in range(3)]
         self.clients = [Redis(port=sentinel.port) for sentinel in self.sentinels]
+        for client in self.clients:
+            wait_until(lambda client=client: self._debug(client, 100), what="a Sentinel")  # type: ignore[misc]
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         self.url = f"redis+sentinel://{hosts}/{self.SERVICE}/0"
         wait_until(lambda: all(map(self._sees_all, self.clients)), what="the Sentinels to find each other")
+        for client in self.clients:
+            self._debug(client, 2000)  # as ever: four times that is how long an old primary may go on as one
+
+    @staticmethod
+    def _debug(client: Redis, publish_period_ms: int) -> bool:
+        """How often a Sentinel says that it is there, and what of the servers it knows."""
+        try:
+            client.execute_command("SENTINEL", "DEBUG", "publish-period", publish_period_ms, "info-period", 1000)
+        except RedisError:
+            return False
+        return True
 
     def _sentinel(self, number: int, binary: Path | None) -> "SentinelServer":
         return SentinelServer(self.directory / f"sentinel{number}", self.primary.port, self.SERVICE, binary)
@@ -97,6 +117,12 @@ class Watched:
         except RedisError:
             return False
         return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
+
+    def is_replica(self, server: Server) -> bool:
+        """By what it says itself."""
+        with suppress(RedisError):
+            return bool(server.client.execute_command("ROLE")[0] == b"slave")
+        return False
 
     def primary_port(self) -> int:
         """That of whom the first Sentinel takes for the primary."""
@@ -122,3 +148,71 @@ class SentinelServer(Process):
         )
         command = [str(binary or embedded.find_server()), str(config), "--sentinel"]
         super().__init__(command, {}, directory, "sentinel")
+
+
+class Flips(threading.Thread):
+    """Events over HTTP, at a steady rate, whatever becomes of the servers.
+
+    Half of them are of some users who go online and offline in turn, each event with a higher seq than the one before;
+    half are the only ones of their users, so that not one of these can be lost unnoticed.
+    """
+
+    USERS = 50
+    RATE = 300  # events/s
+
+    def __init__(self, receiver: Receiver) -> None:
+        super().__init__(daemon=True)
+        self._receiver = receiver
+        self._stopping = threading.Event()
+        self.accepted = 0
+        #: The last accepted event of each user: seq and status.
+        self.last: dict[str, tuple[int, str]] = {}
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._receiver.port, timeout=10)
+        started_at, seq = time.monotonic(), 1_700_000_000_000
+        try:
+            for number in itertools.count():
+                if self._stopping.wait(max(0.0, started_at + number / self.RATE - time.monotonic())):
+                    return
+                half = number // 2
+                user = f"once{half}" if number % 2 else f"u{half % self.USERS}"
+                step = ("Online", "Offline")[half // self.USERS % 2]
+                callback = request("v3.8", "/x", step, user, seq + number)  # type: ignore[arg-type]
+                connection.request("POST", callback.url, callback.body, callback.headers)
+                answer = connection.getresponse().read()
+                assert b'"actionCode":0' in answer, answer
+                self.accepted += 1
+                self.last[user] = (seq + number, step.lower())
+        except BaseException as error:  # the test thread is to hear of it
+            self.error = error
+        finally:
+            connection.close()
+
+    def go_on(self, seconds: float) -> None:
+        """Until so many seconds' worth of events more have been accepted."""
+        enough = self.accepted + int(seconds * self.RATE)
+        wait_until(lambda: self.accepted >= enough or self.error, what="the events to flow")
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+        if self.error:
+            raise self.error
+
+    def not_applied(self, client: Redis) -> dict[str, Any]:
+        """The users of whom presence does not say what was accepted last."""
+        users = presence.read(client, self.last)
+        return {user.user_id: user for user in users if (int(user.seq or 0), user.status) != self.last[user.user_id]}
+
+
+def changes(client: Redis) -> dict[str, list[tuple[str, str, int]]]:
+    """Of each user the entries of the stream: status, previous status, seq."""
+    found: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
+    entries: Any = client.xrange("presence-changes")
+    for _, fields in entries:
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        found[text["user_id"]].append((text["status"], text["previous"], int(text["seq"])))
+    return found

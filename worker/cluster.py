@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from redis import Redis
 
 from shared.settings import Settings
+from worker.replicas import Replicas
 
 
 class FollowUp:
@@ -20,8 +21,9 @@ class FollowUp:
     client: a `shared.cluster.Cluster`. function: its name on the server. Every method raises RedisError.
     """
 
-    def __init__(self, client: Redis, settings: Settings, function: str) -> None:
+    def __init__(self, client: Redis, settings: Settings, function: str, replicas: Replicas) -> None:
         self._client = client
+        self._replicas = replicas
         self._keys = settings.keys
         self._changes_maxlen = settings.changes_maxlen
         self._function = function
@@ -43,7 +45,9 @@ class FollowUp:
         for _, entry in changes:
             fields = dict(zip(entry[::2], entry[1::2], strict=True))
             stream.xadd(self._keys.changes, fields, maxlen=self._changes_maxlen, approximate=True)
-        stream.execute()
+        for reply in self._replicas.execute(stream):
+            if isinstance(reply, Exception):
+                raise reply
         acknowledgements = self._client.pipeline(transaction=False)
         for key, text in outboxes.items():
             acknowledgements.execute_command(  # type: ignore[no-untyped-call]

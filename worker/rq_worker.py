@@ -23,7 +23,7 @@ from rq.worker_registration import clean_worker_registry, register
 
 from shared.outage import Outage
 from shared.queue import BatchJob
-from shared.redis import is_outage
+from shared.redis import is_outage, leads_to_primary
 from worker.pulse import Pulse
 
 #: A job that its worker has not finished after so long is run again, by whoever is there.
@@ -93,6 +93,7 @@ class PresenceWorker(SimpleWorker):
     # Maintenance
 
     def run_maintenance_tasks(self) -> None:
+        leads_to_primary(self.connection)  # or go there with the next command: events come to the new one
         for step in (self._retry_abandoned, self._rescue_stuck, self._promote_scheduled, clean_worker_registry):
             for queue in self.queues:
                 try:

@@ -9,11 +9,11 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -25,6 +25,7 @@ from shared.redis import is_outage
 from shared.settings import Settings
 from shared.stats import lag_counts
 from worker.cluster import FollowUp
+from worker.replicas import Replicas
 
 PIPELINE_EVENTS = 1000
 
@@ -35,6 +36,7 @@ _SOURCE = files("worker").joinpath("presence.lua").read_text("utf-8")
 _FUNCTION = "presence_" + hashlib.sha256(_SOURCE.encode()).hexdigest()[:12]
 _LIBRARY = _SOURCE.replace("LIBRARY", _FUNCTION, 1).replace("'FUNCTION", f"'{_FUNCTION}")
 
+T = TypeVar("T")
 OutcomeName = Literal["applied", "duplicate", "stale"]
 
 
@@ -61,7 +63,8 @@ class Store:
         self._client = client
         self._keys = settings.keys
         keys = self._keys
-        self._follow_up = FollowUp(client, settings, _FUNCTION) if isinstance(client, Cluster) else None
+        self._replicas = Replicas(client)
+        self._follow_up = FollowUp(client, settings, _FUNCTION, self._replicas) if isinstance(client, Cluster) else None
         #: What shares a step with the hash.
         self._shared = () if self._follow_up else (keys.changes, keys.stats, keys.leases)
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
@@ -138,17 +141,16 @@ class Store:
         """Which servers these are, as `INFO server` names each start of one."""
         with _unavailable():
             if isinstance(self._client, Cluster):
-                self._client.refresh()  # or a primary that is gone would be asked for ever
-            return " ".join(sorted(server.info("server")["run_id"] for server in self._servers()))
+                self._client.refresh()  # or one that is a replica by now would be asked for ever
+            return " ".join(sorted(self._at_each_server(lambda server: str(server.info("server")["run_id"]))))
 
-    def _servers(self) -> list[Redis]:
-        return self._client.primaries() if isinstance(self._client, Cluster) else [self._client]
+    def _at_each_server(self, do: Callable[[Redis], T]) -> list[T]:
+        return self._client.at_each_primary(do) if isinstance(self._client, Cluster) else [do(self._client)]
 
     def prepare(self) -> None:
         """Loads the functions. Raises SettingsError where the server is too old for them."""
         try:
-            for server in self._servers():
-                server.function_load(_LIBRARY, replace=True)
+            self._at_each_server(lambda server: server.function_load(_LIBRARY, replace=True))
         except RedisError as error:
             if "unknown command" in str(error):
                 raise SettingsError(
@@ -180,7 +182,7 @@ class Store:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        return pipeline.execute(raise_on_error=False)
+        return self._replicas.execute(pipeline)
 
     def _check_stream(self) -> None:
         """A stream of a wrong type would make every change look like a poison event of its own."""

@@ -1,0 +1,84 @@
+"""Queue and presence behind Sentinels: the primary is killed or frozen while events flow, and nothing is lost."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from support import Process, Receiver, Worker, wait_until
+from topology import Flips, Watched, changes
+
+from shared.redis import connect, leads_to_primary
+
+Keep = Callable[[Process], Process]
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    watched = Watched(tmp_path)
+    yield watched
+    watched.kill()
+
+
+@pytest.fixture
+def flips(watched: Watched, tmp_path: Path, keep: Keep) -> Iterator[Flips]:
+    """Events that flow through a receiver and two workers."""
+    receiver = Receiver(tmp_path, watched.url)
+    for program in (receiver, Worker(tmp_path, watched.url, "worker1"), Worker(tmp_path, watched.url, "worker2")):
+        keep(program)
+    flips = Flips(receiver)
+    yield flips
+    flips.stop()
+
+
+def promoted(watched: Watched) -> bool:
+    return watched.primary_port() == watched.replica.port
+
+
+def check(flips: Flips, client: Redis) -> None:
+    """All that was accepted is applied, and each user's changes are a chain that ends there."""
+    wait_until(lambda: not flips.not_applied(client), 30, "all events to be applied")
+    for user, entries in changes(client).items():
+        statuses = ["", *(status for status, _, _ in entries)]
+        assert [previous for _, previous, _ in entries] == statuses[:-1]
+        assert statuses[-1] == flips.last[user][1]
+
+
+def test_nothing_accepted_is_lost_when_the_primary_is_killed(watched: Watched, flips: Flips) -> None:
+    client = connect(watched.url)
+    flips.go_on(1.0)
+    watched.primary.kill()
+    killed_at, accepted = time.monotonic(), flips.accepted
+    wait_until(lambda: promoted(watched), what="another primary")
+    promoted_after = time.monotonic() - killed_at
+    flips.go_on(1.0)
+    flips.stop()
+    check(flips, client)
+    print(f"promoted after {promoted_after:.1f} s, accepted {accepted} before and {flips.accepted} in all")
+
+
+def test_nothing_accepted_is_lost_when_the_primary_is_frozen_and_wakes_up(watched: Watched, flips: Flips) -> None:
+    client = connect(watched.url)
+    flips.go_on(1.0)
+    watched.primary.signal(signal.SIGSTOP)
+    frozen_at = time.monotonic()
+    wait_until(lambda: promoted(watched), what="another primary")
+    print(f"promoted after {time.monotonic() - frozen_at:.1f} s")
+    watched.primary.signal(signal.SIGCONT)  # for some seconds there are two that take writes
+    wait_until(lambda: watched.is_replica(watched.primary), 30, "the old one to step down")
+    print(f"stepped down after {time.monotonic() - frozen_at:.1f} s")
+    flips.stop()
+    check(flips, client)
+    print(f"accepted {flips.accepted}")
+
+
+def test_a_client_notices_that_another_server_is_the_primary_now(watched: Watched) -> None:
+    client = connect(watched.url)
+    client.ping()
+    assert leads_to_primary(client)
+    watched.clients[0].execute_command("SENTINEL", "FAILOVER", watched.SERVICE)
+    wait_until(lambda: not leads_to_primary(client), what="the client to notice")
+    assert client.set("written", "here")
+    assert leads_to_primary(client)
