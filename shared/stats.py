@@ -32,7 +32,7 @@ def lag_counts(received_at: Iterable[int], now_ms: int) -> dict[str, int]:
 class Stats:
     """What the hash says. lags: how many events for each bound, the last for beyond all; not cumulated."""
 
-    outcomes: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     changes: int = 0
     users_online: int = 0
     lags: tuple[int, ...] = (0,) * len(_LAG_FIELDS)

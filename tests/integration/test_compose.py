@@ -30,6 +30,8 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 OURS = ("receiver", "worker")
+#: What runs without being asked for.
+CORE = {name: service for name, service in SERVICES.items() if "profiles" not in service}
 #: For whatever a test waits for; it takes a second or two.
 PATIENCE_SECONDS = 30.0
 
@@ -51,7 +53,7 @@ def _seconds(duration: str) -> float:
 
 
 def test_the_three_services_come_back_after_a_crash() -> None:
-    assert set(SERVICES) == {"receiver", "worker", "redis"}
+    assert set(CORE) == {"receiver", "worker", "redis"}
     assert {service["restart"] for service in SERVICES.values()} == {"unless-stopped"}
     assert "version" not in COMPOSE  # obsolete: Compose warns of it
 
@@ -63,7 +65,31 @@ def test_only_the_callback_port_is_open_to_other_machines() -> None:
         "published": "10006",
         "host_ip": "0.0.0.0",
     }
-    assert [_interpolated(port) for port in SERVICES["redis"]["ports"]] == ["127.0.0.1:6379:6379"]
+    others = [port for name, each in SERVICES.items() if name != "receiver" for port in each.get("ports", ())]
+    assert len(others) == 4
+    assert all(_interpolated(port).startswith("127.0.0.1:") for port in others)
+    assert "127.0.0.1:6379:6379" in map(_interpolated, others)
+
+
+def test_what_observes_is_a_profile_and_finds_its_files() -> None:
+    observers = {name: service for name, service in SERVICES.items() if service.get("profiles") == ["observe"]}
+    assert set(observers) == {"prometheus", "grafana", "rq-dashboard"} == set(SERVICES) - set(CORE)
+    mounts = [volume.split(":")[0] for service in observers.values() for volume in service.get("volumes", ())]
+    files = [mount for mount in mounts if mount.startswith("./")]
+    assert len(files) == 5
+    assert all((ROOT / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("receiver", "admin_port"), ("worker", "worker_admin_port")])
+def test_prometheus_asks_where_the_pages_are(name: str, setting: str) -> None:
+    configuration = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text("utf-8"))
+    (job,) = [each for each in configuration["scrape_configs"] if each["job_name"] == f"presence-{name}"]
+    (found,) = job["dns_sd_configs"]
+    settings = load(_environment(name))
+    assert (found["names"], found["port"]) == ([name], getattr(settings, setting))
+    assert settings.admin_host == "0.0.0.0"
+    published = [port["target"] for port in SERVICES[name].get("ports", ())]
+    assert found["port"] not in published
 
 
 def test_several_workers_can_run() -> None:
@@ -98,7 +124,7 @@ def test_the_journal_is_on_a_volume_that_the_image_lets_the_user_write_to() -> N
 
 def test_every_volume_is_declared() -> None:
     used = {volume.partition(":")[0] for each in SERVICES.values() for volume in each.get("volumes", ())}
-    assert used == set(COMPOSE["volumes"])
+    assert {volume for volume in used if not volume.startswith("./")} == set(COMPOSE["volumes"])
 
 
 def test_the_receiver_is_given_the_time_that_it_needs_to_stop() -> None:
@@ -127,7 +153,7 @@ class Stack:
     """The three services' own commands, here: other ports, other directories, otherwise the same."""
 
     def __init__(self, directory: Path, processes: ExitStack) -> None:
-        self.redis_port, self.port, self.admin_port = _free_ports(3)
+        self.redis_port, self.port, self.admin_port, self.worker_admin_port = _free_ports(4)
         self._directory = directory
         self._processes = processes
 
@@ -203,6 +229,9 @@ class Stack:
         given = _environment(service)
         url = urlsplit(given["PRESENCE_REDIS_URL"])
         given["PRESENCE_REDIS_URL"] = url._replace(netloc=f"127.0.0.1:{self.redis_port}").geturl()
+        given["PRESENCE_ADMIN_HOST"] = "127.0.0.1"
+        if service == "worker":
+            given["PRESENCE_WORKER_ADMIN_PORT"] = str(self.worker_admin_port)
         if service == "receiver":
             given |= {
                 "PRESENCE_HOST": "127.0.0.1",
@@ -238,7 +267,8 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 def test_a_callback_reaches_redis(stack: Stack) -> None:
     for service in ("redis", "receiver", "worker"):
         stack.start(service)
-    stack.wait_for("a healthy receiver", lambda: stack.is_healthy("receiver"))
+    for service in OURS:
+        stack.wait_for(f"a healthy {service}", lambda name=service: stack.is_healthy(name))
     assert stack.post("u1")["actionCode"] == 0
     stack.wait_for("u1 offline in Redis", lambda: stack.status("u1") == "offline")
 
@@ -252,7 +282,7 @@ def test_redis_may_be_the_last_to_start(stack: Stack) -> None:
     stack.wait_for("u1 offline in Redis", lambda: stack.status("u1") == "offline")
 
 
-@pytest.mark.parametrize("service", ["receiver", "redis"])
+@pytest.mark.parametrize("service", CORE)
 def test_what_is_not_there_is_not_healthy(stack: Stack, service: str) -> None:
     assert not stack.is_healthy(service)
 

@@ -1,0 +1,92 @@
+"""The rules and the dashboard ask for metrics that exist, and every alert has its place in the documents."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from receiver.metrics import Counts, State, of_state
+from shared.metrics import of_system
+from shared.system import PresenceState, QueueState, Server, System
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+RULES: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+]
+DASHBOARD = json.loads((DEPLOY / "dashboard.json").read_text())
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def exported() -> dict[str, set[str]]:
+    """The names of all samples, and their labels."""
+    counts = Counts()
+    counts.accepted("command", "path", 0.0)
+    numbers = {**counts.numbers(), "pushes ok": 1}
+    families = [
+        *of_state(State(1, numbers)),
+        *of_system(System(1, QueueState(Server()), PresenceState(Server()))),
+    ]
+    return {sample.name: set(sample.labels) for family in families for sample in family.samples}
+
+
+def queries() -> list[str]:
+    panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    return [rule["expr"] for rule in RULES] + panels
+
+
+def test_every_metric_of_the_contract_is_exported() -> None:
+    promised = {
+        *("presence_callbacks_total", "presence_answer_seconds", "presence_journal_events", "presence_journal_bytes"),
+        *("presence_journal_oldest_seconds", "presence_relay_pushes_total", "presence_redis_up"),
+        *("presence_queue_jobs", "presence_queue_oldest_seconds", "presence_workers", "presence_failed_batches"),
+        *("presence_events_total", "presence_changes_total", "presence_lag_seconds", "presence_users_online"),
+    }
+    assert promised <= {re.sub("_(bucket|count|sum)$", "", name) for name in exported()}
+    assert exported()["presence_callbacks_total"] == {"command", "shape", "outcome", "status"}
+
+
+@pytest.mark.parametrize("query", queries())
+def test_a_query_asks_for_what_there_is(query: str) -> None:
+    names = set(re.findall(r"\bpresence_[a-z_]+\b", query))
+    assert names <= exported().keys()
+    assert names or "up{" in query
+    labels = set(re.findall(r"([a-z_]+)=~?\"", query)) - {"job"}
+    assert labels <= set().union(*(exported()[name] for name in names))
+
+
+def test_every_metric_is_in_the_readme_and_no_other() -> None:
+    section = README.split("## Metrics")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(presence_[a-z_]+)`", section))
+    assert named == {re.sub("_(bucket|count|sum)$", "", name) for name in exported()}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_says_where_to_read_on(rule: dict[str, Any]) -> None:
+    assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
+    assert f"\n### {rule['alert']}\n" in OPERATIONS
+    assert rule["annotations"]["summary"].endswith((".", "second."))
+    assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+def test_the_operations_page_explains_no_alert_that_is_gone() -> None:
+    assert set(re.findall(r"^### (Presence\w+)$", OPERATIONS, re.MULTILINE)) == {rule["alert"] for rule in RULES}
+
+
+def test_the_jobs_of_the_rules_are_scraped() -> None:
+    jobs = {each["job_name"] for each in yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]}
+    assert {job for query in queries() for job in re.findall(r'job="([^"]+)"', query)} == jobs
+
+
+def test_panels_have_titles_and_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["title"]
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken
+        taken |= cells
