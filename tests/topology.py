@@ -202,10 +202,16 @@ class Flips(threading.Thread):
         if self.error:
             raise self.error
 
-    def not_applied(self, client: Redis) -> dict[str, Any]:
-        """The users of whom presence does not say what was accepted last."""
-        users = presence.read(client, self.last)
-        return {user.user_id: user for user in users if (int(user.seq or 0), user.status) != self.last[user.user_id]}
+    def not_applied(self, client: Redis) -> set[str]:
+        """The users of whom presence does not say what was accepted last; all while it does not answer."""
+        try:
+            return {
+                user.user_id
+                for user in presence.read(client, self.last)
+                if (int(user.seq or 0), user.status) != self.last[user.user_id]
+            }
+        except RedisError:
+            return set(self.last)
 
 
 def changes(client: Redis) -> dict[str, list[tuple[str, str, int]]]:

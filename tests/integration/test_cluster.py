@@ -1,0 +1,164 @@
+"""Presence on a Redis Cluster of three primaries with a replica each; the queue on a Redis of its own."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.crc import key_slot
+from redis.exceptions import ConnectionError, ResponseError
+from support import Process, Receiver, Server, Worker, wait_until
+from topology import ClusterServers, Flips, changes, command
+
+from shared import presence
+from shared.events import Event
+from shared.redis import connect, is_outage
+from shared.settings import load
+from worker.store import Outcome, Store
+
+Keep = Callable[[Process], Process]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterServers]:
+    servers = ClusterServers(tmp_path_factory.mktemp("cluster"))
+    yield servers
+    servers.kill()
+
+
+@pytest.fixture
+def cluster(servers: ClusterServers) -> Iterator[Redis]:
+    """Emptied, for each test."""
+    with connect(servers.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def store(servers: ClusterServers, cluster: Redis) -> Store:
+    settings = load({"PRESENCE_REDIS_URL": servers.url, "PRESENCE_QUEUE_URL": "redis://127.0.0.1"})
+    return Store(cluster, settings)
+
+
+def event(user: str, kind: str, seq: int) -> Event:
+    return Event(user, f"callbackUser{kind}Command", seq, "", 1, "IOS", "op", 1000 + seq)  # type: ignore[arg-type]
+
+
+def test_events_are_applied_wherever_their_users_live(store: Store, cluster: Redis) -> None:
+    users = [f"user{number}" for number in range(300)]
+    assert store.apply([event(user, "Online", 1) for user in users]) == [Outcome("applied", True)] * 300
+    assert store.apply([event(users[0], "Online", 1)]) == [Outcome("duplicate")]
+    assert {user.status for user in presence.read(cluster, users)} == {"online"}
+    assert {user.user_id for user in presence.read_all(cluster)} == set(users)
+    assert presence.users_online(cluster) == 300
+    assert {user: len(entries) for user, entries in changes(cluster).items()} == dict.fromkeys(users, 1)
+    assert not any(cluster.hexists(f"presence:{user}", "outbox") for user in users)
+
+
+def test_a_change_that_a_dead_worker_left_behind_is_sent_by_the_next(store: Store, cluster: Redis) -> None:
+    store.apply([event("alice", "Online", 1)])
+    entry = {"user_id": "alice", "status": "offline", "previous": "online", "seq": "2", "changed_at": "1002"}
+    left = json.dumps([word for field in entry.items() for word in field])
+    cluster.hset("presence:alice", mapping={"outbox": left, "status": "offline"})
+    store.apply([event("alice", "Online", 3)])
+    assert changes(cluster)["alice"] == [("online", "", 1), ("offline", "online", 2), ("online", "offline", 3)]
+
+
+def test_a_primary_that_does_not_know_the_functions_gets_them(
+    servers: ClusterServers, store: Store, cluster: Redis
+) -> None:
+    users = [f"user{number}" for number in range(30)]
+    store.apply([event(user, "Online", 1) for user in users])
+    servers.primaries[1].client.function_flush()
+    assert set(store.apply([event(user, "Offline", 2) for user in users])) <= {
+        Outcome("applied", True),
+        Outcome("duplicate"),  # where the function was known, the first try had applied it
+    }
+    assert {user.status for user in presence.read(cluster, users)} == {"offline"}
+
+
+def test_a_slot_on_the_move_is_followed(servers: ClusterServers, store: Store, cluster: Redis) -> None:
+    slot = key_slot(b"presence:{moving}1")
+    source = next(node for node in servers.primaries if owns(node, slot))
+    target = next(node for node in servers.primaries if node is not source)
+    names = {node: command(node, "MYID").decode() for node in (source, target)}
+    store.apply([event("{moving}0", "Online", 1), event("elsewhere", "Online", 1)])
+    command(target, "SETSLOT", slot, "IMPORTING", names[source])
+    command(source, "SETSLOT", slot, "MIGRATING", names[target])
+    # Half-way: users that the source does not have are asked for at the target.
+    store.apply([event("{moving}1", "Online", 1), event("elsewhere", "Offline", 2)])
+    assert target.client.execute_command("CLUSTER COUNTKEYSINSLOT", slot) == 1
+    source.client.migrate("127.0.0.1", target.port, "presence:{moving}0", 0, 5000)
+    for node in (target, source):
+        command(node, "SETSLOT", slot, "NODE", names[target])
+    store.apply([event(f"{{moving}}{number}", "Offline", 2) for number in range(3)])
+    found = presence.read(cluster, ["{moving}0", "{moving}1", "{moving}2", "elsewhere"])
+    assert [user.status for user in found] == ["offline"] * 4
+
+
+def owns(node: Server, slot: int) -> bool:
+    name = command(node, "MYID")
+    return any(name == owner[2] and first <= slot <= last for first, last, owner, *_ in command(node, "SLOTS"))
+
+
+def test_errors_are_redis_pys_own_and_come_without_a_wait(servers: ClusterServers, cluster: Redis) -> None:
+    pipeline = cluster.pipeline(transaction=False)
+    pipeline.set("a", "text").hget("a", "field")
+    ok, error = pipeline.execute(raise_on_error=False)
+    assert ok and isinstance(error, ResponseError) and not is_outage(error)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        cluster.hget("a", "field")
+    nobody = connect("redis+cluster://127.0.0.1:1")
+    started_at = time.monotonic()
+    for ask in (
+        lambda: nobody.get("a"),
+        lambda: nobody.pipeline().get("a").execute(),
+        lambda: list(nobody.scan_iter()),
+    ):
+        with pytest.raises(ConnectionError) as caught:
+            ask()
+        assert is_outage(caught.value)
+    assert time.monotonic() - started_at < 1
+
+
+def test_nothing_accepted_is_lost_when_a_primary_is_killed(
+    servers: ClusterServers, cluster: Redis, tmp_path: Path, keep: Keep
+) -> None:
+    queue = Server(tmp_path / "queue")
+    keep(queue)
+    receiver = Receiver(tmp_path, servers.url, queue_url=queue.url)
+    keep(receiver)
+    for name in ("worker1", "worker2"):
+        keep(Worker(tmp_path, servers.url, name, queue_url=queue.url))
+    flips = Flips(receiver)
+    flips.go_on(1.0)
+    # The one that has the stream, and a third of the users besides.
+    primary = next(node for node in servers.primaries if owns(node, key_slot(b"presence-changes")))
+    replica = servers.replicas[servers.primaries.index(primary)]
+    primary.kill()
+    killed_at, before = time.monotonic(), flips.accepted
+    wait_until(lambda: replica.client.execute_command("ROLE")[0] == b"master", what="the replica to be promoted")
+    promoted_after = time.monotonic() - killed_at
+    flips.go_on(1.0)
+    flips.stop()
+    wait_until(lambda: not flips.not_applied(cluster), 30, "all events to be applied")
+    wait_until(lambda: chains_end_at(cluster, flips), what="all changes to be on the stream")
+    repeats = sum(len(entries) - len(set(entries)) for entries in changes(cluster).values())
+    print(
+        f"promoted after {promoted_after:.1f} s, accepted {before} before, {flips.accepted} in all; {repeats} repeats"
+    )
+
+
+def chains_end_at(cluster: Any, flips: Flips) -> bool:
+    """Each user's changes are a chain, apart from repeats, and the last one is the last event that was accepted."""
+    found = changes(cluster)
+    for user, (_, status) in flips.last.items():
+        entries = list(dict.fromkeys(found[user]))  # some may come again
+        statuses = ["", *(each for each, _, _ in entries)]
+        assert [previous for _, previous, _ in entries] == statuses[:-1], (user, found[user])
+        if statuses[-1] != status:
+            return False
+    return True
