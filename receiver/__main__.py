@@ -13,6 +13,7 @@ from receiver import access, processes, tls
 from receiver.admin import Own, make_admin, make_inner
 from receiver.app import Receiver
 from receiver.durability import BeforeAnswer, EverySecond
+from receiver.forward import Forwarder
 from receiver.journal import Journal
 from receiver.listening import listen, stop_signal
 from receiver.metrics import Counts
@@ -23,8 +24,9 @@ from shared.errors import PresenceError
 from shared.settings import Settings, load
 from shared.system import Observer
 
-#: After SIGTERM: seconds for open requests, and then for handing the journal to Redis. Docker waits 10.
+#: After SIGTERM: seconds for open requests, for copies of them, and for handing the journal to Redis. Docker waits 10.
 ANSWER_SECONDS = 2.0
+COPY_SECONDS = 1.0
 HAND_OVER_SECONDS = 5.0
 #: The relay's thread holds the interpreter for so long at most while a request waits; 5 ms is Python's own.
 SWITCH_SECONDS = 0.0005
@@ -51,7 +53,9 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     syncer = EverySecond(journal)
     always = settings.journal_fsync == "always"
     counts = Counts()
-    receiver = Receiver(settings, journal, counts, relay.wake, BeforeAnswer(journal).wait if always else None)
+    durable = BeforeAnswer(journal).wait if always else None
+    forwarder = Forwarder(settings) if settings.forward_url else None
+    receiver = Receiver(settings, journal, counts, relay.wake, durable, forwarder)
 
     callbacks = web.ServerRunner(Server(receiver.handle, context), shutdown_timeout=ANSWER_SECONDS)
     pages = Own(settings, journal, relay, counts)
@@ -77,6 +81,8 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
             renewing.cancel()
         for runner in (callbacks, admin):
             await runner.cleanup()
+        if forwarder:
+            await forwarder.close(COPY_SECONDS)
         if relay.is_alive():
             log.info("stopping: %d events still to hand over", journal.waiting_events)
             await asyncio.to_thread(relay.stop, HAND_OVER_SECONDS)

@@ -8,8 +8,8 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from receiver.callback import Refused
+from shared.seldom import Seldom
 
-NOTE_SECONDS = 10.0
 JSON = "application/json; charset=utf-8"
 _RENDERED = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nDate: %s\r\n\r\n"
 #: What a status asks to be said besides.
@@ -60,26 +60,21 @@ class Prepared(web.StreamResponse):
 
 
 class Refusals:
-    """Says in the log that callbacks are refused, since OpenIM does not: at most once in NOTE_SECONDS."""
+    """Says in the log that callbacks are refused, since OpenIM does not; one line in ten seconds."""
 
     def __init__(self, secret_path: str) -> None:
         self._secret_path = secret_path
-        self._count = 0
-        self._next = 0.0
+        self._lines = Seldom(log, most=1)
 
     def note(self, request: web.BaseRequest, refusal: Refused) -> None:
-        self._count += 1
-        if time.monotonic() >= self._next:
-            log.warning(
-                "refused %d since the last such line; now %s %s from %s: %s",
-                self._count,
-                request.method,
-                self.shown(request.raw_path),
-                request.remote,
-                f"{refusal.status} {refusal.message}. {refusal.detail}".rstrip(". "),
-            )
-            self._count = 0
-            self._next = time.monotonic() + NOTE_SECONDS
+        self._lines.say(
+            logging.WARNING,
+            "refused %s %s from %s: %s",
+            request.method,
+            self.shown(request.raw_path),
+            request.remote,
+            f"{refusal.status} {refusal.message}. {refusal.detail}".rstrip(". "),
+        )
 
     def shown(self, target: str) -> str:
         """The request target, but for what may be a secret: the prefix, or all where it is not quite that."""

@@ -11,7 +11,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from receiver import access
 from receiver.answers import Prepared, Refusals, answer
-from receiver.body import check_type, read_rest, too_large
+from receiver.body import Limit, Room, check_type, read_rest
 from receiver.callback import (
     Foreign,
     Refused,
@@ -23,6 +23,7 @@ from receiver.callback import (
     read_target,
     refused,
 )
+from receiver.forward import Forwarder
 from receiver.journal import Journal
 from receiver.metrics import OTHER, Counts
 from shared.errors import Unavailable
@@ -34,13 +35,13 @@ log = logging.getLogger("receiver")
 OPERATION_ID = "operationID"
 #: Where a proxy says for whom it speaks; each proxy may add a line.
 FORWARDED_FOR = "X-Forwarded-For"
-_LIMIT = "PRESENCE_MAX_BODY_BYTES"
 
 
 class Receiver:
     """Answers callbacks. Only `handle` touches the network; nothing here waits for Redis.
 
     appended: called after each event that the journal took. durable: awaited before each answer, where set.
+    forwarder: takes the callbacks that are not ours, where set.
     """
 
     def __init__(
@@ -50,14 +51,18 @@ class Receiver:
         counts: Counts,
         appended: Callable[[], None],
         durable: Callable[[], Awaitable[None]] | None = None,
+        forwarder: Forwarder | None = None,
     ) -> None:
         self._access = access.make(settings)
         self._prefix = settings.callback_path
-        self._max_body_bytes = settings.max_body_bytes
+        self._limit = Limit(settings.max_body_bytes, "PRESENCE_MAX_BODY_BYTES")
+        self._room = Room(max(settings.max_body_bytes, settings.forward_max_bytes))
         self._journal = journal
         self._counts = counts
         self._appended = appended
         self._durable = durable
+        self._forwarder = forwarder
+        self._copy = forwarder.copy if forwarder and forwarder.takes_copies else None
         self._refusals = Refusals(settings.callback_path)
         self._debug = log.isEnabledFor(logging.DEBUG)  # asked once: a request is 30 µs
         self._accepted = Prepared(accepted(Target(None, "body")))
@@ -66,16 +71,13 @@ class Receiver:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         started = perf_counter()
         try:
-            target, command = await self._accept(request)
+            try:
+                target, command = await self._accept(request)
+            except Foreign as foreign:
+                return await self._pass_on(request, foreign)
         except Refused as refusal:
             self._refusals.note(request, refusal)
             return self._refuse(request, refusal)
-        except Foreign as foreign:
-            self._counts.other("foreign", 404)
-            if self._debug:
-                named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": foreign.command}
-                log.debug("not ours", extra=named)
-            return answer(404, not_ours(foreign))
         except Unavailable as reason:
             return self._refuse(request, Refused(503, "the event cannot be stored now", str(reason)))
         except (ConnectionError, asyncio.CancelledError):
@@ -100,21 +102,53 @@ class Receiver:
         if request.method != hdrs.METH_POST:
             raise Refused(405, "callbacks are sent with POST")
         check_path(request.raw_path, self._prefix)
+        limit = self._limit if self._forwarder is None else self._limit_of(request, self._forwarder)
         content = request.content
         # Nearly all bodies come in one piece with their headers.
-        body = content.read_nowait() if content.is_eof() else await read_rest(request, self._max_body_bytes, _LIMIT)
-        if len(body) > self._max_body_bytes:
-            raise too_large(_LIMIT)
+        body = content.read_nowait() if content.is_eof() else await read_rest(request, limit, self._room)
+        if len(body) > limit.size:
+            raise limit.passed()
         check_type(headers)
-        target = read_target(request.raw_path)
-        event = read_body(target, headers.get(OPERATION_ID), body, time.time_ns() // 1_000_000)
+        try:
+            target = read_target(request.raw_path)
+            event = read_body(target, headers.get(OPERATION_ID), body, time.time_ns() // 1_000_000)
+        except Foreign as foreign:
+            foreign.body = body
+            raise
         self._journal.append(encode(event))
         self._appended()
         if self._durable:
             await self._durable()
+        if self._copy is not None:
+            self._copy(request, body)
         if self._debug:
             log.debug("accepted", extra=describe(event))
         return target, event.command
+
+    def _limit_of(self, request: web.BaseRequest, forwarder: Forwarder) -> Limit:
+        """Raises Foreign where the URL says so: such a body is passed on as it comes."""
+        try:
+            if read_target(request.raw_path).command is not None:
+                return self._limit
+        except Foreign:
+            if (request.content_length or 0) > forwarder.limit.size:
+                raise forwarder.limit.passed() from None
+            check_type(request.headers)
+            raise
+        except Refused:
+            pass  # for when the body has been checked
+        return forwarder.limit
+
+    async def _pass_on(self, request: web.BaseRequest, foreign: Foreign) -> web.StreamResponse:
+        if self._debug:
+            named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": foreign.command}
+            log.debug("not ours", extra=named)
+        if self._forwarder is None:
+            self._counts.other("foreign", 404)
+            return answer(404, not_ours(foreign))
+        response = await self._forwarder.answer(request, foreign.body)
+        self._counts.other("forwarded", response.status)
+        return response
 
     def _refuse(self, request: web.BaseRequest, refusal: Refused) -> web.Response:
         command = shape = OTHER

@@ -2,20 +2,45 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
 from receiver.answers import JSON
 from receiver.callback import Refused
+from shared.errors import Unavailable
 
 #: OpenIM itself gives up after 5 s, so whoever takes longer is none, or waits for nothing.
 BODY_SECONDS = 10.0
+ROOM_BYTES = 32 << 20
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def too_large(variable: str) -> Refused:
-    # Made anew each time: an exception raised twice keeps every frame that it went through.
-    return Refused(413, "the body is too large", f"body: at most {variable}")
+class Limit(NamedTuple):
+    """The most bytes that a body may have, and the setting that says so."""
+
+    size: int
+    variable: str
+
+    def passed(self) -> Refused:
+        # Made anew each time: an exception raised twice keeps every frame that it went through.
+        return Refused(413, "the body is too large", f"body: at most {self.variable}")
+
+
+class Room:
+    """Memory for bodies that are held at one time, in bytes; there is always enough for two of the largest."""
+
+    def __init__(self, largest: int) -> None:
+        self._free = max(ROOM_BYTES, 2 * largest)
+
+    def take(self, size: int) -> None:
+        """Raises Unavailable where there is not so much left."""
+        if size > self._free:
+            raise Unavailable("too many large bodies at one time")
+        self._free -= size
+
+    def give_back(self, size: int) -> None:
+        self._free += size
 
 
 def check_type(headers: Mapping[str, str]) -> None:
@@ -30,23 +55,32 @@ def check_type(headers: Mapping[str, str]) -> None:
         raise Refused(415, "only plain bodies are taken", "Content-Encoding: must be absent")
 
 
-async def read_rest(request: web.BaseRequest, most: int, variable: str) -> bytes:
-    """The body of a request that came without all of it. most: bytes, as `variable` says. Raises Refused."""
-    if (request.content_length or 0) > most:
-        raise too_large(variable)
+async def read_rest(request: web.BaseRequest, limit: Limit, room: Room) -> bytes:
+    """The body of a request that came without all of it. Raises Refused and Unavailable."""
+    if (request.content_length or 0) > limit.size:
+        raise limit.passed()
     await ask_for(request)
     body = bytearray()
+    taken = 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while piece := await request.content.readany():
+                if len(body) + len(piece) > limit.size:
+                    raise limit.passed()
+                room.take(len(piece))
+                taken += len(piece)
                 body += piece
-                if len(body) > most:
-                    raise too_large(variable)
     except TimeoutError:
         raise Refused(408, "the body came too slowly", f"body: must be here within {BODY_SECONDS:g} s") from None
     except web.RequestPayloadError:
-        raise Refused(400, "the body is broken off or garbled", "body: not what its headers say") from None
+        raise broken_off() from None
+    finally:
+        room.give_back(taken)
     return bytes(body)
+
+
+def broken_off() -> Refused:
+    return Refused(400, "the body is broken off or garbled", "body: not what its headers say")
 
 
 async def ask_for(request: web.BaseRequest) -> None:

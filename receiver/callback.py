@@ -36,11 +36,15 @@ class Refused(Exception):
 
 
 class Foreign(Exception):
-    """One of OpenIM's other callbacks: not ours to judge."""
+    """One of OpenIM's other callbacks: not ours to judge.
+
+    body: where it had to be read to find that out.
+    """
 
     def __init__(self, command: str) -> None:
         super().__init__(command)
         self.command = command
+        self.body: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,14 @@ def check_path(target: str, prefix: str) -> None:
     if not prefix:
         return
     # In a time that does not tell how much of a secret in it was right.
-    path, expected = _path_of(target).encode(errors="surrogatepass"), prefix.encode()
+    path, expected = path_of(target).encode(errors="surrogatepass"), prefix.encode()
     same = compare_digest(path[: len(expected)], expected)
     if not same or path[len(expected) : len(expected) + 1] not in (b"", b"/"):
         raise Refused(404, "no callback is taken at this path")
 
 
-def _path_of(target: str) -> str:
+def path_of(target: str) -> str:
+    """The path of a request target, as it came."""
     path = target.partition("?")[0]
     if "://" in path:  # the absolute form, which clients send to proxies
         path = "/" + path.partition("://")[2].partition("/")[2]
@@ -80,7 +85,7 @@ def _path_of(target: str) -> str:
 @lru_cache(maxsize=1024)
 def read_target(target: str) -> Target:
     """Reads the request target. Raises Refused (415 or 400) and Foreign."""
-    path = _path_of(target)
+    path = path_of(target)
     values = dict(parse_qsl(target.partition("?")[2], keep_blank_values=True))
     content_type = values.get("contenttype")
     if content_type is not None and content_type.lower() != "json":

@@ -8,11 +8,12 @@ import asyncio
 import logging
 import resource
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+
+from shared.seldom import Seldom
 
 #: Of one process. OpenIM 3.0 to 3.6 has up to 100 for each of its processes, other releases fewer.
 MOST_CONNECTIONS = 1000
@@ -28,7 +29,6 @@ IDLE_SECONDS = 3630.0
 UNREAD_SECONDS = 10
 UNREAD_BYTES = 1 << 18
 HANDSHAKE_SECONDS = 5.0
-NOTE_SECONDS = 10.0
 #: A request line, one header, how many of them. OpenIM needs 200 bytes, 100 and seven; proxies add some.
 HEAD_LIMITS = {"max_line_size": 4096, "max_field_size": 4096, "max_headers": 64}
 #: What is read ahead of a body that nobody takes yet, in bytes; and how long the rest of a refused one is read.
@@ -132,7 +132,7 @@ class Server(web.Server):
             **READ_AHEAD,
         }
         self._open: dict[Connection, None] = {}  # in the order in which they came
-        self._next_note = 0.0
+        self._crowds = Seldom(log, most=1)
         self.now = 0
         self._clock = self._loop.call_later(1.0, self._tick)
 
@@ -169,9 +169,7 @@ class Server(web.Server):
         leaving = sorted(self._open, key=Connection.worth)[: self._most // 20 + 1]
         for connection in leaving:
             connection.cut()
-        if time.monotonic() >= self._next_note:
-            self._next_note = time.monotonic() + NOTE_SECONDS
-            log.warning("more than %d connections: cutting those that were of least use", self._most)
+        self._crowds.say(logging.WARNING, "more than %d connections: cutting those of least use", self._most)
 
     def _tick(self) -> None:
         self.now += 1

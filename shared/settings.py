@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -16,21 +17,13 @@ from shared.redis_url import parse
 PREFIX = "PRESENCE_"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
-#: Settings of the contract that this version does not act on yet, with the one value it may have.
-#: Starting in spite of them would leave a door open, or a promise unkept, without a word.
-NOT_YET = {
-    "FORWARD_URL": "",
-    "FORWARD_OURS": "0",
-}
 #: A setting that is half of something, with its other half. Alone it would look like a lock and be none.
 _NEEDS = {
     "tls_cert": "tls_key",
     "tls_key": "tls_cert",
     "trusted_proxies": "allowed_networks",
+    "forward_ours": "forward_url",
 }
-#: Settings that only matter together with one of those above.
-WITHOUT_EFFECT = {"FORWARD_MAX_BYTES"}
-
 
 Network = IPv4Network | IPv6Network
 
@@ -78,6 +71,19 @@ def _credentials(value: str) -> str:
     return value
 
 
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://host or https://host, with a port and a path where there are any")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("its port must be a number up to 65535") from None
+    if parts.query or parts.fragment or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("may have neither a query nor a fragment; other characters than ASCII as %41 and the like")
+    return value
+
+
 def _key_prefix(value: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_.{}-]+", value):
         raise ValueError("may have letters, digits and _ . - { } only")
@@ -112,6 +118,9 @@ class Settings(BaseModel):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_body_bytes: int = Field(16384, ge=256)
+    forward_url: Annotated[str, AfterValidator(_http_url)] = Field("", repr=False)
+    forward_max_bytes: int = Field(10_485_760, ge=256)
+    forward_ours: int = Field(0, ge=0, le=1)
     journal_dir: Path = Path("journal")
     journal_max_bytes: int = Field(1_073_741_824, ge=1)
     journal_fsync: Literal["everysec", "always"] = "everysec"
@@ -142,12 +151,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     }
     values = {}
     for name, value in sorted(given.items()):
-        if name in NOT_YET:
-            if value != NOT_YET[name]:
-                raise SettingsError(f"{PREFIX}{name}: not in this version yet; unset it")
-        elif name.lower() in Settings.model_fields:
+        if name.lower() in Settings.model_fields:
             values[name.lower()] = value
-        elif name not in WITHOUT_EFFECT:
+        else:
             raise SettingsError(f"{PREFIX}{name}: there is no such setting; see the README's table")
     try:
         settings = Settings(**values)  # type: ignore[arg-type]  # pydantic turns the strings into what each is

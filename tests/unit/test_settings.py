@@ -3,7 +3,7 @@
 import pytest
 
 from shared.errors import SettingsError
-from shared.settings import NOT_YET, Settings, load, without_password
+from shared.settings import Settings, load, without_password
 
 
 def test_the_defaults_are_the_contracts() -> None:
@@ -57,13 +57,6 @@ def test_a_wrong_value_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: ") as error:
         load({name: value})
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", NOT_YET)
-def test_a_promise_that_cannot_be_kept_yet_stops_the_start(name: str) -> None:
-    with pytest.raises(SettingsError, match=f"^PRESENCE_{name}: "):
-        load({f"PRESENCE_{name}": "7"})
-    assert load({f"PRESENCE_{name}": NOT_YET[name]}) == load({})
 
 
 def test_settings_cannot_be_changed() -> None:
