@@ -1,5 +1,6 @@
 """Connections to Redis: how they are made, and what their errors mean for us."""
 
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from shared.cluster import Cluster
 from shared.redis_url import Address, parse
@@ -104,6 +105,15 @@ def _cluster(address: Address, options: dict[str, Any]) -> RedisCluster:
     return RedisCluster(startup_nodes=nodes, retry=_once(), **options)
 
 
+class _Sentinels(Sentinel):
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        try:
+            return cast(tuple[str, int], super().discover_master(service_name))  # type: ignore[no-untyped-call]
+        except MasterNotFoundError as error:
+            # redis-py shows each of its clients with all that they are made of: for a log, the reasons are enough.
+            raise MasterNotFoundError(re.sub(r"<redis.*?> - ", "", str(error), flags=re.DOTALL)) from None
+
+
 def _behind_sentinels(address: Address, options: dict[str, Any]) -> Redis:
     tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
     if address.tls:
@@ -116,6 +126,6 @@ def _behind_sentinels(address: Address, options: dict[str, Any]) -> Redis:
         "protocol": 2,
         "retry": _once(),
     }
-    found = Sentinel(address.hosts, sentinel_kwargs=sentinels)  # type: ignore[no-untyped-call]
+    found = _Sentinels(address.hosts, sentinel_kwargs=sentinels)  # type: ignore[no-untyped-call]
     client = found.master_for(address.service, retry=_once(), **{**options, **tls})  # type: ignore[no-untyped-call]
     return cast(Redis, client)

@@ -80,7 +80,8 @@ class Server(Process):
 
     def __init__(self, directory: Path, binary: Path | None = None, **options: str | tuple[str, ...]) -> None:
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        password = f":{options['requirepass']}@" if "requirepass" in options else ""
+        self.url = f"redis://{password}127.0.0.1:{self.port}/0"
         directory.mkdir(parents=True, exist_ok=True)
         command = embedded.arguments(binary or embedded.find_server(), self.port, directory)
         for name, value in options.items():

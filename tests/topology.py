@@ -20,7 +20,14 @@ from shared.redis import connect
 SLOTS = 16384
 #: So long a server may be silent before others take it for dead.
 SILENCE_MS = "1000"
-_QUICK = {"repl_diskless_sync_delay": "0", "appendonly": "no"}
+#: Passwords, so that whatever connects shows that it can; that of Sentinels is another.
+SECRET, SENTINEL_SECRET = "geheim", "auch-geheim"
+_REPLICATED = {
+    "repl_diskless_sync_delay": "0",
+    "appendonly": "no",
+    "requirepass": SECRET,
+    "masterauth": SECRET,
+}
 
 
 class ClusterServers:
@@ -32,10 +39,10 @@ class ClusterServers:
         for number, bus in enumerate(buses):
             options = {"cluster_enabled": "yes", "cluster_node_timeout": SILENCE_MS, "cluster_port": str(bus)}
             # A replica that has not heard of its primary for very long would refuse to follow it.
-            options |= {"cluster_replica_validity_factor": "0", **_QUICK}
+            options |= {"cluster_replica_validity_factor": "0", **_REPLICATED}
             self.nodes.append(Server(directory / f"node{number}", binary, **options))
         self.primaries, self.replicas = self.nodes[:primaries], self.nodes[primaries:]
-        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+        self.url = f"redis+cluster://:{SECRET}@" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
         for number, node in enumerate(self.primaries):
             first, last = SLOTS * number // primaries, SLOTS * (number + 1) // primaries - 1
             command(node, "ADDSLOTSRANGE", first, last)
@@ -85,16 +92,16 @@ class Watched:
 
     def __init__(self, directory: Path, binary: Path | None = None, **options: str) -> None:
         self.directory = directory
-        options = _QUICK | options
+        options = _REPLICATED | options
         self.primary = Server(directory / "one", binary, **options)
         self.replica = Server(directory / "two", binary, replicaof=("127.0.0.1", str(self.primary.port)), **options)
         wait_until(lambda: self.replica.client.execute_command("ROLE")[3] == b"connected", what="the replica")
         self.sentinels = [self._sentinel(number, binary) for number in range(3)]
-        self.clients = [Redis(port=sentinel.port) for sentinel in self.sentinels]
+        self.clients = [Redis(port=sentinel.port, password=SENTINEL_SECRET) for sentinel in self.sentinels]
         for client in self.clients:
             wait_until(lambda client=client: self._debug(client, 100), what="a Sentinel")  # type: ignore[misc]
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        self.url = f"redis+sentinel://{hosts}/{self.SERVICE}/0"
+        self.url = f"redis+sentinel://:{SECRET}@{hosts}/{self.SERVICE}/0?sentinel_password={SENTINEL_SECRET}"
         wait_until(lambda: all(map(self._sees_all, self.clients)), what="the Sentinels to find each other")
         for client in self.clients:
             self._debug(client, 2000)  # as ever: four times that is how long an old primary may go on as one
@@ -141,8 +148,9 @@ class SentinelServer(Process):
         directory.mkdir(parents=True)
         config = directory / "sentinel.conf"
         config.write_text(
-            f"port {self.port}\nbind 127.0.0.1\ndir {directory}\n"
+            f"port {self.port}\nbind 127.0.0.1\ndir {directory}\nrequirepass {SENTINEL_SECRET}\n"
             f"sentinel monitor {service} 127.0.0.1 {watched_port} 2\n"
+            f"sentinel auth-pass {service} {SECRET}\n"
             f"sentinel down-after-milliseconds {service} {SILENCE_MS}\n"
             f"sentinel failover-timeout {service} 3000\n"
         )

@@ -11,7 +11,7 @@ from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError, ResponseError
 from support import Process, Receiver, Server, Worker, wait_until
-from topology import ClusterServers, Flips, changes, command
+from topology import SECRET, ClusterServers, Flips, changes, command
 
 from shared import presence
 from shared.events import Event
@@ -91,7 +91,7 @@ def test_a_slot_on_the_move_is_followed(servers: ClusterServers, store: Store, c
     # Half-way: users that the source does not have are asked for at the target.
     store.apply([event("{moving}1", "Online", 1), event("elsewhere", "Offline", 2)])
     assert target.client.execute_command("CLUSTER COUNTKEYSINSLOT", slot) == 1
-    source.client.migrate("127.0.0.1", target.port, "presence:{moving}0", 0, 5000)
+    source.client.migrate("127.0.0.1", target.port, "presence:{moving}0", 0, 5000, auth=SECRET)
     for node in (target, source):
         command(node, "SETSLOT", slot, "NODE", names[target])
     store.apply([event(f"{{moving}}{number}", "Offline", 2) for number in range(3)])

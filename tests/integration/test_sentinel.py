@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Receiver, Worker, wait_until
+from redis.sentinel import MasterNotFoundError
+from support import Process, Receiver, Worker, free_port, wait_until
 from topology import Flips, Watched, changes
 
-from shared.redis import connect, leads_to_primary
+from shared.redis import connect, is_outage, leads_to_primary
 
 Keep = Callable[[Process], Process]
 
@@ -82,3 +83,15 @@ def test_a_client_notices_that_another_server_is_the_primary_now(watched: Watche
     wait_until(lambda: not leads_to_primary(client), what="the client to notice")
     assert client.set("written", "here")
     assert leads_to_primary(client)
+
+
+def test_without_a_primary_the_error_is_an_outage_and_one_short_line(watched: Watched) -> None:
+    for url in (watched.url.replace("/mymaster/", "/another/"), watched.url.partition("?")[0], nobody()):
+        with pytest.raises(MasterNotFoundError, match="No master found") as caught:
+            connect(url).ping()
+        assert is_outage(caught.value)
+        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def nobody() -> str:
+    return f"redis+sentinel://127.0.0.1:{free_port()}/mymaster"
