@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -10,8 +11,8 @@ PROGRESS_SECONDS = 0.2
 
 
 class Listing:
-    """Used in `with`, it ends quietly on Ctrl-C (exit code 1: not all was listed) and when the reader of the output
-    has enough, as `head` does (0: all that was wanted).
+    """Used in `with`, it ends quietly on Ctrl-C (exit code 1: not all was listed, and the last line may be torn) and
+    when the reader of the output has enough, as `head` does (0: all that was wanted).
 
     The progress line is on standard error, only where that is a terminal, and gone when lines follow.
     """
@@ -52,15 +53,13 @@ class Listing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._clear()
-        try:
-            if not isinstance(error, BrokenPipeError):
+        with suppress(BrokenPipeError):
+            self._clear()
+            if not isinstance(error, BrokenPipeError | KeyboardInterrupt):
                 self.flush()
-                if isinstance(error, KeyboardInterrupt):
-                    sys.exit(1)
                 return False
-        except BrokenPipeError:
-            pass
-        # Python flushes once more as it ends, and would complain.
+        # Python flushes once more as it ends: it would complain of a closed pipe, and wait for a full one.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(1)
         return True
