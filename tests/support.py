@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.exceptions import RedisError
 
 from shared import embedded
@@ -19,6 +20,9 @@ from shared.redis import connect
 
 SAMPLES = Path(__file__).parent / "samples"
 ROOT = Path(__file__).parent.parent
+
+#: For tests that ask nothing of a server that one would do otherwise than another: the bundled Valkey alone.
+on_one_server = pytest.mark.parametrize("shared_server", [embedded.find_server()], indirect=True, ids=["valkey"])
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:

@@ -8,7 +8,7 @@ import pytest
 import recipes
 from redis import Redis
 from redis.exceptions import RedisError
-from support import Process, Server, wait_until
+from support import Process, Server, on_one_server, wait_until
 
 STREAM = "presence-changes"
 Keep = Callable[[Process], Process]
@@ -73,6 +73,7 @@ def test_nothing_is_lost_when_consumer_and_redis_are_killed(name: str, tmp_path:
     assert consumer.resyncs() == 1
 
 
+@on_one_server
 @in_both
 def test_what_a_dead_consumer_was_given_is_taken_over(
     name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
@@ -87,6 +88,7 @@ def test_what_a_dead_consumer_was_given_is_taken_over(
     assert consumer.resyncs() == 0
 
 
+@on_one_server
 @in_both
 def test_a_consumer_that_was_away_too_long_reads_everybody_once(
     name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
@@ -116,6 +118,7 @@ def test_a_consumer_that_was_away_too_long_reads_everybody_once(
     assert consumer.resyncs() >= 3  # for the one it had been given, and for the emptied stream
 
 
+@on_one_server
 @in_both
 def test_a_group_that_is_gone_is_made_again(
     name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep

@@ -9,7 +9,7 @@ import pytest
 import recipes
 from redis import Redis
 from redis.exceptions import NoPermissionError
-from support import Process, Receiver, Server, Worker, wait_until
+from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
 from shared import presence
 from shared.events import Event
@@ -48,6 +48,7 @@ def is_private(field: str) -> bool:
     return field in ("u", "floor", "outbox") or ":" in field
 
 
+@on_one_server
 def test_the_page_has_every_key_there_is_and_no_other(server: Server, redis: Redis, tmp_path: Path, keep: Keep) -> None:
     queue = Redis(port=server.port, db=1)
     queue_url = server.url.replace("/0", "/1")

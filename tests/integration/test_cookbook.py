@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import recipes
 from redis import Redis
-from support import ROOT, Process, Server, wait_until
+from support import ROOT, Process, Server, on_one_server, wait_until
 
 from shared import embedded
 from shared.events import Event
@@ -27,8 +27,7 @@ Keep = Callable[[Process], Process]
 PAGE = "cookbook.md"
 ON, OFF = "callbackUserOnlineCommand", "callbackUserOfflineCommand"
 
-# What differs between Redis and Valkey is tested elsewhere.
-pytestmark = pytest.mark.parametrize("shared_server", [embedded.find_server()], indirect=True)
+pytestmark = on_one_server
 
 
 class Gateway:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
-from support import Process, Server, wait_until
+from support import Process, Server, on_one_server, wait_until
 
 from shared.feed import Change, Feed, Missed
 
@@ -201,6 +201,7 @@ def test_watch_says_when_redis_came_back_without_its_last_changes(tmp_path: Path
     wait_until(lambda: watch.users() == ["alice", "bob"])
 
 
+@on_one_server
 def test_watch_begins_in_the_past_where_asked_to(server: Server, redis: Redis, tmp_path: Path, keep: Keep) -> None:
     now = int(time.time() * 1000)
     for minutes in (30, 5, 0):
@@ -213,12 +214,14 @@ def test_watch_begins_in_the_past_where_asked_to(server: Server, redis: Redis, t
     assert "unknown -> online" in second
 
 
+@on_one_server
 def test_watch_says_what_a_wrong_since_should_be(server: Server, tmp_path: Path) -> None:
     watch = Watch(tmp_path, server, "--since", "yesterday")
     assert watch.popen.wait(10) == 2
     assert "90s, 10m, 2h or 7d" in watch.text()
 
 
+@on_one_server
 def test_watch_ends_where_the_key_is_no_stream(server: Server, redis: Redis, tmp_path: Path) -> None:
     redis.set(STREAM, "x")
     watch = Watch(tmp_path, server)

@@ -10,14 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from redis import Redis
-from support import Server, wait_until
+from support import Server, on_one_server, wait_until
 
-from shared import embedded
+from shared.cli.get import get
 
 PRESENCE = str(Path(sys.executable).parent / "presence")
-# The commands ask for nothing that one server does otherwise than another.
-pytestmark = pytest.mark.parametrize("shared_server", [embedded.find_server()], indirect=True)
+pytestmark = on_one_server
 USERS = 6000  # enough that a listing of all fills a pipe, and takes a while
 
 
@@ -40,10 +40,10 @@ def start(server: Server, *arguments: str, **streams: int) -> "subprocess.Popen[
 
 
 def run(server: Server, *arguments: str, given: str | None = None) -> list[str]:
-    process = start(server, *arguments, stdin=subprocess.PIPE)
-    out, error = process.communicate(given, timeout=30)
-    assert (process.returncode, error) == (0, "")
-    return out.splitlines()
+    """The same in this process, which is quicker: the lines of its output."""
+    result = CliRunner().invoke(get, arguments, given, {"PRESENCE_REDIS_URL": server.url})
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout.splitlines()
 
 
 @pytest.mark.usefixtures("crowd")
@@ -74,10 +74,9 @@ def test_named_users_are_filtered_too(server: Server) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--all", "alice"], ["--status", "away", "alice"]])
 def test_wrong_usage_is_said(server: Server, arguments: list[str]) -> None:
-    process = start(server, *arguments)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 2
-    assert "Error: " in error
+    result = CliRunner().invoke(get, arguments, None, {"PRESENCE_REDIS_URL": server.url})
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
 
 
 @pytest.mark.usefixtures("crowd")

@@ -13,6 +13,7 @@ from support import Server, free_port
 from shared import presence
 from shared.keys import Keys
 from shared.presence import Presence
+from shared.redis import connect
 
 HASH = {"status": "online", "seq": "9223372036854775807", "changed_at": "7", "updated_at": "8", "sessions": "2"}
 
@@ -109,7 +110,7 @@ def test_counting_who_is_online_scans_nothing(client: redis.Redis) -> None:
 
 def test_a_server_that_is_away_is_an_error_and_not_an_unknown_user() -> None:
     with pytest.raises(ConnectionError):
-        list(presence.read(redis.Redis(port=free_port()), ["alice"]))
+        list(presence.read(connect(f"redis://127.0.0.1:{free_port()}/0"), ["alice"]))
 
 
 def test_a_server_that_refuses_is_an_error_and_not_an_unknown_user(server: Server) -> None:
