@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any, Literal
 
+from shared.text import safe
+
 #: What a line about an event carries, given as `extra=describe(event)`.
 _FIELDS = ("operation_id", "user_id", "command", "seq")
 _TIME = "%Y-%m-%dT%H:%M:%S"
@@ -16,12 +18,18 @@ class _Text(logging.Formatter):
     default_time_format = _TIME
     default_msec_format = "%s.%03dZ"
 
-    def format(self, record: logging.LogRecord) -> str:
-        # Ids come from outside: no newline or escape code of theirs may look like a line of ours.
-        line = super().format(record) + "".join(f" {name}={value}" for name, value in _fields(record).items())
-        if record.exc_info:
-            return line
-        return line.encode("unicode_escape").decode() if not line.isprintable() else line
+    # Ids come from outside: no newline or escape code of theirs may look like a line of ours, nor a blank like a field.
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        fields = "".join(f" {name}={_word(str(value))}" for name, value in _fields(record).items())
+        return safe(super().formatMessage(record)) + fields
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join("  " + safe(line) for line in super().formatException(ei).splitlines())
+
+
+def _word(value: str) -> str:
+    """The value as one word, in quotes where it is not one by itself."""
+    return safe(value) if value.isprintable() and not set(value) & set(' "=') else json.dumps(value)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

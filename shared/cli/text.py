@@ -2,10 +2,9 @@
 
 import time
 
+from shared.text import safe
 
-def safe(text: str) -> str:
-    """The text with everything that could move a cursor or forge a line made visible."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+__all__ = ["age", "moment", "safe"]
 
 
 def moment(unix_ms: int) -> str:

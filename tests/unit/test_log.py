@@ -9,6 +9,7 @@ import pytest
 from shared import log as logs
 from shared.events import EVENT, describe
 from shared.seldom import Seldom
+from shared.text import safe
 
 EVENT_OF_ALICE = EVENT.validate_python(["alice", "callbackUserOnlineCommand", 7, "", 1, "IOS", "op-1", 8])
 
@@ -52,6 +53,34 @@ def test_an_id_cannot_forge_a_line(style: "logs.Style", capsys: pytest.CaptureFi
     text = capsys.readouterr().err
     assert len(text.splitlines()) == 1
     assert "\x1b" not in text
+
+
+def test_a_traceback_cannot_forge_one_either_and_other_scripts_stay_readable(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.set_up("info", "text")
+    try:
+        raise ValueError("x\n2026-01-01T00:00:00.000Z ERROR receiver: forged \x1b[2J")
+    except ValueError:
+        logging.getLogger("x").exception("用户 \u202eabc")
+    first, *more = capsys.readouterr().err.splitlines()
+    assert first.endswith("x: 用户 \\u202eabc")
+    assert all(line.startswith("  ") and line.isprintable() for line in more)
+
+
+def test_an_id_cannot_forge_a_field(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("info", "text")
+    logging.getLogger("x").info("here", extra=describe(EVENT_OF_ALICE._replace(user_id="a seq=9", operation_id="")))
+    assert capsys.readouterr().err.endswith(
+        'here operation_id= user_id="a seq=9" command=callbackUserOnlineCommand seq=7\n'
+    )
+
+
+@pytest.mark.parametrize("char", ["\n", "\r", "\x1b", "\x9b", "\x7f", "\u200f", "\u202e", "\u2066", "\u2028", "\ud800"])
+def test_what_steers_a_terminal_is_made_visible(char: str) -> None:
+    assert safe(f"a{char}b").isascii()
+    assert safe(f"a{char}b").isprintable()
+    assert safe("Zoë 用户 👍") == "Zoë 用户 👍"
 
 
 @pytest.mark.parametrize("thing", [None, 7, {"no": "event"}, [], ["alice"], ["alice", {}, [1]]])
