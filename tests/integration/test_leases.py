@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -193,10 +194,18 @@ def test_who_is_renewed_stays_online_and_who_is_not_does_not(
 
 
 def test_an_outage_of_ours_is_not_silence_of_theirs(tmp_path: Path, keep: Keep) -> None:
-    server = Server(tmp_path / "server")
-    receiver = Receiver(tmp_path, server.url)
-    worker = Worker(tmp_path, server.url, ONLINE_LEASE_SECONDS="2")
-    for each in (server, receiver, worker):
+    with ThreadPoolExecutor() as pool:  # each on a system of its own, at the same time
+        results = [pool.submit(freeze, name, tmp_path / name, keep) for name in ("worker", "receiver", "server")]
+    for result in results:
+        result.result()
+
+
+def freeze(which: str, directory: Path, keep: Keep) -> None:
+    server = Server(directory / "server")
+    receiver = Receiver(directory, server.url)
+    worker = Worker(directory, server.url, ONLINE_LEASE_SECONDS="2")
+    programs = {"server": server, "receiver": receiver, "worker": worker}
+    for each in programs.values():
         keep(each)
 
     def is_swept_again() -> bool:
@@ -204,11 +213,10 @@ def test_an_outage_of_ours_is_not_silence_of_theirs(tmp_path: Path, keep: Keep) 
         time.sleep(0.2)
         return server.client.hget("presence-sweep", "held") == b""
 
-    for away in (worker, receiver, server):
-        wait_until(is_swept_again)
-        away.signal(signal.SIGSTOP)
-        time.sleep(4)  # two leases: the length of the outage is what is tested
-        away.signal(signal.SIGCONT)
-        wait_until(lambda: server.client.hget("presence-sweep", "held") not in (b"", None))
-        wait_until(is_swept_again)
-        assert [change["command"] for change in changes(server.client)] == [ON], away
+    wait_until(is_swept_again)
+    programs[which].signal(signal.SIGSTOP)
+    time.sleep(4)  # two leases: the length of the outage is what is tested
+    programs[which].signal(signal.SIGCONT)
+    wait_until(lambda: server.client.hget("presence-sweep", "held") not in (b"", None))
+    wait_until(is_swept_again)
+    assert [change["command"] for change in changes(server.client)] == [ON], which
