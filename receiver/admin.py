@@ -46,6 +46,7 @@ class Own:
         return {
             "status": "not ready" if trouble else "ready",
             "trouble": trouble,
+            "journal": str(self._settings.journal_dir.absolute()),
             "redis": "up" if self._relay.redis_is_up else "down",
             "journal_events": journal.waiting_events,
             "journal_bytes": journal.waiting_bytes,

@@ -123,6 +123,7 @@ def _merge(states: list[dict[str, Any] | None]) -> dict[str, Any]:
     return {
         "status": "not ready" if troubles else "ready",
         "trouble": "; ".join(sorted(set(troubles))),
+        "journal": known[0]["journal"] if known else "",
         "redis": "up" if known and all(state["redis"] == "up" for state in known) else "down",
         **{name: sum(state[name] for state in known) for name in counts},
         "journal_oldest_seconds": max((state["journal_oldest_seconds"] for state in known), default=0),

@@ -173,6 +173,7 @@ class Relay(threading.Thread):
             "mark": self._mark_ms,
             "events": self._journal.waiting_events,
             "bytes": self._journal.waiting_bytes,
+            "trouble": self._journal.trouble,
         }
         self._tell(lambda: self._client.hset(self._reports, self._name, json.dumps(report)))
         self._outage.over()

@@ -116,7 +116,7 @@ def _describe(job: Job) -> Failed:
 
 
 def _one_line(trace: str | None) -> str:
-    """The last line of a stack trace, without what only we need to know."""
+    """The last line of a stack trace."""
     lines = (trace or "").strip().splitlines()
     line = lines[-1] if lines else "no error was kept"
-    return line.removeprefix("worker.store.Poison: ").partition(" script: ")[0]
+    return line.removeprefix("worker.store.Poison: ")

@@ -25,23 +25,25 @@ def problems(system: System, settings: Settings, local: dict[str, Any] | None = 
 
 def notes(system: System) -> list[str]:
     """What is not wrong, and yet should be known."""
-    servers = {"queue": system.queue.server, "presence": system.presence.server}
-    lines = [
-        f"the {role}'s Redis keeps nothing on disk (appendonly no): a restart of it loses all of it"
-        for role, server in servers.items()
-        if not server.error and not server.on_disk
-    ]
-    if system.queue.retrying:
-        lines.append(
-            f"{system.queue.retrying:,} events or batches failed and are tried again soon: see the workers' log"
-        )
-    silent = [r for r in system.queue.receivers if is_silent(r.at_ms, system.at_ms) and not r.events]
-    names = ", ".join(report.name for report in silent)
+    queue, presence = system.queue, system.presence
+    lines = []
+    on_disk = {"the queue": queue.server.on_disk, "presence": presence.server.on_disk}
+    if forgetful := " and ".join(role for role, keeps in on_disk.items() if not keeps):
+        lines.append(f"the Redis for {forgetful} keeps nothing on disk (appendonly no): a restart loses all of it")
+    if queue.retrying:
+        lines.append(f"{counted(queue.retrying, 'event')} failed and will be tried again: see the workers' log")
+    silent = [each.name for each in queue.receivers if is_silent(each.at_ms, system.at_ms) and not each.events]
     if silent:
-        lines.append(
-            f"silent, with nothing in the journal when last heard of: {names} (removed: see docs/operations.md)"
-        )
+        lines.append(f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
+    if queue.leases_held:
+        lines.append(f"no lease runs out now: {queue.leases_held}")
     return lines
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 event`, `2 events`, `1,000 batches`."""
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def is_silent(at_ms: int, now_ms: int) -> bool:
@@ -52,11 +54,12 @@ def _of_receiver(local: dict[str, Any] | None) -> Iterator[str]:
     if not local:
         return
     if local["trouble"]:
-        yield f"the receiver on this machine refuses events: {local['trouble']}"
+        yield f"the receiver on this machine refuses events: {local['trouble']} ({local.get('journal', '')})"
     if local["redis"] == "down":
-        yield f"the receiver on this machine cannot push: {local['journal_events']:,} events wait in its journal"
+        yield f"the receiver on this machine cannot push: {counted(local['journal_events'], 'event')} in its journal"
     if local["damaged_files"]:
-        yield f"{local['damaged_files']} damaged journal files were set aside: see *.damaged in its journal directory"
+        aside = counted(local["damaged_files"], "damaged journal file")
+        yield f"{aside} set aside: see *.damaged in {local.get('journal', 'its journal directory')}"
 
 
 def _of_outages(system: System, settings: Settings) -> Iterator[str]:
@@ -83,7 +86,7 @@ def _of_queue(system: System) -> Iterator[str]:
     if waited > WAITING_SECONDS:
         yield f"events wait in the queue, the oldest for {waited:,.0f} s: too few workers, or no Redis for them"
     if queue.failed:
-        yield f"{queue.failed:,} failed batches wait for you: presence failed list"
+        yield f"{counted(queue.failed, 'failed batch')} to look at: presence failed list"
 
 
 def _of_reports(system: System) -> Iterator[str]:
@@ -91,10 +94,12 @@ def _of_reports(system: System) -> Iterator[str]:
     if not any(not is_silent(report.at_ms, system.at_ms) for report in reports):
         yield "no receiver has reported lately: nobody takes callbacks, or none reaches the queue's Redis"
     for report in reports:
+        if report.trouble and not is_silent(report.at_ms, system.at_ms):
+            yield f"the receiver {report.name} refuses events, or did when the last one came: {report.trouble}"
         if is_silent(report.at_ms, system.at_ms):
             if report.events:
                 silent = f"{report.name} is silent for {_seconds(report.at_ms, system.at_ms):,.0f} s"
-                yield f"the receiver {silent}; {report.events:,} events were in its journal"
+                yield f"the receiver {silent}; {counted(report.events, 'event')} in its journal then"
         elif report.events and (waited := _seconds(report.mark_ms, system.at_ms)) > WAITING_SECONDS:
             yield f"events wait in the journal of {report.name}, the oldest for {waited:,.0f} s"
 

@@ -47,13 +47,17 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one receiver process last said. All events received before mark_ms are in the queue."""
+    """What one receiver process last said. All events received before mark_ms are in the queue.
+
+    trouble: why it refuses events, or "".
+    """
 
     name: str
     at_ms: int
     mark_ms: int
     events: int
     bytes: int
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,11 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """oldest_ms: when the oldest event in the queue was received, 0 where none waits. troubles: keys of wrong types."""
+    """What RQ's keys and ours on its server say.
+
+    oldest_ms: when the oldest event in the queue was received, 0 where none waits. leases_held: why no lease runs out
+    now, or "". troubles: keys of wrong types.
+    """
 
     server: Server
     jobs: int = 0
@@ -78,6 +86,7 @@ class QueueState:
     failed: int = 0
     workers: tuple[Worker, ...] = ()
     receivers: tuple[Report, ...] = ()
+    leases_held: str = ""
     troubles: tuple[str, ...] = ()
 
 
@@ -188,6 +197,7 @@ def read_queue(client: Redis, settings: Settings) -> QueueState:
         queue.failed_job_registry.key: ("ZCARD", queue.failed_job_registry.key),
         "workers": ("SMEMBERS", WORKERS_BY_QUEUE_KEY % queue.name),
         settings.keys.receivers: ("HGETALL", settings.keys.receivers),
+        settings.keys.sweep: ("HGET", settings.keys.sweep, "held"),
     }
     answers = dict(zip(asked, _ask(client, list(asked.values())), strict=True))
     # Of a wrong type, say. The first word after the command is the key.
@@ -211,6 +221,7 @@ def read_queue(client: Redis, settings: Settings) -> QueueState:
         failed=good[queue.failed_job_registry.key] or 0,
         workers=tuple(_workers(keys, found[len(oldest) :])),
         receivers=tuple(_reports(good[settings.keys.receivers] or {})),
+        leases_held=_decode(good[settings.keys.sweep] or b""),
         troubles=tuple(troubles),
     )
 
@@ -286,9 +297,8 @@ def _reports(fields: dict[bytes, bytes]) -> list[Report]:
     for name, value in sorted(fields.items()):
         try:
             report = json.loads(value)
-            reports.append(
-                Report(_decode(name), report["at"], report["mark"], int(report["events"]), int(report["bytes"]))
-            )
+            at, mark, events, size = (int(report[field]) for field in ("at", "mark", "events", "bytes"))
+            reports.append(Report(_decode(name), at, mark, events, size, str(report.get("trouble", ""))))
         except (ValueError, KeyError, TypeError):
             continue  # of another release
     return reports

@@ -236,5 +236,5 @@ _OUTCOMES: dict[tuple[bytes, bool], Outcome] = {
 
 def _read(reply: Any) -> Outcome | Poison:
     if isinstance(reply, Exception):
-        return Poison(str(reply))
+        return Poison(str(reply).partition(" script: ")[0])  # the name of ours says nothing to anybody
     return _OUTCOMES[reply[0], len(reply) > 1 and reply[1] != b""]

@@ -20,6 +20,8 @@ from shared.system import Observer, Server, System
 BETWEEN_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
 RECEIVER_SECONDS = 0.5
+#: A worker gives a sign of life every three seconds or so, and counts as alive for fifteen.
+QUIET_SECONDS = 6
 
 
 @click.command()
@@ -124,11 +126,15 @@ class View:
             + (" (silent)" if health.is_silent(each.at_ms, now) else "")
             for each in queue.receivers
         ]
-        workers = [f"{each.name[:12]} {each.state}, up {age(each.since_ms)}" for each in queue.workers]
+        workers = [
+            f"{each.name[:12]} {each.state}, up {age(each.since_ms)}"
+            + (f", last sign of life {age(each.seen_ms)} ago" if now - each.seen_ms > QUIET_SECONDS * 1000 else "")
+            for each in queue.workers
+        ]
         since = f", oldest event received {age(queue.oldest_ms)} ago" if queue.oldest_ms else ""
         return [
             *_rows("receivers", receivers),
-            _row("queue", f"{queue.jobs:,} batches wait{since}"),
+            _row("queue", f"{health.counted(queue.jobs, 'batch')} waiting{since}"),
             _row("", f"{queue.running:,} running, {queue.retrying:,} to be tried again, {queue.failed:,} failed"),
             *_rows("workers", workers),
         ]
@@ -139,7 +145,7 @@ class View:
         rows = [_row("rates", ", ".join(rates))] if rates else []
         rows.append(_row("lag", self._lag()))
         counted = ", ".join(f"{count:,} {name}" for name, count in stats.outcomes.items())
-        rows.append(_row("events", f"{counted}; {stats.changes:,} changes of status"))
+        rows.append(_row("events", f"{counted}; {health.counted(stats.changes, 'change')} of status"))
         rows.append(_row("users", f"{stats.users_online:,} online"))
         if change:
             when = int(change.get("changed_at") or 0)
@@ -193,7 +199,7 @@ def _waiting(events: int, size: int, since_ms: int) -> str:
     if not events:
         return "nothing in the journal"
     since = f" since {moment(since_ms)}" if since_ms else ""
-    return f"{events:,} events ({_size(size)}) in the journal{since}"
+    return f"{health.counted(events, 'event')} ({_size(size)}) in the journal{since}"
 
 
 def _server(url: str, server: Server) -> str:

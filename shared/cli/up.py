@@ -183,7 +183,7 @@ def _how_to(config: settings.Settings) -> str:
     defaults = settings.load({})
     variables = "".join(
         f"PRESENCE_{name.upper()}={redis if name == 'redis_url' else value} "
-        for name in ("redis_url", "port", "callback_path", "key_prefix")
+        for name in ("redis_url", "port", "admin_port", "callback_path", "key_prefix")
         if (value := getattr(config, name)) != getattr(defaults, name)
     )
     me = variables + (sys.argv[0] if os.sep in sys.argv[0] else "presence")
@@ -199,4 +199,5 @@ See it work, in another terminal:
   {me} send --user alice --event online
   {me} get alice
   {me} watch
+  {me} status
 """

@@ -38,6 +38,7 @@ def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
             queue(receivers=(REPORT, replace(REPORT, name="b:2", at_ms=NOW - 90_000, events=3))),
             "b:2 is silent for 90 s; 3",
         ),
+        (queue(receivers=(replace(REPORT, trouble="the disk is full"),)), "host:1 refuses events"),
         (queue(receivers=(replace(REPORT, events=4, mark_ms=NOW - 40_000),)), "journal of host:1, the oldest for 40 s"),
         (queue(jobs=2, oldest_ms=NOW - 31_000), "the oldest for 31 s"),
         (queue(failed=2), "presence failed list"),
@@ -77,6 +78,7 @@ def test_one_server_that_does_not_answer_is_one_problem() -> None:
     "system",
     [
         queue(retrying=1),
+        queue(leases_held="no receiver reports"),
         queue(receivers=(REPORT, GONE)),
         queue(server=replace(SERVER, on_disk=False)),
         queue(jobs=5, oldest_ms=NOW - 20_000),
