@@ -1,8 +1,7 @@
 """The presence store: events in, outcomes out, one atomic step on the server for each event.
 
 The step is a Redis Function (FUNCTION LOAD, FCALL) rather than a script (EVALSHA): functions persist and
-replicate, so neither a restart nor a failover answers a full pipeline with NOSCRIPT, and redis-py sends FCALL
-through a pipeline to a Redis Cluster, which it refuses to do for EVALSHA. The price is Redis 7.0.
+replicate, so neither a restart nor a failover answers a full pipeline with NOSCRIPT. The price is Redis 7.0.
 """
 
 import hashlib

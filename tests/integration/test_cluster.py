@@ -1,12 +1,14 @@
 """Presence on a Redis Cluster of three primaries with a replica each; the queue on a Redis of its own."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recipes
 from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError, ResponseError
@@ -122,6 +124,45 @@ def test_errors_are_redis_pys_own_and_come_without_a_wait(servers: ClusterServer
             ask()
         assert is_outage(caught.value)
     assert time.monotonic() - started_at < 1
+
+
+@pytest.mark.parametrize("user", ["presence-worker", "presence-cluster"])
+def test_users_need_no_more_rights_than_the_page_says(
+    servers: ClusterServers, cluster: Redis, tmp_path: Path, keep: Keep, user: str
+) -> None:
+    queue, single = Server(tmp_path / "queue"), Server(tmp_path / "presence")
+    on_cluster = user == "presence-cluster"
+    nodes = servers.nodes if on_cluster else [single]
+    try:
+        for name, server in (("presence-queue", queue), *((user, node) for node in nodes)):
+            server.client.execute_command(*rights(name))
+        where = f"redis+cluster://{user}:secret@127.0.0.1:{nodes[0].port}"
+        where = where if on_cluster else f"redis://{user}:secret@127.0.0.1:{single.port}"
+        settings = {
+            "queue_url": f"redis://presence-queue:secret@127.0.0.1:{queue.port}",
+            "online_lease_seconds": "1000",
+            "retention_seconds": "1000",
+        }
+        receiver, worker = Receiver(tmp_path, where, **settings), Worker(tmp_path, where, **settings)
+        for process in (queue, single, receiver, worker):
+            keep(process)
+        flips = Flips(receiver)
+        flips.go_on(0.5)
+        flips.stop()
+        wait_until(lambda: not flips.not_applied(cluster if on_cluster else single.client), what="the events")
+        wait_until(lambda: queue.client.hget("presence-sweep", "settings") == b"1000/1000", what="the sweep")
+        for process in (receiver, worker):
+            assert "permission" not in process.text() and "WARNING" not in process.text(), process.text()
+    finally:
+        for node in servers.nodes:
+            node.client.acl_deluser(user)
+
+
+def rights(user: str) -> list[str]:
+    """The words that give a user what docs/redis-servers.md says."""
+    lines = recipes.block("redis-servers.md", "users.sh").splitlines()
+    (line,) = (each for each in lines if f"SETUSER {user} " in each)
+    return shlex.split(line)[1:]
 
 
 def test_nothing_accepted_is_lost_when_a_primary_is_killed(
