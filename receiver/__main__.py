@@ -58,7 +58,7 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     receiver = Receiver(settings, journal, counts, relay.wake, durable, forwarder)
 
     callbacks = web.ServerRunner(Server(receiver.handle, context), shutdown_timeout=ANSWER_SECONDS)
-    pages = Own(settings, journal, relay, counts)
+    pages = Own(settings, journal, relay, counts, forwarder)
     app = make_inner(pages) if admin_socket else make_admin(pages, Observer(settings))
     admin = web.AppRunner(app, access_log=None)
     renewing: asyncio.Task[None] | None = None

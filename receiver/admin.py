@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
+from receiver.forward import Forwarder
 from receiver.journal import Journal
 from receiver.metrics import Counts, State, of_state
 from receiver.relay import Relay
@@ -30,13 +31,16 @@ class Pages(Protocol):
 
 
 class Own:
-    """Of this process alone."""
+    """Of this process alone. forwarder: None where nothing is forwarded."""
 
-    def __init__(self, settings: Settings, journal: Journal, relay: Relay, counts: Counts) -> None:
+    def __init__(
+        self, settings: Settings, journal: Journal, relay: Relay, counts: Counts, forwarder: Forwarder | None = None
+    ) -> None:
         self._settings = settings
         self._journal = journal
         self._relay = relay
         self._counts = counts
+        self._forwarder = forwarder
 
     async def health(self) -> dict[str, Any]:
         return {"status": "alive", "pid": os.getpid()}
@@ -57,10 +61,13 @@ class Own:
 
     async def state(self) -> State:
         relay, journal = self._relay, self._journal
-        pushes = {"pushes ok": relay.pushes_ok, "pushes failed": relay.pushes_failed}
+        counts = {**self._counts.numbers(), "pushes ok": relay.pushes_ok, "pushes failed": relay.pushes_failed}
+        if forwarder := self._forwarder:
+            counts |= {"forwards ok": forwarder.forwarded, "forwards failed": forwarder.failed}
+            counts["forwards dropped"] = forwarder.dropped
         return State(
             pid=os.getpid(),
-            counts={**self._counts.numbers(), **pushes},
+            counts=counts,
             ready=not journal.check(),
             redis_up=relay.redis_is_up,
             events=journal.waiting_events,

@@ -125,12 +125,17 @@ def of_state(state: State) -> Iterator[Metric]:
         "presence_callbacks", "Requests on the callback port.", labels=["command", "shape", "outcome", "status"]
     )
     pushes = CounterMetricFamily("presence_relay_pushes", "Batches handed to the queue.", labels=["outcome"])
+    forwards = CounterMetricFamily(
+        "presence_forwards", "Callbacks and copies sent on to PRESENCE_FORWARD_URL.", labels=["outcome"]
+    )
     for name, count in sorted(state.counts.items()):
         kind, *labels = name.split(" ")
         if kind == "callbacks":
             callbacks.add_metric(labels, count)
         elif kind == "pushes":
             pushes.add_metric(labels, count)
+        elif kind == "forwards":
+            forwards.add_metric(labels, count)
     yield callbacks
     yield histogram(
         "presence_answer_seconds",
@@ -140,6 +145,7 @@ def of_state(state: State) -> Iterator[Metric]:
         state.counts.get("answer_seconds", 0.0),
     )
     yield pushes
+    yield forwards
     yield gauge("presence_journal_events", "Accepted events that Redis does not have yet.", state.events)
     yield gauge("presence_journal_bytes", "The same in bytes.", state.bytes)
     yield gauge(

@@ -147,11 +147,11 @@ def test_a_redis_that_answers_and_takes_nothing_is_not_up(tmp_path: Path, keep: 
 
 
 def test_the_page_of_several_processes_is_their_sum_and_never_goes_back(
-    server: Server, tmp_path: Path, keep: Callable[[Process], Process]
+    tmp_path: Path, keep: Callable[[Process], Process]
 ) -> None:
     import os
 
-    receiver = Receiver(tmp_path, server.url, processes="2")
+    receiver = Receiver(tmp_path, NOWHERE, processes="2")
     keep(receiver)
     wait_until(lambda: receiver.readiness()[0] == 200)
 
@@ -177,6 +177,16 @@ def children(process: Process) -> list[int]:
 
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.popen.pid)], capture_output=True, check=False)
     return sorted(map(int, found.stdout.split()))
+
+
+def test_what_is_forwarded_is_counted(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    receiver = Receiver(tmp_path, NOWHERE, forward_url="http://127.0.0.1:1/")
+    keep(receiver)
+    assert receiver.post("/callbackBeforeSendGroupMsgCommand", {"Content-Type": "application/json"}, b"{}")[0] == 502
+    found = scrape(receiver.admin_port)
+    assert found["presence_forwards_total", "failed"] == 1
+    assert found["presence_forwards_total", "ok"] == 0
+    assert found["presence_callbacks_total", "other", "forwarded", "other", "502"] == 1
 
 
 # A worker's

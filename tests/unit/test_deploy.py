@@ -26,7 +26,7 @@ def exported() -> dict[str, set[str]]:
     """The names of all samples, and their labels."""
     counts = Counts()
     counts.accepted("command", "path", 0.0)
-    numbers = {**counts.numbers(), "pushes ok": 1}
+    numbers = {**counts.numbers(), "pushes ok": 1, "forwards ok": 1}
     families = [
         *of_state(State(1, numbers)),
         *of_system(System(1, QueueState(Server()), PresenceState(Server()))),
