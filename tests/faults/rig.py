@@ -6,10 +6,12 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from support import Process, Receiver, Server, Worker, wait_until
@@ -19,6 +21,8 @@ from shared.openim import request
 
 RATE = 500  # events/s, the load of the promises in the README
 CONNECTIONS = 4
+#: So many users' changes are on the stream for certain, and read in no time.
+FEED_MOST = 100_000
 
 
 @dataclass
@@ -164,6 +168,18 @@ class Rig:
         self.report.recovery_seconds = round(time.monotonic() - self.healed_at, 2) if self.healed_at else 0.0
         self._sum_up(len(expected), len(missing))
         assert not missing, f"{len(missing)} of {len(expected)} accepted events were not applied: {self.logs()}"
+        self._check_feed(server, expected)
+
+    @staticmethod
+    def _check_feed(server: Server, expected: dict[str, str]) -> None:
+        """Each user had one event, and so one change: it is on the stream once, whatever was killed."""
+        if len(expected) > FEED_MOST:
+            return  # the stream is trimmed
+        entries: list[Any] = server.client.xrange("presence-changes")
+        counts = Counter(fields[b"user_id"].decode() for _, fields in entries)
+        wrong = {user: counts[user] for user in expected if counts[user] != 1}
+        assert not wrong, f"not exactly one change: {dict(list(wrong.items())[:10])} and so on, {len(wrong)} in all"
+        assert not any(fields[b"previous"] for _, fields in entries)
 
     @staticmethod
     def _not_applied(server: Server, expected: dict[str, str], users: set[str]) -> set[str]:
