@@ -72,7 +72,8 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
             await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
         relay.start()
         syncer.start()
-        log.info("receiving on %s:%d, journal in %s", settings.host, settings.port, settings.journal_dir.absolute())
+        where = settings.host, settings.port, " (HTTPS)" if context else ""
+        log.info("receiving on %s:%d%s, journal in %s", *where, settings.journal_dir.absolute())
         if context and settings.tls_cert and settings.tls_key:
             renewing = asyncio.create_task(tls.renew(context, settings.tls_cert, settings.tls_key))
         await stop.wait()
