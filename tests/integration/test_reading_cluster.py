@@ -14,7 +14,7 @@ import recipes
 import redis.asyncio
 from redis import RedisCluster
 from support import Process, wait_until
-from topology import ClusterServers
+from topology import SECRET, ClusterServers
 
 from shared import presence
 from shared.feed import Feed
@@ -46,7 +46,7 @@ def client(request: pytest.FixtureRequest, cluster: ClusterServers) -> Iterator[
     made = (
         connect(cluster.url)
         if ours
-        else RedisCluster(host="127.0.0.1", port=port, decode_responses=request.param == "text")
+        else RedisCluster(host="127.0.0.1", port=port, password=SECRET, decode_responses=request.param == "text")
     )
     yield made
     made.close()
@@ -65,7 +65,9 @@ def test_users_of_all_nodes_are_read(client: Any) -> None:
 def test_users_of_all_nodes_are_read_with_asyncio(cluster: ClusterServers, decode: bool) -> None:
     async def main() -> None:
         port = cluster.primaries[0].port
-        async with redis.asyncio.RedisCluster(host="127.0.0.1", port=port, decode_responses=decode) as client:
+        async with redis.asyncio.RedisCluster(
+            host="127.0.0.1", port=port, password=SECRET, decode_responses=decode
+        ) as client:
             found = [user async for user in presence.read_async(client, [*USERS, "nobody", "text"])]
             assert [user.status for user in found] == ["online"] * len(USERS) + ["unknown"] * 2
             everybody = [user.user_id async for user in presence.read_all_async(client)]
@@ -97,7 +99,9 @@ def test_a_consumer_group_needs_only_another_client(
 ) -> None:
     port = cluster.primaries[0].port
     path = recipes.write(tmp_path, "change-feed.md", "consumer.py", port)
-    path.write_text(path.read_text().replace("redis.Redis.from_url", "redis.RedisCluster.from_url"))
+    path.write_text(
+        path.read_text().replace('redis.Redis.from_url("redis://', f'redis.RedisCluster.from_url("redis://:{SECRET}@')
+    )
     consumer = recipes.Recipe(path)
     keep(consumer)
     cluster.client.xadd("presence-changes", {"user_id": "carol", "status": "online"})
