@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shared.text import safe
+
 Step = Literal["Online", "Offline", "KickOff"]
 
 #: OpenIM's numbers for the platforms that clients log in from (protocol, constant/platform.go).
@@ -59,7 +61,7 @@ def request(
     """
     form = SHAPES[shape]
     command = form.command.format(step=step)
-    operation_id = f"{seq}-{user_id}"
+    operation_id = f"{seq}-{safe(user_id)}"  # goes into a header
     headers = {"Content-Type": "application/json; charset=utf-8"}
     body: dict[str, Any] = {"userID": user_id, "callbackCommand": command, "seq": seq}
     if form.header:

@@ -222,6 +222,8 @@ def test_send_plays_every_shape(tmp_path: Path, server: Server) -> None:
     receiver = Receiver(tmp_path, server.url)
     try:
         url = f"http://127.0.0.1:{receiver.port}/x"
+        forged = presence("send", "--url", url, "--user", "eve\nX-Forged: 1")
+        assert (forged.returncode, forged.stderr) == (0, "")
         plays = [(shape, "session") for shape in ("document", "v2", "v3.0", "v3.4", "v3.7", "v3.8")]
         for shape, event in [*plays, ("v3.8", "kickoff")]:
             result = presence("send", "--url", url, "--shape", shape, "--event", event, "--users", "3", "--json")
