@@ -1,6 +1,7 @@
 """A listing that may be long: lines on standard output, and how far it is on a terminal."""
 
 import os
+import select
 import sys
 import time
 from contextlib import suppress
@@ -29,14 +30,18 @@ class Listing:
         self._out.write(f"{text}\n")
 
     def flush(self) -> None:
-        """For lines that should be seen at once."""
+        """For lines that should be seen at once. Raises BrokenPipeError where nobody reads, though there are none."""
         self._out.flush()
+        poll = select.poll()
+        poll.register(self._out, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise BrokenPipeError
 
     def progress(self, text: str, *numbers: int) -> None:
         """Shows text with its numbers filled in; cheap to call for each item."""
         if self._is_watched and time.monotonic() > self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
-            self.flush()
+            self._out.flush()
             self._terminal.write("\r\x1b[K" + text.format(*numbers))
             self._terminal.flush()
             self._is_drawn = True
@@ -56,7 +61,7 @@ class Listing:
         with suppress(BrokenPipeError):
             self._clear()
             if not isinstance(error, BrokenPipeError | KeyboardInterrupt):
-                self.flush()
+                self._out.flush()
                 return False
         # Python flushes once more as it ends: it would complain of a closed pipe, and wait for a full one.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())

@@ -1,7 +1,9 @@
 """Following the changes: `presence watch` and the module under it."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -212,6 +214,19 @@ def test_watch_begins_in_the_past_where_asked_to(server: Server, redis: Redis, t
     first, second = watch.text().splitlines()
     assert "5 minutes ago\\n" in first
     assert "unknown -> online" in second
+
+
+@on_one_server
+def test_watch_ends_with_who_reads_it(server: Server, redis: Redis) -> None:
+    redis.xadd(STREAM, change("alice"))
+    command = f"{PRESENCE} watch --json --since 0 | head -1; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PRESENCE_REDIS_URL": server.url}
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=20, check=True
+    )
+    line, code = done.stdout.splitlines()
+    assert json.loads(line)["user_id"] == "alice"
+    assert (code, done.stderr) == ("0", "")
 
 
 @on_one_server
