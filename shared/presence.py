@@ -125,6 +125,8 @@ async def users_online_async(client: AsyncClient, keys: Keys = DEFAULT) -> int:
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+    if isinstance(items, str):
+        raise TypeError("users come in a list; this is one string, and each letter of it would be a user")
     remaining = iter(items)
     while chunk := list(islice(remaining, CHUNK)):
         yield chunk

@@ -102,6 +102,11 @@ def test_ten_thousand_users_take_ten_round_trips(client: redis.Redis, monkeypatc
     assert len(sent) == 10
 
 
+def test_one_string_is_no_list_of_users(read: Callable[..., list[Presence]]) -> None:
+    with pytest.raises(TypeError, match="list"):
+        read("read", "alice")
+
+
 def test_counting_who_is_online_scans_nothing(client: redis.Redis) -> None:
     assert presence.users_online(client) == 0
     client.hset("presence-stats", "users_online", 3)
