@@ -7,9 +7,10 @@ other one nor whoever asks, and many who ask do not pile up.
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -163,22 +164,30 @@ class Observer:
         futures.wait(both, ALL_SECONDS)
         return self.end(*begun)
 
-    def _client(self, url: str) -> Redis:
-        if url not in self._clients:
-            self._clients[url] = connect(url, timeout=ANSWER_SECONDS)
-        return self._clients[url]
-
     def _read_queue(self) -> QueueState:
         try:
-            return read_queue(self._client(self._settings.queue_url), self._settings)
+            with self._client(self._settings.queue_url, "queue") as client:
+                return read_queue(client, self._settings)
         except Exception as error:  # whatever it answered: who asks must hear of it
             return QueueState(Server(error=_text(error)))
 
     def _read_presence(self) -> PresenceState:
         try:
-            return read_presence(self._client(self._settings.redis_url), self._settings)
+            with self._client(self._settings.redis_url, "presence") as client:
+                return read_presence(client, self._settings)
         except Exception as error:
             return PresenceState(Server(error=_text(error)))
+
+    @contextmanager
+    def _client(self, url: str, role: str) -> Iterator[Redis]:
+        """Kept from one reading to the next, but after a failure: a Cluster may have other primaries then."""
+        client = self._clients.pop(role, None) or connect(url, timeout=ANSWER_SECONDS)
+        try:
+            yield client
+        except Exception:
+            client.close()
+            raise
+        self._clients[role] = client
 
 
 def _text(error: Exception) -> str:
