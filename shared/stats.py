@@ -8,7 +8,10 @@ from itertools import accumulate
 OUTCOMES = ("applied", "duplicate", "stale", "failed")
 
 #: Upper bounds in milliseconds of the time from an event's receipt to its being applied; beyond the last is "inf".
-LAG_BOUNDS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000, 3_600_000)
+LAG_BOUNDS_MS = (
+    *(5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000),
+    *(10_000, 30_000, 60_000, 120_000, 300_000, 600_000, 1_800_000, 3_600_000),
+)
 _LAG_FIELDS = tuple(f"lag:{bound}" for bound in (*LAG_BOUNDS_MS, "inf"))
 _LAG_SUM = "lag_ms"
 

@@ -78,10 +78,9 @@ class View:
         return {"events": self._rate(lambda stats: stats.events), "changes": self._rate(lambda stats: stats.changes)}
 
     def as_json(self) -> dict[str, Any]:
-        """Times in Unix milliseconds, sizes in bytes; null where it is not known."""
+        """Times in Unix milliseconds, sizes in bytes; null where it is not known. Lags are bounds of the histogram."""
         queue, presence = self.system.queue, self.system.presence
         knows_queue, knows_presence = not queue.server.error, not presence.server.error
-        lags = {"p50": 0.5, "p99": 0.99}
         return {
             "healthy": not self.problems,
             "problems": self.problems,
@@ -94,7 +93,8 @@ class View:
             if knows_queue
             else None,
             "rates": self._rates,
-            "lag_seconds": {name: _finite(self._stats.lag_below(share)) for name, share in lags.items()},
+            "lag_seconds": self._lags(None),
+            "lag_seconds_now": self._lags(self._before) if self._before else None,
             "events": self._stats.outcomes if knows_presence else None,
             "changes": self._stats.changes if knows_presence else None,
             "users_online": self._stats.users_online if knows_presence else None,
@@ -104,6 +104,10 @@ class View:
                 "presence": {"url": without_password(self._config.redis_url), **asdict(presence.server)},
             },
         }
+
+    def _lags(self, before: Stats | None) -> dict[str, float | None]:
+        shares = {"p50": 0.5, "p99": 0.99}
+        return {name: _finite(self._stats.lag_below(share, before)) for name, share in shares.items()}
 
     def as_text(self) -> str:
         well = "healthy" if not self.problems else "NOT healthy"
