@@ -4,11 +4,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis import Redis
 from support import Process, Receiver, Server, Worker
 
 from shared import embedded
+
+# An example that takes 200 ms says that the machine is busy, and nothing about what is tested.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 
 def _binaries() -> list[Path]:
