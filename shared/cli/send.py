@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import aiohttp
 import click
 
 from shared import settings
 from shared.cli.text import safe
 from shared.openim import SHAPES, Request, Step, request
+
+if TYPE_CHECKING:
+    import aiohttp  # and in the functions, or every `presence` command would take half as long again to start
 
 #: What a run plays, for each user.
 SCRIPTS: dict[str, tuple[Step, ...]] = {
@@ -141,11 +144,13 @@ def _shuffled(requests: Iterator[Request]) -> Iterator[Request]:
 async def _send_all(
     requests: Iterator[Request], connections: int, rate: float, sent: Callable[[int], None], trusted: Path | None
 ) -> Tally:
+    import aiohttp
+
     tally = Tally()
     started = time.monotonic()
     count = 0
 
-    async def sender(session: aiohttp.ClientSession) -> None:
+    async def sender(session: "aiohttp.ClientSession") -> None:
         nonlocal count
         for each in requests:  # the senders share the one iterator
             count += 1
@@ -161,7 +166,9 @@ async def _send_all(
     return tally
 
 
-async def _send(session: aiohttp.ClientSession, each: Request, tally: Tally) -> None:
+async def _send(session: "aiohttp.ClientSession", each: Request, tally: Tally) -> None:
+    import aiohttp
+
     began = time.perf_counter()
     try:
         async with session.post(each.url, data=each.body, headers=each.headers) as response:
