@@ -4,21 +4,25 @@ import os
 import select
 import sys
 import time
-from contextlib import suppress
 from types import TracebackType
 from typing import Self, TextIO
+
+from shared.errors import PresenceError
 
 PROGRESS_SECONDS = 0.2
 
 
 class Listing:
     """Used in `with`, it ends quietly on Ctrl-C (exit code 1: not all was listed, and the last line may be torn) and
-    when the reader of the output has enough, as `head` does (0: all that was wanted).
+    when the reader of the output has enough, as `head` does (0: all that was wanted). Raises PresenceError where the
+    output cannot be written, to a full disk for instance.
 
     The progress line is on standard error, only where that is a terminal, and gone when lines follow.
     """
 
     def __init__(self, out: TextIO | None = None, terminal: TextIO | None = None) -> None:
+        if not sys.stdout:  # closed by who started us
+            raise PresenceError("there is no standard output to write to")
         self._out = out or sys.stdout
         self._terminal = terminal or sys.stderr
         self._is_watched = self._terminal.isatty()
@@ -58,13 +62,17 @@ class Listing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        with suppress(BrokenPipeError):
+        try:
             self._clear()
-            if not isinstance(error, BrokenPipeError | KeyboardInterrupt):
+            if not isinstance(error, OSError | KeyboardInterrupt):
                 self._out.flush()
                 return False
-        # Python flushes once more as it ends: it would complain of a closed pipe, and wait for a full one.
+        except OSError as failure:
+            error = failure
+        # Python flushes once more as it ends: it would fail again, or wait for a pipe that is full.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
         if isinstance(error, KeyboardInterrupt):
             sys.exit(1)
+        if not isinstance(error, BrokenPipeError):
+            raise PresenceError(f"the output cannot be written: {error}")
         return True

@@ -89,6 +89,14 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(server: Server) -> None
     assert process.wait(30) == 0
 
 
+def test_a_full_disk_is_said_in_one_line(server: Server) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start(server, "alice", stdout=full.fileno())
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert error == "presence: the output cannot be written: [Errno 28] No space left on device\n"
+
+
 @pytest.mark.usefixtures("crowd")
 def test_ctrl_c_ends_it_without_a_word(server: Server) -> None:
     process = start(server, "--all", "--json")
