@@ -18,7 +18,7 @@ from topology import SECRET, ClusterServers, Flips, changes, command
 from shared import presence
 from shared.events import Event
 from shared.redis import connect, is_outage
-from shared.settings import load
+from shared.settings import Settings, load
 from worker.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
@@ -41,8 +41,12 @@ def cluster(servers: ClusterServers) -> Iterator[Redis]:
 
 @pytest.fixture
 def store(servers: ClusterServers, cluster: Redis) -> Store:
-    settings = load({"PRESENCE_REDIS_URL": servers.url, "PRESENCE_QUEUE_URL": "redis://127.0.0.1"})
-    return Store(cluster, settings)
+    return Store(cluster, settings_of(servers))
+
+
+def settings_of(servers: ClusterServers, **others: str) -> Settings:
+    named = {"REDIS_URL": servers.url, "QUEUE_URL": "redis://127.0.0.1"} | others
+    return load({f"PRESENCE_{name}": value for name, value in named.items()})
 
 
 def event(user: str, kind: str, seq: int) -> Event:
@@ -67,6 +71,19 @@ def test_a_change_that_a_dead_worker_left_behind_is_sent_by_the_next(store: Stor
     cluster.hset("presence:alice", mapping={"outbox": left, "status": "offline"})
     store.apply([event("alice", "Online", 3)])
     assert changes(cluster)["alice"] == [("online", "", 1), ("offline", "online", 2), ("online", "offline", 3)]
+
+
+def test_leases_run_out_and_are_renewed(servers: ClusterServers, cluster: Redis) -> None:
+    store = Store(cluster, settings_of(servers, ONLINE_LEASE_SECONDS="10"))
+    store.apply([event("alice", "Online", 1), event("bob", "Online", 1)])  # received at 1001
+    store.apply([event("bob", "Online", 4000)])
+    due = store.due(11_001, 10)
+    assert due == {"alice": 11_001, "bob": 11_001}  # of bob's renewal the sweep finds out
+    assert store.review(list(due), 11_001, 11_001, due) == 1
+    assert changes(cluster)["alice"] == [("online", "", 1), ("offline", "online", 1)]
+    assert [user.status for user in presence.read(cluster, ["alice", "bob"])] == ["offline", "online"]
+    assert cluster.zrange("presence-leases", 0, -1, withscores=True) == [(b"bob", 15_000)]
+    assert presence.users_online(cluster) == 1
 
 
 def test_a_primary_that_does_not_know_the_functions_gets_them(
