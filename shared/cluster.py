@@ -183,11 +183,15 @@ class ScatteredPipeline(CoreCommands):
 
     def _send(self, commands: Sequence[_Command], indexes: Sequence[int], replies: list[Any]) -> None:
         client = self._cluster.client()
-        at_node: dict[Any, list[int]] = defaultdict(list)
+        nodes: dict[str, Any] = {}
+        at_node: dict[str, list[int]] = defaultdict(list)
         for index in indexes:
-            at_node[client.get_node_from_key(_key(commands[index]))].append(index)  # type: ignore[no-untyped-call]
+            node = client.get_node_from_key(_key(commands[index]))  # type: ignore[no-untyped-call]
+            nodes[node.name] = node
+            at_node[node.name].append(index)
         failures: list[RedisError] = []
-        for node, mine in at_node.items():
+        for name, mine in at_node.items():
+            node = nodes[name]
             pipeline = client.get_redis_connection(node).pipeline(transaction=False)
             for index in mine:
                 args, options = commands[index]

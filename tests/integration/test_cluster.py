@@ -143,30 +143,29 @@ def test_errors_are_redis_pys_own_and_come_without_a_wait(servers: ClusterServer
     assert time.monotonic() - started_at < 1
 
 
-@pytest.mark.parametrize("user", ["presence-worker", "presence-cluster"])
 def test_users_need_no_more_rights_than_the_page_says(
-    servers: ClusterServers, cluster: Redis, tmp_path: Path, keep: Keep, user: str
+    servers: ClusterServers, cluster: Redis, tmp_path: Path, keep: Keep
 ) -> None:
-    queue, single = Server(tmp_path / "queue"), Server(tmp_path / "presence")
-    on_cluster = user == "presence-cluster"
-    nodes = servers.nodes if on_cluster else [single]
+    queue = Server(tmp_path / "queue")
+    keep(queue)
+    user = "presence-cluster"
+    assert rights(user)[3:] == [*rights("presence-worker")[3:], "+cluster|slots"]
     try:
-        for name, server in (("presence-queue", queue), *((user, node) for node in nodes)):
+        for name, server in (("presence-queue", queue), *((user, node) for node in servers.nodes)):
             server.client.execute_command(*rights(name))
-        where = f"redis+cluster://{user}:secret@127.0.0.1:{nodes[0].port}"
-        where = where if on_cluster else f"redis://{user}:secret@127.0.0.1:{single.port}"
+        where = f"redis+cluster://{user}:secret@127.0.0.1:{servers.nodes[0].port}"
         settings = {
             "queue_url": f"redis://presence-queue:secret@127.0.0.1:{queue.port}",
             "online_lease_seconds": "1000",
             "retention_seconds": "1000",
         }
         receiver, worker = Receiver(tmp_path, where, **settings), Worker(tmp_path, where, **settings)
-        for process in (queue, single, receiver, worker):
+        for process in (receiver, worker):
             keep(process)
         flips = Flips(receiver)
         flips.go_on(0.5)
         flips.stop()
-        wait_until(lambda: not flips.not_applied(cluster if on_cluster else single.client), what="the events")
+        wait_until(lambda: not flips.not_applied(cluster), what="the events")
         wait_until(lambda: queue.client.hget("presence-sweep", "settings") == b"1000/1000", what="the sweep")
         for process in (receiver, worker):
             assert "permission" not in process.text() and "WARNING" not in process.text(), process.text()
@@ -192,7 +191,7 @@ def test_nothing_accepted_is_lost_when_a_primary_is_killed(
     for name in ("worker1", "worker2"):
         keep(Worker(tmp_path, servers.url, name, queue_url=queue.url))
     flips = Flips(receiver)
-    flips.go_on(1.0)
+    flips.go_on(0.7)
     # The one that has the stream, and a third of the users besides.
     primary = next(node for node in servers.primaries if owns(node, key_slot(b"presence-changes")))
     replica = servers.replicas[servers.primaries.index(primary)]
@@ -200,7 +199,7 @@ def test_nothing_accepted_is_lost_when_a_primary_is_killed(
     killed_at, before = time.monotonic(), flips.accepted
     wait_until(lambda: replica.client.execute_command("ROLE")[0] == b"master", what="the replica to be promoted")
     promoted_after = time.monotonic() - killed_at
-    flips.go_on(1.0)
+    flips.go_on(0.7)
     flips.stop()
     wait_until(lambda: not flips.not_applied(cluster), 30, "all events to be applied")
     wait_until(lambda: chains_end_at(cluster, flips), what="all changes to be on the stream")

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ from redis.sentinel import MasterNotFoundError
 from support import Process, Receiver, Worker, free_port, wait_until
 from topology import Flips, Watched, changes
 
+from shared.errors import Unavailable
+from shared.events import Event
 from shared.redis import connect, is_outage, leads_to_primary
+from shared.settings import load
+from worker.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
 
@@ -49,12 +54,12 @@ def check(flips: Flips, client: Redis) -> None:
 
 def test_nothing_accepted_is_lost_when_the_primary_is_killed(watched: Watched, flips: Flips) -> None:
     client = connect(watched.url)
-    flips.go_on(1.0)
+    flips.go_on(0.7)
     watched.primary.kill()
     killed_at, accepted = time.monotonic(), flips.accepted
     wait_until(lambda: promoted(watched), what="another primary")
     promoted_after = time.monotonic() - killed_at
-    flips.go_on(1.0)
+    flips.go_on(0.7)
     flips.stop()
     check(flips, client)
     print(f"promoted after {promoted_after:.1f} s, accepted {accepted} before and {flips.accepted} in all")
@@ -62,7 +67,7 @@ def test_nothing_accepted_is_lost_when_the_primary_is_killed(watched: Watched, f
 
 def test_nothing_accepted_is_lost_when_the_primary_is_frozen_and_wakes_up(watched: Watched, flips: Flips) -> None:
     client = connect(watched.url)
-    flips.go_on(1.0)
+    flips.go_on(0.7)
     watched.primary.signal(signal.SIGSTOP)
     frozen_at = time.monotonic()
     wait_until(lambda: promoted(watched), what="another primary")
@@ -83,6 +88,27 @@ def test_a_client_notices_that_another_server_is_the_primary_now(watched: Watche
     wait_until(lambda: not leads_to_primary(client), what="the client to notice")
     assert client.set("written", "here")
     assert leads_to_primary(client)
+
+
+def test_what_no_replica_confirms_is_not_done_unless_there_is_none(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(connect(watched.url), load({"PRESENCE_REDIS_URL": watched.url}))
+    event = Event("alice", "callbackUserOnlineCommand", 1, "", 1, "IOS", "op", 1000)
+    assert store.apply([event]) == [Outcome("applied", True)]
+    watched.replica.kill()
+    with pytest.raises(Unavailable, match="no replica confirms"):
+        store.apply([event._replace(seq=2)])
+
+    def goes_on() -> bool:
+        with suppress(Unavailable):
+            return store.apply([event._replace(seq=3)]) in ([Outcome("applied")], [Outcome("duplicate")])
+        return False
+
+    wait_until(goes_on, what="presence to go on without a replica")
+    assert "no replica confirms writes" in caplog.text
+    watched.replica.restart()
+    wait_until(lambda: goes_on() and "confirms writes to presence again" in caplog.text, what="the replica's word")
 
 
 def test_without_a_primary_the_error_is_an_outage_and_one_short_line(watched: Watched) -> None:
