@@ -21,8 +21,8 @@ from receiver.peers import Server
 from receiver.relay import Relay
 from shared import log as logs
 from shared.errors import PresenceError
+from shared.observer import Observer
 from shared.settings import Settings, load
-from shared.system import Observer
 
 #: After SIGTERM: seconds for open requests, for copies of them, and for handing the journal to Redis. Docker waits 10.
 ANSWER_SECONDS = 2.0

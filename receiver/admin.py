@@ -16,8 +16,9 @@ from receiver.journal import Journal
 from receiver.metrics import Counts, State, of_state
 from receiver.relay import Relay
 from shared.metrics import CONTENT_TYPE, of_system, page, seconds_since
+from shared.observer import ALL_SECONDS, Observer
 from shared.settings import Settings
-from shared.system import ALL_SECONDS, Observer, System
+from shared.system import System
 
 
 class Pages(Protocol):

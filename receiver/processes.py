@@ -21,8 +21,8 @@ from receiver.listening import listen, stop_signal
 from receiver.metrics import Ledger, State, merge
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
+from shared.observer import Observer
 from shared.settings import Settings
-from shared.system import Observer
 
 #: Tells a process that it is one of several, and where to answer for its health.
 SOCKET_VARIABLE = "RECEIVER_ADMIN_SOCKET"

@@ -13,9 +13,9 @@ from socketserver import TCPServer
 
 from shared.errors import SettingsError
 from shared.metrics import CONTENT_TYPE, of_system, page
+from shared.observer import Observer
 from shared.outage import Outage
 from shared.settings import Settings
-from shared.system import Observer
 from worker.pulse import Pulse
 
 #: A worker that has not come round for so long hangs: a job takes seconds, also while Redis is away.

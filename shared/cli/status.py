@@ -7,19 +7,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
-from urllib.request import HTTPErrorProcessor, ProxyHandler, Request, build_opener
 
 import click
 
 from shared import health, settings
+from shared.cli.here import ask_receiver
 from shared.cli.text import age, moment, safe
+from shared.observer import Observer
 from shared.settings import Settings, without_password
 from shared.stats import Stats
-from shared.system import Observer, Server, System
+from shared.system import Server, System
 
 BETWEEN_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
-RECEIVER_SECONDS = 0.5
 #: A worker gives a sign of life every three seconds or so, and counts as alive for fifteen.
 QUIET_SECONDS = 6
 
@@ -57,7 +57,7 @@ class View:
     def __init__(self, config: Settings, system: System, before: System | None) -> None:
         self.system = system
         self._config = config
-        self._local = _ask_receiver(config)
+        self._local = ask_receiver(config)
         self.problems = health.problems(system, config, self._local)
         self._notes = health.notes(system)
         self._before = before.presence.stats if before and not before.presence.server.error else None
@@ -172,25 +172,6 @@ class View:
             _row("Redis", f"for the queue: {_server(config.queue_url, queue)}"),
             _row("", f"for presence: {_server(config.redis_url, presence)}"),
         ]
-
-
-def _ask_receiver(config: Settings) -> dict[str, Any] | None:
-    """What the receiver on this machine says of itself, or None where none answers."""
-    if not config.admin_port:
-        return None
-    host = "127.0.0.1" if config.admin_host in ("0.0.0.0", "::") else config.admin_host  # noqa: S104
-    page = Request(f"http://{host}:{config.admin_port}/readyz")  # it is http
-    opener = build_opener(ProxyHandler({}), _AnyStatus())
-    with suppress(OSError, ValueError), opener.open(page, timeout=RECEIVER_SECONDS) as answer:
-        said = json.load(answer)
-        if isinstance(said, dict) and said.keys() >= {"trouble", "redis", "journal_events", "damaged_files"}:
-            return said
-    return None
-
-
-class _AnyStatus(HTTPErrorProcessor):
-    def http_response(self, request: Request, response: Any) -> Any:
-        return response  # a 503 has the same form, and more to say
 
 
 def _receiver_here(local: dict[str, Any]) -> str:
