@@ -1,6 +1,7 @@
 """docs/redis-keys.md against what is really there, both ways."""
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,5 +123,14 @@ def test_a_reader_may_be_held_to_reading(server: Server, redis: Redis, tmp_path:
             for write in (("HSET", "presence:alice", "status", "offline"), ("GET", "else"), ("FLUSHALL",)):
                 with pytest.raises(NoPermissionError):
                     reader.execute_command(*write)
+            redis.execute_command("ACL", "SETUSER", "reader", "%RW~presence-changes", "+@stream")  # as the page says
+            recipes.write(tmp_path, "change-feed.md", "consumer.py", server.port, WAIT_MS="10")
+            consumer = runpy.run_path(str(tmp_path / "consumer.py"))
+            with Redis(port=server.port, username="reader", password="secret", decode_responses=True) as group:
+                batches = consumer["changes"](group, "g", "c", lambda: None)
+                (change,) = next(batch for batch in batches if batch)
+                assert change[1]["user_id"] == "alice"
+                next(batches)
+                assert redis.xpending("presence-changes", "g")["pending"] == 0
     finally:
         redis.execute_command("ACL", "DELUSER", "reader")
