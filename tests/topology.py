@@ -59,16 +59,15 @@ class ClusterServers:
         return len(command(node, "NODES").splitlines()) == len(self.nodes)
 
     def wait(self, nodes: list[Server]) -> None:
-        """Until each of these nodes finds the cluster whole, and each replica among them follows its primary."""
+        """Until each of these nodes finds the cluster whole, and each primary among them has its replica."""
         wait_until(lambda: all(map(self._is_well, nodes)), what="the cluster to be whole")
 
     def _is_well(self, node: Server) -> bool:
         try:
-            role = node.client.execute_command("ROLE")
             whole = b"cluster_state:ok" in command(node, "INFO")
+            return whole and bool(node in self.replicas or node.client.wait(1, 100))
         except RedisError:
             return False
-        return whole and (role[0] == b"master" or role[3] == b"connected")
 
     def kill(self) -> None:
         for node in self.nodes:
@@ -95,7 +94,7 @@ class Watched:
         options = _REPLICATED | options
         self.primary = Server(directory / "one", binary, **options)
         self.replica = Server(directory / "two", binary, replicaof=("127.0.0.1", str(self.primary.port)), **options)
-        wait_until(lambda: self.replica.client.execute_command("ROLE")[3] == b"connected", what="the replica")
+        wait_until(lambda: self.primary.client.wait(1, 100), what="the replica")
         self.sentinels = [self._sentinel(number, binary) for number in range(3)]
         self.clients = [Redis(port=sentinel.port, password=SENTINEL_SECRET) for sentinel in self.sentinels]
         for client in self.clients:

@@ -12,7 +12,7 @@ import recipes
 from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError, ResponseError
-from support import Process, Receiver, Server, Worker, wait_until
+from support import Process, Receiver, Server, Worker, free_port, wait_until
 from topology import SECRET, ClusterServers, Flips, changes, command
 
 from shared import presence
@@ -219,3 +219,17 @@ def chains_end_at(cluster: Any, flips: Flips) -> bool:
         if statuses[-1] != status:
             return False
     return True
+
+
+def test_a_cluster_that_was_away_as_a_whole_is_found_again(tmp_path: Path, keep: Keep) -> None:
+    node = Server(tmp_path, cluster_enabled="yes", cluster_port=str(free_port()))
+    keep(node)
+    command(node, "ADDSLOTSRANGE", 0, 16383)
+    with connect(f"redis+cluster://127.0.0.1:{node.port}") as client:
+        assert client.ping()
+        node.kill()
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                client.ping()
+        node.restart()
+        assert client.ping()
