@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import recipes
-from redis import Redis
+from redis import Redis, RedisCluster
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError, ResponseError
+from redis.retry import Retry
 from support import Process, Receiver, Server, Worker, free_port, wait_until
 from topology import SECRET, ClusterServers, Flips, changes, command
 
 from shared import presence
+from shared.cluster import Cluster
 from shared.events import Event
 from shared.redis import connect, is_outage
 from shared.settings import Settings, load
@@ -221,15 +224,23 @@ def chains_end_at(cluster: Any, flips: Flips) -> bool:
     return True
 
 
-def test_a_cluster_that_was_away_as_a_whole_is_found_again(tmp_path: Path, keep: Keep) -> None:
+def test_a_cluster_that_was_away_as_a_whole_is_looked_for_where_the_url_says(tmp_path: Path, keep: Keep) -> None:
     node = Server(tmp_path, cluster_enabled="yes", cluster_port=str(free_port()))
     keep(node)
     command(node, "ADDSLOTSRANGE", 0, 16383)
-    with connect(f"redis+cluster://127.0.0.1:{node.port}") as client:
-        assert client.ping()
+    looked_for: list[int] = []
+
+    def look_for_it() -> RedisCluster:
+        looked_for.append(node.port)
+        return RedisCluster(host="127.0.0.1", port=node.port, retry=Retry(NoBackoff(), 0))
+
+    with Cluster(look_for_it) as client:
+        assert client.ping() and client.ping()
+        assert len(looked_for) == 1
         node.kill()
         for _ in range(2):
             with pytest.raises(ConnectionError):
                 client.ping()
         node.restart()
         assert client.ping()
+        assert len(looked_for) == 3
