@@ -13,7 +13,7 @@ from rq.job import Job
 from rq.results import Result
 
 from shared.events import describe
-from shared.queue import BatchJob, open_queue
+from shared.queue import BatchJob, check_type, open_queue
 from shared.settings import Settings
 
 _CHUNK = 200
@@ -65,6 +65,7 @@ class FailedBatches:
 
         def step(transaction: Pipeline) -> None:
             job = BatchJob.fetch(job_id, self._client, self._queue.serializer)
+            check_type(self._queue)
             transaction.multi()
             job.started_at = job.ended_at = None
             self._queue.enqueue_job(job, pipeline=transaction)

@@ -77,6 +77,17 @@ def open_queue(connection: Redis, settings: Settings) -> Queue:
     )
 
 
+def check_type(queue: Queue) -> None:
+    """Raises ResponseError where something else than a list has the queue's name.
+
+    To be called before a job is moved onto the queue: a transaction of Redis of which one command fails has
+    done the others, and so has taken the job out of where it was.
+    """
+    kind = queue.connection.type(queue.key)
+    if kind not in (b"list", b"none"):
+        raise ResponseError(f"the key {queue.key} is no list; rename it, batches go there")
+
+
 def enqueue_encoded(queue: Queue, events: Sequence[bytes], since_ms: int) -> Job:
     """Puts one batch of events, each as `events.encode` wrote it, onto the queue in one transaction.
 

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from shared import log as logs
 from shared.errors import PresenceError
 from shared.outage import Outage
-from shared.queue import open_queue
+from shared.queue import check_type, open_queue
 from shared.redis import connect, is_outage
 from shared.server import inspect, queue_variable
 from shared.settings import Settings, load, without_password
@@ -64,6 +64,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
                 inspected = True
             jobs.prepare()
             queue = open_queue(connection, settings)
+            check_type(queue)
             PresenceWorker(queue, connection, outage, stopping, pulse).work(logging_level="WARNING")
             stopping.wait(1.0)
         except RedisError as error:

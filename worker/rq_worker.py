@@ -22,7 +22,7 @@ from rq.utils import now
 from rq.worker_registration import clean_worker_registry, register
 
 from shared.outage import Outage
-from shared.queue import BatchJob
+from shared.queue import BatchJob, check_type
 from shared.redis import is_outage, leads_to_primary
 from worker.pulse import Pulse
 
@@ -94,6 +94,8 @@ class PresenceWorker(SimpleWorker):
 
     def run_maintenance_tasks(self) -> None:
         leads_to_primary(self.connection)  # or go there with the next command: events come to the new one
+        for queue in self.queues:
+            check_type(queue)
         for step in (self._retry_abandoned, self._rescue_stuck, self._promote_scheduled, clean_worker_registry):
             for queue in self.queues:
                 try:

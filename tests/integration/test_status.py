@@ -210,6 +210,13 @@ def test_a_requeue_that_is_cut_short_has_lost_nothing(run: Run, queue: Queue, re
     assert run("failed", "requeue", "--all").output == "1 requeued\n"
 
 
+def test_a_queue_of_a_wrong_type_takes_nothing_out_of_the_failed(run: Run, queue: Queue, redis: Redis) -> None:
+    fail(queue, redis)
+    redis.set("rq:queue:presence", "in the way")
+    assert run("failed", "requeue", "--all").exit_code == 1
+    assert redis.zrange("rq:failed:presence", 0, -1) == [b"batch-0"]
+
+
 def test_what_another_program_left_there_can_be_seen_and_dropped(run: Run, queue: Queue, redis: Redis) -> None:
     Queue("presence", connection=redis).enqueue("os.getpid")  # a pickle
     apply(queue, redis)

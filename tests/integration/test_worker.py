@@ -108,3 +108,16 @@ def test_a_queue_of_a_wrong_type_is_not_littered(server: Server, redis: Redis, r
     wait_until(lambda: not redis.keys("rq:job:*"))
     redis.delete("rq:queue:presence")
     wait_until(lambda: redis.llen("rq:queue:presence") == 1)
+
+
+def test_a_queue_of_a_wrong_type_loses_no_job_that_waits_to_be_tried_again(worker: Worker, redis: Redis) -> None:
+    redis.set("presence:bad", "not a hash")
+    enqueue(redis, b"bad")
+    wait_until(lambda: redis.zcard("rq:scheduled:presence") == 1)
+    redis.set("rq:queue:presence", "in the way")
+    wait_until(lambda: "the key rq:queue:presence is no list" in worker.text())
+    (job_id,) = redis.zrange("rq:scheduled:presence", 0, -1)
+    redis.zadd("rq:scheduled:presence", {job_id: 1})  # its pause is over
+    assert worker.text().count("is no list") < 3
+    redis.delete("rq:queue:presence", "presence:bad")
+    wait_until(lambda: is_offline(redis, "bad"))
