@@ -99,9 +99,8 @@ def test_a_consumer_group_needs_only_another_client(
 ) -> None:
     port = cluster.primaries[0].port
     path = recipes.write(tmp_path, "change-feed.md", "consumer.py", port)
-    path.write_text(
-        path.read_text().replace('redis.Redis.from_url("redis://', f'redis.RedisCluster.from_url("redis://:{SECRET}@')
-    )
+    text = path.read_text().replace("redis.Redis.", "redis.RedisCluster.").replace("redis://", f"redis://:{SECRET}@")
+    path.write_text(text)
     consumer = recipes.Recipe(path)
     keep(consumer)
     cluster.client.xadd("presence-changes", {"user_id": "carol", "status": "online"})
