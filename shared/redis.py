@@ -53,7 +53,9 @@ def is_outage(error: Exception) -> bool:
     """True where the server is at fault and later may be better; False where the command is."""
     if isinstance(error, _OUTAGES):
         return True
-    return isinstance(error, RedisError) and str(error).startswith(_OUTAGE_CODES)
+    # redis-py puts the command before the error of one in a pipeline.
+    text = str(error).rpartition("of pipeline caused error: ")[2]
+    return isinstance(error, RedisError) and text.startswith(_OUTAGE_CODES)
 
 
 def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None] | None = None) -> Redis:
