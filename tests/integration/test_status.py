@@ -4,15 +4,19 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as Ran
 from redis import Redis
 from rq import Queue, SimpleWorker
+from rq.job import JobStatus
+from rq.results import Result
 from rq.serializers import JSONSerializer
 from support import Process, Receiver, Server, Worker, wait_until
 
@@ -22,8 +26,9 @@ from shared.settings import Settings
 from worker import jobs
 from worker.store import Store
 
-Run = Callable[..., Result]
+Run = Callable[..., Ran]
 NO_RECEIVER = {"PRESENCE_ADMIN_PORT": "0"}
+WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 EVENT = ["bad", "callbackUserOfflineCommand", 2**53 + 1, "", 0, "", "op-7", 7]
 
 
@@ -32,7 +37,7 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch) -> Run:
     # The package has the command under the module's name.
     monkeypatch.setattr(import_module("shared.cli.status"), "BETWEEN_SECONDS", 0.01)
 
-    def run_(*arguments: str, **environment: str) -> Result:
+    def run_(*arguments: str, **environment: str) -> Ran:
         environment = {"PRESENCE_REDIS_URL": server.url, **NO_RECEIVER, **environment}
         return CliRunner().invoke(cli, arguments, env=environment)
 
@@ -114,11 +119,16 @@ def queue(redis: Redis) -> Queue:
 
 
 def fail(queue: Queue, redis: Redis, job_id: str = "batch-0") -> None:
-    """An event that cannot be applied, at the end of its tries."""
+    """An event that could not be applied, as a worker leaves it at the end of its tries."""
     redis.set("presence:bad", "not a hash")
     job = enqueue_alone(queue, EVENT, job_id, 7, "why")
-    redis.hset(job.key, mapping={"retries_left": 0})
-    apply(queue, redis)
+    queue.remove(job)
+    job.retries_left, job.meta["attempts"] = 0, 6
+    job.ended_at = datetime.now(UTC)
+    job.set_status(JobStatus.FAILED)
+    queue.failed_job_registry.add(job, ttl=-1)
+    job.save()
+    Result.create_failure(job, -1, exc_string=f"Traceback\n\nworker.store.Poison: {WRONG_TYPE}\n")
 
 
 def apply(queue: Queue, redis: Redis) -> None:
@@ -145,8 +155,8 @@ def test_it_says_what_failed_why_whose_it_is_and_since_when(run: Run, queue: Que
     assert abs(batch.pop("failed_at") - time.time() * 1000) < 60_000
     assert batch == {
         "id": "batch-0",
-        "error": "WRONGTYPE Operation against a key holding the wrong kind of value",
-        "attempts": 2,
+        "error": WRONG_TYPE,
+        "attempts": 6,
         "events": [
             {"user_id": "bad", "command": EVENT[1], "seq": "9007199254740993", "operation_id": "op-7"},
         ],
@@ -161,13 +171,13 @@ def test_what_is_still_broken_comes_back_and_what_is_mended_does_not(run: Run, q
     assert run("failed", "requeue", "batch-0").output == "1 requeued\n"
     assert (queue.job_ids, listed(run)) == (["batch-0"], [])
     apply(queue, redis)
-    assert [batch["attempts"] for batch in listed(run)] == [3]
+    assert [(batch["attempts"], batch["error"]) for batch in listed(run)] == [(7, WRONG_TYPE)]
     redis.delete("presence:bad")
     assert run("failed", "requeue", "--all").exit_code == 0
     apply(queue, redis)
     assert listed(run) == []
     assert redis.hget("presence:bad", "seq") == str(2**53 + 1).encode()
-    assert redis.hget("presence-stats", "failed") == b"2"
+    assert redis.hget("presence-stats", "failed") == b"1"
 
 
 def test_dropped_is_gone(run: Run, queue: Queue, redis: Redis) -> None:
