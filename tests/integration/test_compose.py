@@ -171,22 +171,25 @@ class Stack:
         self._processes.callback(_kill, process)
 
     def is_healthy(self, service: str) -> bool:
+        try:
+            return self.health(service).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def health(self, service: str) -> "subprocess.CompletedProcess[str]":
         """What Docker would find, asking as it would ask."""
         kind, *command = SERVICES[service]["healthcheck"]["test"]
         assert kind == "CMD"
         if service == "redis":
             command[1:1] = ["-p", str(self.redis_port)]
-        try:
-            done = subprocess.run(
-                self._here(command),
-                env=self._environment(service),
-                timeout=_seconds(SERVICES[service]["healthcheck"]["timeout"]),
-                capture_output=True,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
+        return subprocess.run(
+            self._here(command),
+            env=self._environment(service),
+            timeout=_seconds(SERVICES[service]["healthcheck"]["timeout"]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -280,6 +283,14 @@ def test_redis_may_be_the_last_to_start(stack: Stack) -> None:
     assert stack.post("u1")["actionCode"] == 0
     stack.start("redis")
     stack.wait_for("u1 offline in Redis", lambda: stack.status("u1") == "offline")
+
+
+def test_a_receiver_that_can_take_no_events_is_not_healthy(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "journal").write_text("in the way")
+    stack.start("receiver")
+    stack.wait_for("its word for it", lambda: "cannot be written" in stack.health("receiver").stderr)
+    (tmp_path / "journal").unlink()
+    stack.wait_for("a healthy receiver", lambda: stack.is_healthy("receiver"))
 
 
 @pytest.mark.parametrize("service", CORE)
