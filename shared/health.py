@@ -111,6 +111,7 @@ def _of_presence(presence: PresenceState, settings: Settings) -> Iterator[str]:
 
 
 def _of_server(role: str, server: Server) -> Iterator[str]:
+    yield from (f"the {role}'s Redis {trouble}" for trouble in server.troubles)
     if server.max_bytes and server.used_bytes > FULL * server.max_bytes:
         yield f"the {role}'s Redis is full to {server.used_bytes / server.max_bytes:.0%} of its maxmemory"
     if server.max_bytes and server.evicts:

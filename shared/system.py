@@ -1,7 +1,7 @@
 """The whole system as its Redis servers show it: what the metrics pages and `presence status` have to say."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ from shared.stats import Stats
 class Server:
     """One Redis, or the primaries of a Cluster.
 
-    error: why it does not answer, or "". max_bytes: 0 where it has no limit.
+    error: why it does not answer, or "". max_bytes: 0 where it has no limit. troubles: why it takes no writes, or may
+    keep none.
     """
 
     error: str = ""
@@ -30,6 +31,7 @@ class Server:
     max_bytes: int = 0
     evicts: bool = False
     on_disk: bool = True
+    troubles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,15 @@ def _server(*infos: dict[str, Any]) -> Server:
         max_bytes=sum(int(info.get("maxmemory", 0)) for info in infos),
         evicts=any(info.get("maxmemory_policy", "noeviction") != "noeviction" for info in infos),
         on_disk=all(int(info.get("aof_enabled", 1)) for info in infos),
+        troubles=tuple(dict.fromkeys(trouble for info in infos for trouble in _troubles(info))),
     )
+
+
+def _troubles(info: dict[str, Any]) -> Iterator[str]:
+    if info.get("role") == "slave":
+        yield f"is a replica of {info.get('master_host')}:{info.get('master_port')}, and takes no writes"
+    if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
+        yield "could not write to its disk the last time"
 
 
 def _received_ms(fields: Any) -> int:

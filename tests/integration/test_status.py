@@ -110,6 +110,16 @@ def test_a_key_of_a_wrong_type_is_named(run: Run, redis: Redis, key: str) -> Non
     assert f"a key is not as it should be: {key}: WRONGTYPE" in result.output
 
 
+def test_a_server_that_has_become_a_replica_is_named(
+    run: Run, tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    server = Server(tmp_path / "server")
+    keep(server)
+    server.client.replicaof("127.0.0.1", "1")
+    result = run("status", PRESENCE_REDIS_URL=server.url)
+    assert "the queue's Redis is a replica of 127.0.0.1:1, and takes no writes" in result.output
+
+
 # failed
 
 
