@@ -6,12 +6,13 @@ import random
 import ssl
 import sys
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import click
 
@@ -84,6 +85,7 @@ def send(
         url, trusted = _this_machine()
     if not url.startswith(("http://", "https://")):
         raise click.UsageError("--url must begin with http:// or https://")
+    url, headers = _without_credentials(url)
     if names and users > 1:
         raise click.UsageError("either --users or --user")
     everybody = names or tuple(f"user{number}" for number in range(1, users + 1))
@@ -94,7 +96,7 @@ def send(
         requests = _shuffled(requests)
     started = time.monotonic()
     with click.progressbar(length=total, label="sending", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        tally = asyncio.run(_send_all(requests, connections, rate, bar.update, trusted))
+        tally = asyncio.run(_send_all(requests, connections, rate, bar.update, trusted, headers))
     _report(tally, time.monotonic() - started, as_json)
     if tally.accepted != sum(tally.answers.values()):
         sys.exit(1)
@@ -107,6 +109,16 @@ def _this_machine() -> tuple[str, Path | None]:
     credentials = f"{quote(user, '')}:{quote(password, '')}@" if user else ""
     scheme = "https" if config.tls_cert else "http"
     return f"{scheme}://{credentials}127.0.0.1:{config.port}{config.callback_path}/callbackExample", config.tls_cert
+
+
+def _without_credentials(url: str) -> tuple[str, dict[str, str]]:
+    """The URL, and the header that Go makes of `user:password@` in it: in UTF-8, where aiohttp takes Latin-1."""
+    parts = urlsplit(url)
+    if not parts.username:
+        return url, {}
+    credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    header = {"Authorization": "Basic " + b64encode(credentials.encode()).decode()}
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), header
 
 
 def _trust(certificate: Path) -> ssl.SSLContext:
@@ -142,7 +154,12 @@ def _shuffled(requests: Iterator[Request]) -> Iterator[Request]:
 
 
 async def _send_all(
-    requests: Iterator[Request], connections: int, rate: float, sent: Callable[[int], None], trusted: Path | None
+    requests: Iterator[Request],
+    connections: int,
+    rate: float,
+    sent: Callable[[int], None],
+    trusted: Path | None,
+    headers: dict[str, str],
 ) -> Tally:
     import aiohttp
 
@@ -161,7 +178,7 @@ async def _send_all(
 
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     connector = aiohttp.TCPConnector(limit=0, ssl=_trust(trusted) if trusted else True)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         await asyncio.gather(*(sender(session) for _ in range(connections)))
     return tally
 

@@ -87,19 +87,20 @@ def test_https_is_served_and_a_renewed_certificate_needs_no_restart(tmp_path: Pa
     root = trustme.CA()
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     write(root.issue_cert("presence.test"), certificate, key)
-    receiver = Receiver(tmp_path, NOWHERE, tls_cert=str(certificate), tls_key=str(key), basic_auth="openim:geheim")
+    receiver = Receiver(tmp_path, NOWHERE, tls_cert=str(certificate), tls_key=str(key), basic_auth="openim:geheïm")
     keep(receiver)
     first = served(receiver, root)
 
-    url = f"https://openim:geheim@localhost:{receiver.port}/callbackExample"
+    url = f"https://openim:gehe%C3%AFm@localhost:{receiver.port}/callbackExample"
     root.cert_pem.write_to_path(tmp_path / "root.pem")
     write(root.issue_cert("localhost"), certificate, key)
     wait_until(lambda: served_to_anyone(receiver) != first, what="the new certificate")
     sent = send(tmp_path, "--url", url, SSL_CERT_FILE=str(tmp_path / "root.pem"))
     assert "1 of 1 accepted" in sent.stdout, sent
-    assert "geheim" not in sent.stdout + sent.stderr
+    assert "gehe" not in sent.stdout + sent.stderr
     by_default = send(tmp_path, **receiver.environment)
     assert "1 of 1 accepted" in by_default.stdout, by_default
+    assert "gehe" not in by_default.stdout + by_default.stderr
 
     second = served_to_anyone(receiver)
     key.write_text("not a key")
