@@ -25,10 +25,9 @@ HEAD_SECONDS = 10
 STRANGER_SECONDS = 60
 #: any other for so long. The longest that is usual for a proxy's connections is an hour.
 IDLE_SECONDS = 3630.0
-#: An answer that waits for its peer to read it waits for so long.
+#: An answer that waits for its peer to read it waits for so long, while the peer sends no more than so much.
 UNREAD_SECONDS = 10
-#: What may come meanwhile, and of a head after its first piece.
-EXCESS_BYTES = 1 << 16
+UNREAD_BYTES = 1 << 16
 HANDSHAKE_SECONDS = 5.0
 #: A request line, one header, how many of them. OpenIM needs 200 bytes, 100 and seven; proxies add some.
 HEAD_LIMITS = {"max_line_size": 4096, "max_field_size": 4096, "max_headers": 64}
@@ -48,13 +47,13 @@ class Connection(web.RequestHandler):
     wire: what to cut; while TLS is being agreed on it is not yet what requests come through.
     """
 
-    __slots__ = ("_cutter", "_excess", "_server", "phase", "proven", "since", "wire")
+    __slots__ = ("_cutter", "_server", "_unread", "phase", "proven", "since", "wire")
 
     def __init__(self, server: "Server", wire: asyncio.Transport | None = None, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
         self._cutter: asyncio.TimerHandle | None = None
-        self._excess = 0
+        self._unread = 0
         self.phase = _WAITS
         self.since = server.now
         self.proven = False
@@ -78,17 +77,16 @@ class Connection(web.RequestHandler):
         if not self.phase:
             self.phase = _READS
             self.since = self._server.now
-            self._excess = 0
-        elif self._cutter or self.phase == _READS:
-            self._excess += len(data)
-            if self._excess > EXCESS_BYTES:
+        if self._cutter:
+            self._unread += len(data)
+            if self._unread > UNREAD_BYTES:
                 self.cut()
                 return
         _received(self, data)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._excess = 0
+        self._unread = 0
         self._cutter = self._loop.call_later(UNREAD_SECONDS, self.cut)
 
     def resume_writing(self) -> None:
