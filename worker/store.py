@@ -69,10 +69,7 @@ class Store:
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
 
     def apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
-        """Applies events, a round trip for each thousand; the result has, for each, its outcome or why it has none.
-
-        Raises SettingsError where the server is too old.
-        """
+        """Applies events, a round trip for each thousand; the result has, for each, its outcome or why it has none."""
         results: list[Outcome | Poison] = []
         for start in range(0, len(events), PIPELINE_EVENTS):
             some = events[start : start + PIPELINE_EVENTS]
@@ -166,7 +163,10 @@ class Store:
         with _unavailable():
             replies = self._send(prepared)
             if any(_is_missing_function(reply) for reply in replies):
-                self.prepare()
+                try:
+                    self.prepare()
+                except SettingsError as error:  # found out late: a batch in hand must not fail for it
+                    raise Unavailable(str(error)) from error
                 replies = self._send(prepared)
             for reply in replies:
                 if isinstance(reply, Exception) and (is_outage(reply) or _is_missing_function(reply)):
