@@ -154,6 +154,21 @@ class Receiver(Process):
             connection.close()
 
 
+class Hasty(Receiver):
+    """The same with other limits, such as `{"peers.HEAD_SECONDS": 1}`, so that no test waits for the real ones."""
+
+    def __init__(self, directory: Path, redis_url: str, limits: dict[str, float], **settings: str) -> None:
+        modules = {name.partition(".")[0] for name in limits}
+        lines = [f"from receiver import {module}" for module in modules]
+        lines += [f"{name} = {value}" for name, value in limits.items()]
+        self._program = "\n".join([*lines, "from receiver.__main__ import main", "raise SystemExit(main())"])
+        super().__init__(directory, redis_url, **settings)
+
+    def start(self) -> None:
+        self.command = [sys.executable, "-c", self._program]
+        super().start()
+
+
 class Worker(Process):
     """`python -m worker`."""
 
