@@ -181,9 +181,19 @@ def _how_to(config: settings.Settings) -> str:
     reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if host == "127.0.0.1" else "other machines too"
     # What the other terminal must know as well.
     defaults = settings.load({})
+    shown = {"redis_url": redis, "basic_auth": "USER:PASSWORD"}
     variables = "".join(
-        f"PRESENCE_{name.upper()}={redis if name == 'redis_url' else value} "
-        for name in ("redis_url", "port", "admin_port", "callback_path", "key_prefix")
+        f"PRESENCE_{name.upper()}={shown.get(name, value)} "
+        for name in (
+            "redis_url",
+            "port",
+            "admin_port",
+            "callback_path",
+            "basic_auth",
+            "tls_cert",
+            "tls_key",
+            "key_prefix",
+        )
         if (value := getattr(config, name)) != getattr(defaults, name)
     )
     me = variables + (sys.argv[0] if os.sep in sys.argv[0] else "presence")
