@@ -26,6 +26,8 @@ from shared.redis import connect
 READY_SECONDS = 20
 STOP_SECONDS = 15
 LONGEST_PAUSE_SECONDS = 10.0
+#: What the commands in another terminal must know, where it is not the default.
+_TOLD = ("redis_url", "port", "admin_port", "callback_path", "basic_auth", "tls_cert", "tls_key", "key_prefix")
 
 
 @dataclass
@@ -179,7 +181,6 @@ def _how_to(config: settings.Settings) -> str:
     url = f"{scheme}://{credentials}{host}:{config.port}{config.callback_path}"
     redis = settings.without_password(config.redis_url)
     reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if host == "127.0.0.1" else "other machines too"
-    # What the other terminal must know as well.
     defaults = settings.load({})
     shown = {"redis_url": redis, "basic_auth": "USER:PASSWORD"}
     variables = "".join(
