@@ -129,11 +129,14 @@ class Receiver(Process):
         assert self.popen.poll() is None, self.text()
 
     def _listens(self) -> bool:
+        """The admin port comes last."""
+        ports = {self.environment["PRESENCE_PORT"], self.environment["PRESENCE_ADMIN_PORT"]} - {"0"}
         try:
-            with socket.create_connection(("127.0.0.1", self.port), 1):
-                return True
+            for port in ports:
+                socket.create_connection(("127.0.0.1", int(port)), 1).close()
         except OSError:
             return False
+        return True
 
     def post(self, target: str, headers: dict[str, str], body: bytes, method: str = "POST") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
