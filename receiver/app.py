@@ -11,7 +11,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from receiver import access
 from receiver.answers import Prepared, Refusals, answer
-from receiver.body import Limit, Room, check_type, read_rest
+from receiver.body import Crowded, Limit, Room, check_type, read_rest
 from receiver.callback import (
     Foreign,
     Refused,
@@ -79,7 +79,7 @@ class Receiver:
             self._refusals.note(request, refusal)
             return self._refuse(request, refusal)
         except Unavailable as reason:
-            return self._refuse(request, Refused(503, "the event cannot be stored now", str(reason)))
+            return self._unavailable(request, reason)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
@@ -149,6 +149,12 @@ class Receiver:
         response = await self._forwarder.answer(request, foreign.body)
         self._counts.other("forwarded", response.status)
         return response
+
+    def _unavailable(self, request: web.BaseRequest, reason: Unavailable) -> web.Response:
+        if isinstance(reason, Crowded) and self._forwarder is not None:  # nobody knows whose callback it is
+            self._counts.other("forwarded", 502)
+            return self._forwarder.give_up(str(reason))
+        return self._refuse(request, Refused(503, "the event cannot be stored now", str(reason)))
 
     def _refuse(self, request: web.BaseRequest, refusal: Refused) -> web.Response:
         command = shape = OTHER

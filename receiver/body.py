@@ -27,6 +27,10 @@ class Limit(NamedTuple):
         return Refused(413, "the body is too large", f"body: at most {self.variable}")
 
 
+class Crowded(Unavailable):
+    """There is no memory left for one more large body."""
+
+
 class Room:
     """Memory for bodies that are held at one time, in bytes; there is always enough for two of the largest."""
 
@@ -34,9 +38,9 @@ class Room:
         self._free = max(ROOM_BYTES, 2 * largest)
 
     def take(self, size: int) -> None:
-        """Raises Unavailable where there is not so much left."""
+        """Raises Crowded where there is not so much left."""
         if size > self._free:
-            raise Unavailable("too many large bodies at one time")
+            raise Crowded("too many large bodies at one time")
         self._free -= size
 
     def give_back(self, size: int) -> None:

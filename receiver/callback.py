@@ -10,6 +10,7 @@ from hmac import compare_digest
 from typing import Annotated, Literal, NotRequired, TypeVar
 from urllib.parse import parse_qsl
 
+import msgspec
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
@@ -141,6 +142,17 @@ class _Body(_Named):
     operationID: NotRequired[str]
 
 
+#: Above this, what nobody here reads is left out first: pydantic would build objects of all of it, which may take 1 s
+#: for 10 MB and holds up everybody else. msgspec skips as much in 50 ms. OpenIM's callbacks have some 250 bytes.
+SKIM_BYTES = 1024
+_SKIMMED = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_Skimmed",
+        [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in _Body.__annotations__],
+        omit_defaults=True,
+    )
+)
+
 _NAMED = TypeAdapter(_Named)
 _BODY = TypeAdapter(_Body)
 
@@ -151,6 +163,8 @@ def read_body(target: Target, operation_id: str | None, body: bytes, received_at
     operation_id: the header's value, None where there was none. received_at: Unix milliseconds.
     Raises Refused (400) and Foreign.
     """
+    if len(body) > SKIM_BYTES:
+        body = _skim(body)
     if target.command is None:
         check_command(_parse(_NAMED, body)["callbackCommand"])
     fields = _parse(_BODY, body)
@@ -175,6 +189,17 @@ def read_body(target: Target, operation_id: str | None, body: bytes, received_at
     if b"\\u0000" in body or not operation_id.isascii() or "\0" in operation_id:
         _check_ids(event)
     return event
+
+
+def _skim(body: bytes) -> bytes:
+    """The body without the fields that nobody here reads. Raises Refused (400)."""
+    try:
+        body.decode()  # msgspec does not look at the bytes that it skips
+        return msgspec.json.encode(_SKIMMED.decode(body))
+    except msgspec.ValidationError:
+        raise Refused(400, "a field is wrong", "body: must be one object") from None
+    except (ValueError, RecursionError) as error:  # msgspec.DecodeError and UnicodeError are ValueErrors
+        raise Refused(400, "the body is not JSON", f"Invalid JSON: {error}") from None
 
 
 def _check_ids(event: Event) -> None:

@@ -114,13 +114,15 @@ class Forwarder:
             raise ConnectionResetError("the answer broke off")  # there is no other way left to say so
         if passing.refusal:
             raise passing.refusal
-        self.failed += 1
         if isinstance(error, TimeoutError):
-            trouble = f"the server behind PRESENCE_FORWARD_URL did not answer within {TOTAL_SECONDS:g} s"
-        elif isinstance(error, Unavailable):
-            trouble = str(error)
-        else:
-            trouble = "the server behind PRESENCE_FORWARD_URL cannot be reached, or does not speak HTTP"
+            return self.give_up(f"the server behind PRESENCE_FORWARD_URL did not answer within {TOTAL_SECONDS:g} s")
+        if isinstance(error, Unavailable):
+            return self.give_up(str(error))
+        return self.give_up("the server behind PRESENCE_FORWARD_URL cannot be reached, or does not speak HTTP")
+
+    def give_up(self, trouble: str) -> web.Response:
+        """The answer that OpenIM cannot decode, so that it goes by its own failedContinue."""
+        self.failed += 1
         self._troubles.say(logging.WARNING, "a callback was not forwarded to %s: %s", self._origin, trouble)
         return web.Response(status=502, text=f"{trouble[0].upper()}{trouble[1:]}.\n")
 

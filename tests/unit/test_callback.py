@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import load_samples, same_answer
 
-from receiver.callback import Foreign, Refused, accepted, check_path, not_ours, read_body, read_target, refused
+from receiver.callback import (
+    SKIM_BYTES,
+    Foreign,
+    Refused,
+    accepted,
+    check_path,
+    not_ours,
+    read_body,
+    read_target,
+    refused,
+)
 from shared.events import EVENT, Event, encode
 
 #: Refused by what the request says besides its URL and body; tests/integration/test_http.py has them.
@@ -64,6 +74,47 @@ def test_no_input_raises_anything_else(target: str, body: bytes, header: str | N
         read_body(read_target(target), header, body, 7)
     except (Refused, Foreign) as error:
         assert (refused if isinstance(error, Refused) else not_ours)(error)  # type: ignore[operator]
+
+
+FILLER = b"x" * SKIM_BYTES
+
+
+@named([sample for kind in ("accepted", "refused", "foreign") for sample in load_samples(kind)])
+def test_a_large_body_is_judged_as_a_small_one(sample: dict[str, Any]) -> None:
+    """Where it is an object at all, so that something can be added that nobody reads."""
+    body = sample["body"].strip()
+    if sample["name"].startswith(OUTSIDE) or not (body.startswith(b"{") and body.endswith(b"}") and len(body) > 2):
+        return
+    large = {**sample, "body": b'{"filler":[{"callbackCommand":1},"%s"],' % FILLER + body[1:]}
+    assert judged(large) == judged(sample)
+
+
+def judged(sample: dict[str, Any]) -> Any:
+    try:
+        return read(sample)
+    except Refused as refusal:
+        return refusal.status
+    except Foreign as foreign:
+        return foreign.command
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b'["%s"]', b'"%s"', b'{"%s":1}', b'{"a":"%s', b'{"a":"%s"} x', b'{"a":"%s","b":NaN}'),
+        b'{"callbackCommand":"callbackUserOfflineCommand","userID":"u","seq":1,"operationID":"","%s":"\xff"}',
+    ],
+)
+def test_a_large_body_that_names_nothing_is_refused(body: bytes) -> None:
+    with pytest.raises(Refused) as refusal:
+        read_body(read_target("/"), None, body % FILLER, 7)
+    assert refusal.value.status == 400
+
+
+def test_a_large_body_that_is_nested_too_deep_is_refused() -> None:
+    with pytest.raises(Refused) as refusal:
+        read_body(read_target("/"), None, b'{"a":' + b"[" * 100_000, 7)
+    assert refusal.value.status == 400
 
 
 json_values = st.recursive(
