@@ -34,12 +34,16 @@ class Request:
 
 
 class Upstream:
-    """A business server: keeps what it is sent, and answers with `answer`, or never where that is empty."""
+    """A business server: keeps what it is sent, and answers with `answer`, or never where that is empty.
+
+    is_hasty: it answers before it has read the body.
+    """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.connections = 0
         self.answer = ANSWER
+        self.is_hasty = False
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=500)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -61,6 +65,9 @@ class Upstream:
                 fields = [field.decode().rstrip("\r\n") for field in iter(file.readline, b"\r\n")]
                 headers = [(name, value.strip()) for name, _, value in (field.partition(":") for field in fields)]
                 request = Request(line.decode().rstrip(), headers, b"")
+                if self.is_hasty:
+                    connection.sendall(self.answer)
+                    return
                 if request.header("Transfer-Encoding"):
                     while size := int(file.readline(), 16):
                         request.body += file.read(size)
@@ -282,6 +289,22 @@ def test_ours_are_copied_after_they_were_accepted(upstream: Upstream, start: Cal
     assert request.line == "POST /up/callbackExample/callbackUserOfflineCommand HTTP/1.1"
     assert request.body == OURS
     assert receiver.readiness()[1]["journal_events"] == 1
+
+
+def test_an_answer_before_the_end_of_the_body_comes_back_too(
+    upstream: Upstream, start: Callable[..., Receiver]
+) -> None:
+    receiver = start()
+    upstream.is_hasty = True
+    upstream.answer = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+    with socket.create_connection(("127.0.0.1", receiver.port), 10) as connection:
+        head = (
+            f"POST {OF_FOREIGN} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900000\r\n\r\n"
+        )
+        connection.sendall(head.encode() + b" " * 1000)
+        assert connection.recv(4096) == b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno"
+    assert receiver.post("/", JSON, OURS)[0] == 200
+    assert "Traceback" not in receiver.text()
 
 
 def test_a_loop_is_noticed(tmp_path: Path, keep: Keep, start: Callable[..., Receiver]) -> None:
