@@ -52,7 +52,7 @@ class _Copy:
 class Forwarder:
     """Sends requests on, each within TOTAL_SECONDS, and counts them.
 
-    forwarded: sent on and answered, copies among them. failed: not answered. dropped: copies that were not sent.
+    forwarded: sent on and answered, copies among them. failed: not answered. dropped: copies not sent.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -68,6 +68,7 @@ class Forwarder:
         self._via = f"1.1 openim-presence-{name}"
         self._troubles = Seldom(log)
         self._turns = _Turns(self.limit.size)
+        self._room_for_copies = Room(self.limit.size)
         self._copies: asyncio.Queue[_Copy] | None = asyncio.Queue(MOST_COPIES) if settings.forward_ours else None
         self._copiers: list[asyncio.Task[None]] = []
         self._session = aiohttp.ClientSession(
@@ -128,12 +129,16 @@ class Forwarder:
 
     def copy(self, request: web.BaseRequest, body: bytes) -> None:
         """Sends a copy of an accepted callback, some time later; drops it where too many wait."""
-        if self._copies is None:
+        if self._copies is None or self._copies.full():
+            self.dropped += 1
             return
         try:
-            self._copies.put_nowait(_Copy(self._url(request), self._headers(request), body))
-        except (asyncio.QueueFull, ValueError):
+            copy = _Copy(self._url(request), self._headers(request), body)
+            self._room_for_copies.take(len(body))
+        except (Unavailable, UnicodeError):
             self.dropped += 1
+        else:
+            self._copies.put_nowait(copy)
 
     async def _send_copies(self, copies: "asyncio.Queue[_Copy]") -> None:
         while True:
@@ -146,9 +151,13 @@ class Forwarder:
                 self.failed += 1
                 trouble = str(error) or "no answer in time"
                 self._troubles.say(logging.WARNING, "a copy was not sent to %s: %s", self._origin, trouble)
+            except asyncio.CancelledError:
+                self.dropped += 1
+                raise
             else:
                 self.forwarded += 1
             finally:
+                self._room_for_copies.give_back(len(copy.body))
                 copies.task_done()
 
     def _post(self, url: URL, headers: Headers, data: Any) -> Any:

@@ -164,14 +164,15 @@ class Server(web.Server):
     def enter(self, connection: Connection) -> None:
         self._open[connection] = None
         if len(self._open) > self._most:
-            self._make_room()
+            self._make_room(connection)
 
     def leave(self, connection: Connection) -> None:
         self._open.pop(connection, None)
 
-    def _make_room(self) -> None:
+    def _make_room(self, newcomer: Connection) -> None:
         # Several at a time, so that a flood costs one such search for many connections.
-        leaving = sorted(self._open, key=Connection.worth)[: self._most // 20 + 1]
+        others = [each for each in self._open if each is not newcomer]
+        leaving = sorted(others, key=Connection.worth)[: self._most // 20 + 1]
         for connection in leaving:
             connection.cut()
         self._crowds.say(logging.WARNING, "more than %d connections: cutting those of least use", self._most)

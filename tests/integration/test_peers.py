@@ -115,6 +115,23 @@ def test_too_many_strangers_drive_out_each_other_and_not_who_is_known(impatient:
     assert files(impatient) < 100
 
 
+def test_where_all_are_known_the_longest_idle_make_room(impatient: Receiver, connect: Connect) -> None:
+    known = []
+    for _ in range(60):
+        known.append(connect(impatient))
+        assert ask(known[-1]).startswith(b"HTTP/1.1 200 ")
+    gone = sum(not is_open(each) for each in known)
+    assert 20 <= gone < 30  # of 60, where there is room for 40
+    assert all(is_open(each) for each in known[30:])
+
+
+def is_open(connection: socket.socket) -> bool:
+    try:
+        return ask(connection).startswith(b"HTTP/1.1 200 ")
+    except ConnectionError:
+        return False
+
+
 def files(receiver: Receiver) -> int:
     return len(list(Path(f"/proc/{receiver.popen.pid}/fd").iterdir()))
 
