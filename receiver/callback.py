@@ -186,7 +186,7 @@ def read_body(target: Target, operation_id: str | None, body: bytes, received_at
         received_at,
     )
     # JSON cannot hold a bare NUL, and a header that is all ASCII no lone surrogate.
-    if b"\\u0000" in body or not operation_id.isascii() or "\0" in operation_id:
+    if body.find(b"\\u0000") >= 0 or not operation_id.isascii() or "\0" in operation_id:
         _check_ids(event)
     return event
 
@@ -215,7 +215,8 @@ def _check_ids(event: Event) -> None:
 
 def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
     try:
-        if b"NaN" in body or b"Infinity" in body:  # which pydantic takes, and JSON does not know
+        # Which pydantic takes, and JSON does not know. `in` is slower: it raises and drops a TypeError first.
+        if body.find(b"NaN") >= 0 or body.find(b"Infinity") >= 0:
             from_json(body, allow_inf_nan=False)
         return adapter.validate_json(body)
     except ValidationError as error:
