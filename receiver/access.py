@@ -15,9 +15,6 @@ from shared.settings import Network, Settings
 
 Address = IPv4Address | IPv6Address
 
-_FORBIDDEN = Refused(403, "callbacks are not taken from this address", "PRESENCE_ALLOWED_NETWORKS: not in one of them")
-_UNAUTHORIZED = Refused(401, "callbacks must carry the configured user and password", "Authorization: absent or wrong")
-
 
 class Access:
     """The checks that are set; `make` says whether there are any."""
@@ -36,9 +33,9 @@ class Access:
         if self._allowed:
             client = client_of(peer, forwarded, self._trusted)
             if client is None or not within(client, self._allowed):
-                raise _FORBIDDEN
+                raise _forbidden()
         if self._credentials and not hmac.compare_digest(_digest(_given(authorization)), self._credentials):
-            raise _UNAUTHORIZED
+            raise _unauthorized()
 
 
 def make(settings: Settings) -> Access | None:
@@ -97,6 +94,17 @@ def _given(authorization: str | None) -> bytes:
         return b64decode(token.strip(" "), validate=True)
     except (binascii.Error, ValueError):
         return b""
+
+
+# Made anew each time: an exception raised twice keeps every frame that it went through, and the request in it.
+
+
+def _forbidden() -> Refused:
+    return Refused(403, "callbacks are not taken from this address", "PRESENCE_ALLOWED_NETWORKS: not in one of them")
+
+
+def _unauthorized() -> Refused:
+    return Refused(401, "callbacks must carry the configured user and password", "Authorization: absent or wrong")
 
 
 def _digest(credentials: bytes) -> bytes:

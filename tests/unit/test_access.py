@@ -63,6 +63,19 @@ def test_the_client_is_the_last_that_no_trusted_proxy_stands_for(
     assert (str(found) if found else None) == client
 
 
+@pytest.mark.parametrize("environment", [{"ALLOWED_NETWORKS": "192.0.2.7"}, {"BASIC_AUTH": "user:password"}])
+def test_a_refusal_keeps_nothing_of_the_refusals_before_it(environment: dict[str, str]) -> None:
+    rules = access.make(load({f"PRESENCE_{name}": value for name, value in environment.items()}))
+    assert rules
+
+    def depth() -> int:
+        with pytest.raises(Refused) as refused:
+            rules.check("198.51.100.1", [], None)
+        return len(refused.traceback)
+
+    assert depth() == depth()  # each frame of a traceback holds its request
+
+
 @given(st.lists(st.text(max_size=30)), st.text(max_size=30))
 def test_no_header_lets_a_stranger_in(forwarded: list[str], peer: str) -> None:
     environment = {"ALLOWED_NETWORKS": "203.0.113.7", "TRUSTED_PROXIES": "203.0.113.0/29"}
