@@ -122,6 +122,9 @@ class Store:
         with _unavailable():
             if self._follow_up and due:
                 self._follow_up.reschedule(due, user_ids, replies)
+                # A session that was opened since they were reviewed left the lease that was due as it was.
+                if without := [each for each, reply in zip(user_ids, replies, strict=True) if _has_no_lease(reply)]:
+                    expired += self.review(without, until_ms, now_ms)
             broken = [each for each, reply in zip(user_ids, replies, strict=True) if isinstance(reply, Exception)]
             if broken and due:
                 self._client.zrem(self._keys.leases, *broken)  # their keys are no hashes any more
@@ -208,6 +211,10 @@ class Store:
                 if is_outage(error):
                     raise
                 log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
+
+
+def _has_no_lease(reply: Any) -> bool:
+    return not isinstance(reply, Exception) and not reply[3]
 
 
 def _is_applied(result: "Outcome | Poison") -> bool:

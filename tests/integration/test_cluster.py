@@ -22,6 +22,7 @@ from shared.cluster import Cluster
 from shared.events import Event
 from shared.redis import connect, is_outage
 from shared.settings import Settings, load
+from worker.cluster import FollowUp
 from worker.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
@@ -87,6 +88,24 @@ def test_leases_run_out_and_are_renewed(servers: ClusterServers, cluster: Redis)
     assert [user.status for user in presence.read(cluster, ["alice", "bob"])] == ["offline", "online"]
     assert cluster.zrange("presence-leases", 0, -1, withscores=True) == [(b"bob", 15_000)]
     assert presence.users_online(cluster) == 1
+
+
+def test_a_session_opened_while_the_sweep_is_at_its_user_keeps_its_lease(
+    servers: ClusterServers, cluster: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(cluster, settings_of(servers, ONLINE_LEASE_SECONDS="10"))
+    store.apply([event("alice", "Online", 1)])
+    reschedule = FollowUp.reschedule
+
+    def late(*arguments: Any) -> None:
+        store.apply([event("alice", "Online", 4000)])
+        reschedule(*arguments)
+
+    monkeypatch.setattr(FollowUp, "reschedule", late)
+    due = store.due(11_001, 10)
+    assert store.review(list(due), 11_001, 11_001, due) == 1
+    assert [user.status for user in presence.read(cluster, ["alice"])] == ["online"]
+    assert cluster.zrange("presence-leases", 0, -1, withscores=True) == [(b"alice", 15_000)]
 
 
 def test_a_primary_that_does_not_know_the_functions_gets_them(
