@@ -74,6 +74,7 @@ class Relay(threading.Thread):
         self._next_report = 0.0
         self._told = False
         self._mark_ms = 0
+        self._well_ms = 0
         #: How many pushes Redis took, and how many it did not.
         self.pushes_ok = 0
         self.pushes_failed = 0
@@ -168,12 +169,16 @@ class Relay(threading.Thread):
         if now < self._next_report:
             return False
         self._next_report = now + REPORT_SECONDS
+        now_ms, trouble = time.time_ns() // 1_000_000, self._journal.trouble
+        if not trouble:
+            self._well_ms = now_ms
         report = {
-            "at": time.time_ns() // 1_000_000,
+            "at": now_ms,
+            "well": self._well_ms,
             "mark": self._mark_ms,
             "events": self._journal.waiting_events,
             "bytes": self._journal.waiting_bytes,
-            "trouble": self._journal.trouble,
+            "trouble": trouble,
         }
         self._tell(lambda: self._client.hset(self._reports, self._name, json.dumps(report)))
         self._outage.over()

@@ -5,12 +5,13 @@ A lease that ended at E has run out when
 1. everything that was received before E has been applied: every receiver reports that it has put it on the queue, and
    no older event waits there;
 2. we have listened without a gap for a whole lease. A gap is a time of more than a quarter of a lease in which no
-   receiver reported or no worker swept; a receiver that fell silent; a server of queue or presence that was replaced.
-   A shorter one can cost a session only one of the three renewals that OpenIM sends in 1800 s.
+   receiver reported, one refused events (a full disk, say) or no worker swept; a receiver that fell silent; a server of
+   queue or presence that was replaced. A shorter one can cost a session only one of the three renewals that OpenIM
+   sends in 1800 s.
 
 So after an outage of ours everybody has a whole lease to be heard of again: an outage delays an end, and never makes
-one. A receiver that fell silent with events in its journal is a gap until another has taken them over, but for one
-lease at the most: its disk may never come back.
+one. A receiver that fell silent with events in its journal is a gap for one lease at the most: its disk may never come
+back, and nobody says whether another receiver has taken them over.
 """
 
 from collections.abc import Collection, Mapping
@@ -60,6 +61,7 @@ def look(
         servers != before.servers
         or now - before.swept_at > gap
         or now - heard_at > gap
+        or any(report["at"] - report.get("well", report["at"]) > gap for report in fresh)
         or any(each["at"] > before.since or (each["events"] and each["at"] > now - lease_ms) for each in silent)
     )
     since = now if broken else before.since
