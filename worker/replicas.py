@@ -19,6 +19,8 @@ from shared.redis import leads_to_primary
 #: How long one batch waits for a replica, and how long batches are refused before the replica counts as gone.
 CONFIRM_MS = 500
 PATIENCE_SECONDS = 1.0
+#: And then: longer than the way to a replica in another town and back, or one that stumbled once would stay gone.
+GONE_MS = 20
 
 log = logging.getLogger("worker.store")
 
@@ -41,7 +43,7 @@ class Replicas:
             return list(pipeline.execute(raise_on_error=False))
         now = time.monotonic()
         patient = self._missing_since is None or now - self._missing_since < PATIENCE_SECONDS
-        pipeline.execute_command("WAIT", 1, CONFIRM_MS if patient else 1)
+        pipeline.execute_command("WAIT", 1, CONFIRM_MS if patient else GONE_MS)
         *replies, confirmed = pipeline.execute(raise_on_error=False)
         if isinstance(confirmed, Exception):
             raise confirmed  # UNBLOCKED: it has just become a replica itself
