@@ -78,11 +78,13 @@ class Sweeper(threading.Thread):
             return 0
         found: Any = self._client.hgetall(self._keys.sweep)
         state = {name.decode(): value.decode() for name, value in found.items()}
+        asked_at = time.time()
         presence = self._store.run_ids()
         if self._elsewhere:
             if state.get("presence", presence) != presence:
                 apply_again(self._queue)
-            settle(self._queue)
+                self._client.hset(self._keys.sweep, "presence", presence)  # or what fails below would repeat it
+            settle(self._queue, asked_at)
         reports = self._reports()
         coverage = self._look(_read(state), presence, reports) if self._lease_ms else Coverage()
         closed = 0

@@ -7,7 +7,6 @@ presence share a server, both forget the same, and the receivers push it again.
 """
 
 import logging
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -23,13 +22,13 @@ SETTLE_SECONDS = 5.0
 log = logging.getLogger("worker")
 
 
-def settle(queue: Queue) -> None:
-    """Forgets batches that were applied more than SETTLE_SECONDS ago. Raises RedisError.
+def settle(queue: Queue, asked_at: float) -> None:
+    """Forgets batches that were applied more than SETTLE_SECONDS before. Raises RedisError.
 
-    To be called right after an answer of the servers that they were applied to.
+    asked_at: Unix seconds, when the servers that they were applied to were last asked, and answered.
     """
     registry = queue.finished_job_registry
-    safe = time.time() + KEPT_SECONDS - SETTLE_SECONDS  # the registry is ordered by when a job expires
+    safe = asked_at + KEPT_SECONDS - SETTLE_SECONDS  # the registry is ordered by when a job expires
     found: Any = queue.connection.zrangebyscore(registry.key, 0, safe)
     job_ids = [job_id.decode() for job_id in found]
     if not job_ids:

@@ -1,5 +1,6 @@
 """What is asked of the queue; a Redis made of Python will do."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -59,7 +60,7 @@ def applied(queue: Queue, seconds_ago: float) -> str:
 
 def test_only_batches_that_are_safe_are_forgotten(queue: Queue) -> None:
     safe, fresh = applied(queue, SETTLE_SECONDS + 2), applied(queue, SETTLE_SECONDS - 2)
-    settle(queue)
+    settle(queue, time.time())
     assert queue.fetch_job(safe) is None
     assert queue.finished_job_registry.get_job_ids(cleanup=False) == [fresh]
 
