@@ -185,16 +185,7 @@ def _how_to(config: settings.Settings) -> str:
     shown = {"redis_url": redis, "basic_auth": "USER:PASSWORD"}
     variables = "".join(
         f"PRESENCE_{name.upper()}={shown.get(name, value)} "
-        for name in (
-            "redis_url",
-            "port",
-            "admin_port",
-            "callback_path",
-            "basic_auth",
-            "tls_cert",
-            "tls_key",
-            "key_prefix",
-        )
+        for name in _TOLD
         if (value := getattr(config, name)) != getattr(defaults, name)
     )
     me = variables + (sys.argv[0] if os.sep in sys.argv[0] else "presence")
