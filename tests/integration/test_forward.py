@@ -82,8 +82,8 @@ class Upstream:
                     connection.sendall(self.answer)
                 except OSError:
                     return
-                if b"Content-Length" not in self.answer and b"chunked" not in self.answer:
-                    return
+                if self.answer.startswith(b"HTTP/1.0"):
+                    return  # its end is the answer's end; a kept one closed without a word would cost the next request
 
     def close(self) -> None:
         self._listener.close()
