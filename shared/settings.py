@@ -125,9 +125,10 @@ class Settings(BaseModel):
     journal_max_bytes: int = Field(1_073_741_824, ge=1)
     journal_fsync: Literal["everysec", "always"] = "everysec"
     key_prefix: Annotated[str, AfterValidator(_key_prefix)] = "presence"
-    changes_maxlen: int = Field(1_000_000, ge=1)
-    online_lease_seconds: int = Field(0, ge=0)
-    retention_seconds: int = Field(0, ge=0)
+    # With numbers that Redis does not take, no event could be applied.
+    changes_maxlen: int = Field(1_000_000, ge=1, le=10**12)
+    online_lease_seconds: int = Field(0, ge=0, le=10**9)
+    retention_seconds: int = Field(0, ge=0, le=10**9)
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     log_format: Literal["text", "json"] = "text"
 
