@@ -10,6 +10,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+from redis.exceptions import WatchError
 from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
@@ -29,11 +30,14 @@ def settle(queue: Queue, asked_at: float) -> None:
     """
     registry = queue.finished_job_registry
     safe = asked_at + KEPT_SECONDS - SETTLE_SECONDS  # the registry is ordered by when a job expires
-    found: Any = queue.connection.zrangebyscore(registry.key, 0, safe)
-    job_ids = [job_id.decode() for job_id in found]
-    if not job_ids:
-        return
-    with queue.connection.pipeline() as transaction:
+    # Where the registry changes meanwhile, the next sweep will do: another worker may just be putting these back.
+    with queue.connection.pipeline() as transaction, suppress(WatchError):
+        transaction.watch(registry.key)  # type: ignore[no-untyped-call]
+        found: Any = transaction.zrangebyscore(registry.key, 0, safe)
+        job_ids = [job_id.decode() for job_id in found]
+        if not job_ids:
+            return
+        transaction.multi()
         transaction.zrem(registry.key, *job_ids)
         transaction.delete(*map(Job.key_for, job_ids), *map(Result.get_key, job_ids))
         transaction.execute()

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
+from redis.client import Pipeline
 from rq import Queue
 from rq.job import JobStatus
 
@@ -63,6 +65,20 @@ def test_only_batches_that_are_safe_are_forgotten(queue: Queue) -> None:
     settle(queue, time.time())
     assert queue.fetch_job(safe) is None
     assert queue.finished_job_registry.get_job_ids(cleanup=False) == [fresh]
+
+
+def test_none_is_forgotten_that_is_put_back_at_that_moment(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, read = applied(queue, SETTLE_SECONDS + 2), Pipeline.zrangebyscore
+
+    def meanwhile(*arguments: Any) -> Any:
+        found = read(*arguments)
+        apply_again(queue)
+        return found
+
+    monkeypatch.setattr(Pipeline, "zrangebyscore", meanwhile)
+    settle(queue, time.time())
+    assert queue.get_job_ids() == [job_id]
+    assert queue.fetch_job(job_id) is not None
 
 
 def test_the_others_can_be_applied_again(queue: Queue) -> None:
