@@ -91,6 +91,8 @@ class Sweeper(threading.Thread):
         if self._lease_ms and not coverage.held:
             closed = self._close(coverage)
         settings = self._adopt(state.get("settings", "0/0"))
+        if not self._has_turn():  # it was frozen meanwhile, and another knows better
+            return closed
         state = {name: str(value) for name, value in asdict(coverage).items()}
         self._client.hset(self._keys.sweep, mapping={**state, "settings": settings, "presence": presence})
         return closed
