@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Receiver, Server, Worker, wait_until
+from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
 from shared.events import Event
 from shared.settings import Settings
@@ -170,6 +170,7 @@ def status(redis: Redis, user_id: str) -> bytes | None:
     return redis.hget(f"presence:{user_id}", "status")
 
 
+@on_one_server
 def test_who_is_renewed_stays_online_and_who_is_not_does_not(
     server: Server, redis: Redis, tmp_path: Path, keep: Keep
 ) -> None:
