@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from shared.errors import PresenceError
+from shared.errors import PresenceError, Unavailable
 from shared.queue import open_queue, waiting_since
 from shared.redis import connect
 from shared.settings import Settings
@@ -114,13 +114,21 @@ class Sweeper(threading.Thread):
 
     def _reports(self) -> list[dict[str, Any]]:
         found: Any = self._client.hgetall(self._keys.receivers)
-        reports = {name: json.loads(text) for name, text in found.items()}
+        reports = {name: self._report(name, text) for name, text in found.items()}
         longest = time.time_ns() // 1_000_000 - max(KEPT_MS, self._lease_ms)
         for name in [name for name, report in reports.items() if report["at"] < longest]:
             log.warning("the receiver %s is gone; its journal had %d events", name.decode(), reports[name]["events"])
             self._client.hdel(self._keys.receivers, name)
             del reports[name]
         return list(reports.values())
+
+    def _report(self, name: bytes, text: bytes) -> dict[str, Any]:
+        try:
+            report = json.loads(text)
+            return {**report, **{field: int(report[field]) for field in ("at", "mark", "events")}}
+        except (ValueError, KeyError, TypeError):
+            where = f"the field {name.decode(errors='replace')} of {self._keys.receivers}"
+            raise Unavailable(f"{where} is no receiver's report; remove it with HDEL") from None
 
     def _close(self, coverage: Coverage) -> int:
         closed = 0

@@ -194,6 +194,20 @@ def test_who_is_renewed_stays_online_and_who_is_not_does_not(
     assert [c["status"] for c in changes(redis) if c["user_id"] == "here"] == ["online"]
 
 
+@on_one_server
+def test_what_is_no_report_of_a_receiver_stops_the_sweep_with_one_line(
+    server: Server, redis: Redis, tmp_path: Path, keep: Keep
+) -> None:
+    redis.hset("presence-receivers", "junk", "no report")
+    worker = Worker(tmp_path, server.url, ONLINE_LEASE_SECONDS="2")
+    keep(worker)
+    wait_until(lambda: "no sweep: the field junk of presence-receivers is no receiver's report" in worker.text())
+    redis.hdel("presence-receivers", "junk")
+    wait_until(lambda: redis.hexists("presence-sweep", "held"), what="a sweep")
+    assert "Traceback" not in worker.text()
+    assert worker.text().count("no sweep") == 1
+
+
 def test_an_outage_of_ours_is_not_silence_of_theirs(tmp_path: Path, keep: Keep) -> None:
     with ThreadPoolExecutor() as pool:  # each on a system of its own, at the same time
         results = [pool.submit(freeze, name, tmp_path / name, keep) for name in ("worker", "receiver", "server")]
