@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,8 +27,9 @@ from shared.redis import connect
 READY_SECONDS = 20
 STOP_SECONDS = 15
 LONGEST_PAUSE_SECONDS = 10.0
-#: What the commands in another terminal must know, where it is not the default.
-_TOLD = ("redis_url", "port", "admin_port", "callback_path", "basic_auth", "tls_cert", "tls_key", "key_prefix")
+#: What the commands in another terminal must know, where it is not the default: who sends, and who reads.
+_SENDING = ("port", "callback_path", "basic_auth", "tls_cert", "tls_key")
+_READING = ("redis_url", "queue_url", "admin_host", "admin_port", "key_prefix")
 
 
 @dataclass
@@ -181,14 +183,8 @@ def _how_to(config: settings.Settings) -> str:
     url = f"{scheme}://{credentials}{host}:{config.port}{config.callback_path}"
     redis = settings.without_password(config.redis_url)
     reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if host == "127.0.0.1" else "other machines too"
-    defaults = settings.load({})
-    shown = {"redis_url": redis, "basic_auth": "USER:PASSWORD"}
-    variables = "".join(
-        f"PRESENCE_{name.upper()}={shown.get(name, value)} "
-        for name in _TOLD
-        if (value := getattr(config, name)) != getattr(defaults, name)
-    )
-    me = variables + (sys.argv[0] if os.sep in sys.argv[0] else "presence")
+    program = sys.argv[0] if os.sep in sys.argv[0] else "presence"
+    send, read = _told(config, _SENDING) + program, _told(config, _READING) + program
     return f"""
 presence is up; Ctrl-C stops it. It takes callbacks at {url} from {reach};
 presence is in {redis}.
@@ -198,8 +194,20 @@ In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) chang
   afterUserOnline: {{enable: true, timeout: 5}}      # and afterUserOffline, afterUserKickOff
 
 See it work, in another terminal:
-  {me} send --user alice --event online
-  {me} get alice
-  {me} watch
-  {me} status
+  {send} send --user alice --event online
+  {read} get alice
+  {read} watch
+  {read} status
 """
+
+
+def _told(config: settings.Settings, names: tuple[str, ...]) -> str:
+    """Assignments for a shell of those settings that are not as by default, each with a space after it."""
+    defaults = settings.load({})
+    values = {name: value for name in names if (value := getattr(config, name)) != getattr(defaults, name)}
+    if not config.presence_is_elsewhere:
+        values.pop("queue_url", None)
+    shown = {name: settings.without_password(values[name]) for name in values if name.endswith("_url")}
+    if "basic_auth" in values:
+        shown["basic_auth"] = "USER:PASSWORD"
+    return "".join(f"PRESENCE_{name.upper()}={shlex.quote(str(value))} " for name, value in (values | shown).items())

@@ -137,13 +137,20 @@ def test_a_server_of_ones_own_that_does_not_answer_is_said(tmp_path: Path, varia
 
 
 def test_the_hint_fits_the_settings(tmp_path: Path, server: Server) -> None:
-    up = Up(tmp_path, PRESENCE_REDIS_URL=server.url, PRESENCE_CALLBACK_PATH="/s3cret", PRESENCE_KEY_PREFIX="im")
+    elsewhere = server.url.rpartition("/")[0] + "/1"
+    queue = {"PRESENCE_REDIS_URL": server.url, "PRESENCE_QUEUE_URL": elsewhere}
+    up = Up(tmp_path, PRESENCE_CALLBACK_PATH="/s3cret", PRESENCE_KEY_PREFIX="im", **queue)
     try:
         up.wait()
         assert f"url: http://127.0.0.1:{up.port}/s3cret/callbackExample" in up.text()
         (line,) = (line.strip() for line in up.text().splitlines() if " send --user" in line)
         subprocess.run(["bash", "-c", line], check=True, timeout=30)
         wait_until(lambda: server.client.hget("im:alice", "status") == b"online")
+        (line,) = (line.strip() for line in up.text().splitlines() if " get alice" in line)
+        assert f"PRESENCE_QUEUE_URL={elsewhere} " in line
+        assert "CALLBACK_PATH" not in line
+        said = subprocess.run(["bash", "-c", line], check=True, timeout=30, capture_output=True, text=True).stdout
+        assert "online" in said
     finally:
         up.kill()
 
