@@ -10,8 +10,8 @@ A lease that ended at E has run out when
    sends in 1800 s.
 
 So after an outage of ours everybody has a whole lease to be heard of again: an outage delays an end, and never makes
-one. A receiver that fell silent with events in its journal is a gap for one lease at the most: its disk may never come
-back, and nobody says whether another receiver has taken them over.
+one. A receiver that fell silent may still take events into its journal, and so is a gap for one lease; no longer, since
+it may never come back, and nobody says whether another has taken its journal over.
 """
 
 from collections.abc import Collection, Mapping
@@ -62,7 +62,7 @@ def look(
         or now - before.swept_at > gap
         or now - heard_at > gap
         or any(report["at"] - report.get("well", report["at"]) > gap for report in fresh)
-        or any(each["at"] > before.since or (each["events"] and each["at"] > now - lease_ms) for each in silent)
+        or any(each["at"] > min(before.since, now - lease_ms) for each in silent)
     )
     since = now if broken else before.since
 

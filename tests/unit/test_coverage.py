@@ -50,7 +50,7 @@ def test_what_is_not_applied_yet_holds_up_later_ends(seen: dict[str, Any], until
         (BEFORE, {"reports": [report(), report(at=NOW - 16_000)]}),
         (BEFORE, {"reports": [report(at=NOW - 16_000)]}),
         (BEFORE, {"reports": [report(), report() | {"well": NOW - 16_000}]}),
-        (replace(BEFORE, since=NOW - 1000), {"reports": [report(), report(at=NOW - 30_000, events=1)]}),
+        (replace(BEFORE, since=NOW - 1000), {"reports": [report(), report(at=NOW - 30_000)]}),
     ],
     ids=[
         "the first sweep",
@@ -60,7 +60,7 @@ def test_what_is_not_applied_yet_holds_up_later_ends(seen: dict[str, Any], until
         "one of two receivers fell silent",
         "the only receiver fell silent",
         "one of two receivers refuses events",
-        "one stays silent with events in its journal",
+        "one stays silent, and may have events in its journal",
     ],
 )
 def test_after_a_gap_a_whole_lease_must_pass(before: Coverage, seen: dict[str, Any]) -> None:
@@ -75,13 +75,11 @@ def test_after_a_gap_a_whole_lease_must_pass(before: Coverage, seen: dict[str, A
         (replace(BEFORE, swept_at=NOW - 14_000), {}),
         (BEFORE, {"reports": [report() | {"well": NOW - 14_000}]}),
         (replace(BEFORE, since=NOW - 62_000), {"reports": [report(), report(at=NOW - 63_000)]}),
-        (replace(BEFORE, since=NOW - 62_000), {"reports": [report(), report(at=NOW - 63_000, events=1)]}),
     ],
     ids=[
         "a short pause",
         "events were refused for a moment",
-        "a receiver that was counted as gone",
-        "one whose journal was lost, a lease ago",
+        "a receiver that has been gone for a lease",
     ],
 )
 def test_these_are_no_gaps(before: Coverage, seen: dict[str, Any]) -> None:
