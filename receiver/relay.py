@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -185,7 +186,8 @@ class Relay(threading.Thread):
         return True
 
     def _sign_off(self) -> None:
-        self._tell(lambda: self._client.hdel(self._reports, self._name))
+        with suppress(RedisError):  # nothing waits, so neither does the stop
+            self._tell(lambda: self._client.hdel(self._reports, self._name))
 
     def _tell(self, command: Callable[[], object]) -> None:
         try:
