@@ -16,12 +16,12 @@ from rig import Receiver, Server, Worker, applied, bench, resident_mb, row, wait
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from receiver.relay import BATCH_EVENTS
+from receiver.relay.relay import BATCH_EVENTS
 from shared.events import Event, encode
 from shared.queue import enqueue_encoded, open_queue
-from shared.redis import connect
+from shared.redis.client import connect
 from shared.settings import Settings
-from worker.store import _FUNCTION, Store
+from worker.store.store import _FUNCTION, Store
 
 ROUNDS = 5
 EVENTS = 60_000

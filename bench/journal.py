@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from receiver.journal import Journal
+from receiver.journal.journal import Journal
 from shared.events import Event, encode
 
 EVENTS = 20_000

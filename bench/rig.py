@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support import Process, Receiver, Server, Worker, free_port, wait_until
 
-from shared import embedded
+from shared.cli import embedded
 
 __all__ = [
     "Bare",

@@ -11,11 +11,11 @@ from redis import Redis
 from rig import Server, bench, row
 from topology import ClusterServers, Watched
 
-from shared import presence
+from openim_presence import reading as presence
 from shared.events import Event
-from shared.redis import connect
+from shared.redis.client import connect
 from shared.settings import load
-from worker.store import Store
+from worker.store.store import Store
 
 EVENTS = 10_000
 ROUNDS = 5

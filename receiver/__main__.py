@@ -9,19 +9,20 @@ from collections.abc import Coroutine
 
 from aiohttp import web
 
-from receiver import access, processes, tls
-from receiver.admin import Own, make_admin, make_inner
-from receiver.app import Receiver
-from receiver.durability import BeforeAnswer, EverySecond
-from receiver.forward import Forwarder
-from receiver.journal import Journal
-from receiver.listening import listen, stop_signal
+from receiver import processes
+from receiver.admin import SingleProcess, make_admin, make_inner
+from receiver.forward.forwarder import Forwarder
+from receiver.http import access, tls
+from receiver.http.connections import Server
+from receiver.http.handler import Receiver
+from receiver.http.listening import listen, stop_signal
+from receiver.journal.fsync import PeriodicSync, SyncBeforeAck
+from receiver.journal.journal import Journal
 from receiver.metrics import Counts
-from receiver.peers import Server
-from receiver.relay import Relay
-from shared import log as logs
+from receiver.relay.relay import Relay
 from shared.errors import PresenceError
-from shared.observer import Observer
+from shared.logs import setup as logs
+from shared.observe.poller import Observer
 from shared.settings import Settings, load
 
 #: After SIGTERM: seconds for open requests, for copies of them, and for handing the journal to Redis. Docker waits 10.
@@ -50,15 +51,15 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     if trouble := journal.check():
         log.error("%s (%s): events are refused until it can", trouble, settings.journal_dir.absolute())
     relay = Relay(journal, settings)
-    syncer = EverySecond(journal)
+    syncer = PeriodicSync(journal)
     always = settings.journal_fsync == "always"
     counts = Counts()
-    durable = BeforeAnswer(journal).wait if always else None
+    durable = SyncBeforeAck(journal).wait if always else None
     forwarder = Forwarder(settings) if settings.forward_url else None
     receiver = Receiver(settings, journal, counts, relay.wake, durable, forwarder)
 
     callbacks = web.ServerRunner(Server(receiver.handle, context), shutdown_timeout=ANSWER_SECONDS)
-    pages = Own(settings, journal, relay, counts, forwarder)
+    pages = SingleProcess(settings, journal, relay, counts, forwarder)
     app = make_inner(pages) if admin_socket else make_admin(pages, Observer(settings))
     admin = web.AppRunner(app, access_log=None)
     renewing: asyncio.Task[None] | None = None

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
-from receiver.forward import Forwarder
-from receiver.journal import Journal
+from receiver.forward.forwarder import Forwarder
+from receiver.journal.journal import Journal
 from receiver.metrics import Counts, State, of_state
-from receiver.relay import Relay
-from shared.metrics import CONTENT_TYPE, of_system, page, seconds_since
-from shared.observer import ALL_SECONDS, Observer
+from receiver.relay.relay import Relay
+from shared.observe.metrics import CONTENT_TYPE, of_system, page, seconds_since
+from shared.observe.poller import ALL_SECONDS, Observer
+from shared.observe.snapshot import System
 from shared.settings import Settings
-from shared.system import System
 
 
 class Pages(Protocol):
@@ -31,7 +31,7 @@ class Pages(Protocol):
     async def state(self) -> State: ...
 
 
-class Own:
+class SingleProcess:
     """Of this process alone. forwarder: None where nothing is forwarded."""
 
     def __init__(

@@ -36,7 +36,7 @@ class Refused(Exception):
         self.detail = detail
 
 
-class Foreign(Exception):
+class OtherCallback(Exception):
     """One of OpenIM's other callbacks: not ours to judge.
 
     body: where it had to be read to find that out.
@@ -112,7 +112,7 @@ def check_command(command: str) -> None:
     if command in COMMANDS:
         return
     if _COMMAND.fullmatch(command):
-        raise Foreign(command)
+        raise OtherCallback(command)
     raise Refused(400, "this is not a command of OpenIM's", "callbackCommand: unknown name")
 
 
@@ -157,10 +157,13 @@ _NAMED = TypeAdapter(_Named)
 _BODY = TypeAdapter(_Body)
 
 
-def read_body(target: Target, operation_id: str | None, body: bytes, received_at: int) -> Event:
+def read_body(
+    target: Target, operation_id: str | None, body: bytes, received_at: int, event_id: str = "", peer: str = ""
+) -> Event:
     """Reads the body of a request whose URL said `target`.
 
-    operation_id: the header's value, None where there was none. received_at: Unix milliseconds.
+    operation_id: the header's value, None where there was none. received_at: Unix milliseconds. event_id, peer: as
+    `Event` has them.
     Raises Refused (400) and Foreign.
     """
     if len(body) > SKIM_BYTES:
@@ -184,6 +187,8 @@ def read_body(target: Target, operation_id: str | None, body: bytes, received_at
         fields.get("platform", ""),
         operation_id,
         received_at,
+        event_id,
+        peer,
     )
     # JSON cannot hold a bare NUL, and a header that is all ASCII no lone surrogate.
     if body.find(b"\\u0000") >= 0 or not operation_id.isascii() or "\0" in operation_id:
@@ -246,7 +251,7 @@ def refused(refusal: Refused) -> bytes:
     return to_json(answer)
 
 
-def not_ours(foreign: Foreign) -> bytes:
+def not_ours(foreign: OtherCallback) -> bytes:
     """The answer to a foreign callback: all codes 0, so that OpenIM goes on as if there were no callback."""
     answer = {
         "actionCode": 0,

@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from shared.metrics import gauge, histogram
+from shared.observe.metrics import gauge, histogram
 
 #: The label of a command or shape that is not known, or not ours.
 OTHER = "other"
@@ -80,7 +80,7 @@ class State:
         return asdict(self)
 
 
-class Ledger:
+class MonotonicCounts:
     """The counts of one process slot, over all processes that come to fill it: they must never go back."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Ledger:
         return total
 
 
-def merge(states: list[State | None], ledgers: list[Ledger]) -> State:
+def merge(states: list[State | None], ledgers: list[MonotonicCounts]) -> State:
     """One state of several processes: it is as well with all as with the worst of them."""
     counts: Counter[str] = Counter()
     for state, ledger in zip(states, ledgers, strict=True):

@@ -17,11 +17,11 @@ import aiohttp
 from aiohttp import web
 
 from receiver.admin import make_admin
-from receiver.listening import listen, stop_signal
-from receiver.metrics import Ledger, State, merge
+from receiver.http.listening import listen, stop_signal
+from receiver.metrics import MonotonicCounts, State, merge
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
-from shared.observer import Observer
+from shared.observe.poller import Observer
 from shared.settings import Settings
 
 #: Tells a process that it is one of several, and where to answer for its health.
@@ -38,7 +38,7 @@ async def supervise(settings: Settings) -> None:
     stop = stop_signal()
     with tempfile.TemporaryDirectory(prefix="receiver-") as directory:
         sockets = [Path(directory) / f"{number}.sock" for number in range(settings.processes)]
-        admin = web.AppRunner(make_admin(Together(sockets), Observer(settings)), access_log=None)
+        admin = web.AppRunner(make_admin(ProcessGroup(sockets), Observer(settings)), access_log=None)
         children = [asyncio.create_task(_keep_running(path, stop)) for path in sockets]
         try:
             if settings.admin_port:
@@ -77,12 +77,12 @@ async def _keep_running(socket: Path, stop: asyncio.Event) -> None:
         await asyncio.wait([stopping], timeout=RESTART_SECONDS)
 
 
-class Together:
+class ProcessGroup:
     """What all processes say, as one. Counts of processes that have ended stay in the sum."""
 
     def __init__(self, sockets: list[Path]) -> None:
         self._sockets = sockets
-        self._ledgers = [Ledger() for _ in sockets]
+        self._ledgers = [MonotonicCounts() for _ in sockets]
 
     async def health(self) -> dict[str, Any]:
         alive = None not in await self._ask_all("/healthz")

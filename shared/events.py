@@ -29,7 +29,9 @@ class Event(NamedTuple):
 
     user_id: 1 to 256 characters. seq: OpenIM's clock, Unix milliseconds, 0 to 2**63-1.
     conn_id: empty where OpenIM names no connection. platform_id: 0 where it names no platform.
-    received_at: Unix milliseconds at which the receiver took the callback.
+    received_at: Unix milliseconds at which the receiver took the callback. id: of this one callback, the same however
+    often it is delivered, and another's only where user, platform or operationID are others. peer: the address that it
+    came from. Receivers of older releases sent neither: both are empty then.
     """
 
     user_id: Annotated[StrictStr, Field(min_length=1)]
@@ -40,6 +42,8 @@ class Event(NamedTuple):
     platform: StrictStr
     operation_id: StrictStr
     received_at: Annotated[StrictInt, Field(ge=0)]
+    id: StrictStr = ""
+    peer: StrictStr = ""
 
     @property
     def kind(self) -> Kind:

@@ -1,5 +1,6 @@
 """What could not be applied: RQ's failed registry of the queue, and what a person may do with what is in it."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -120,4 +121,4 @@ def _one_line(trace: str | None) -> str:
     """The last line of a stack trace."""
     lines = (trace or "").strip().splitlines()
     line = lines[-1] if lines else "no error was kept"
-    return line.removeprefix("worker.store.Poison: ")
+    return re.sub(r"^worker\.store\.[\w.]*Poison: ", "", line)

@@ -17,7 +17,7 @@ from shared.settings import Settings
 APPLY = "worker.jobs.apply_batch"
 
 JOB_TIMEOUT_SECONDS = 120
-#: Batches that presence might forget (worker/settling.py) are kept so long at the most.
+#: Batches that presence might forget (worker/sweep/replay_window.py) are kept so long at the most.
 KEPT_SECONDS = 600
 #: A batch fails only with its worker; so often may the workers under one batch be killed.
 BATCH_RETRIES = 1000

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from openim_presence.keys import Keys
 from shared.errors import SettingsError
-from shared.keys import Keys
-from shared.redis_url import parse
+from shared.redis.url import parse
 
 PREFIX = "PRESENCE_"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -133,7 +133,7 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = "text"
 
     @property
-    def presence_is_elsewhere(self) -> bool:
+    def has_separate_queue(self) -> bool:
         """Not on the queue's server."""
         return self.redis_url != self.queue_url
 

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 from support import Process, Receiver, Server, Worker
 
-from shared import embedded
+from shared.cli import embedded
 
 # An example that takes 200 ms says that the machine is busy, and nothing about what is tested.
 hypothesis.settings.register_profile("any-machine", deadline=None)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from shared import embedded
-from shared.redis import connect
+from shared.cli import embedded
+from shared.redis.client import connect
 
 SAMPLES = Path(__file__).parent / "samples"
 ROOT = Path(__file__).parent.parent
@@ -158,12 +158,11 @@ class Receiver(Process):
 
 
 class Hasty(Receiver):
-    """The same with other limits, such as `{"peers.HEAD_SECONDS": 1}`, so that no test waits for the real ones."""
+    """The same with other limits, such as `{"http.connections.HEAD_SECONDS": 1}`: no test waits for the real ones."""
 
     def __init__(self, directory: Path, redis_url: str, limits: dict[str, float], **settings: str) -> None:
-        modules = {name.partition(".")[0] for name in limits}
-        lines = [f"from receiver import {module}" for module in modules]
-        lines += [f"{name} = {value}" for name, value in limits.items()]
+        lines = [f"import receiver.{name.rpartition('.')[0]}" for name in limits]
+        lines += [f"receiver.{name} = {value}" for name, value in limits.items()]
         self._program = "\n".join([*lines, "from receiver.__main__ import main", "raise SystemExit(main())"])
         super().__init__(directory, redis_url, **settings)
 

@@ -13,9 +13,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 from support import Process, Receiver, Server, free_port, wait_until
 
-from shared import embedded, presence
-from shared.openim import request
-from shared.redis import connect
+from openim_presence import reading as presence
+from shared.cli import embedded
+from shared.cli.openim import request
+from shared.redis.client import connect
 
 SLOTS = 16384
 #: So long a server may be silent before others take it for dead.

@@ -9,18 +9,18 @@ from contextlib import suppress
 from redis import Redis
 from redis.exceptions import RedisError
 
-from shared import log as logs
 from shared.errors import PresenceError
-from shared.outage import Outage
+from shared.logs import setup as logs
+from shared.logs.outage import Outage
 from shared.queue import check_type, open_queue
-from shared.redis import connect, is_outage
-from shared.server import inspect, queue_variable
+from shared.redis.checks import inspect, queue_variable
+from shared.redis.client import connect, is_outage
 from shared.settings import Settings, load, without_password
 from worker import admin, jobs
-from worker.leases import Sweeper
-from worker.pulse import Pulse
+from worker.heartbeat import Heartbeat
 from worker.rq_worker import PresenceWorker
-from worker.store import Poison
+from worker.store.store import Poison
+from worker.sweep.sweeper import Sweeper
 
 #: As a stack trace names it. The job has told of it, and knows whose event it is.
 _POISON = f"{Poison.__module__}.{Poison.__qualname__}"
@@ -49,7 +49,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
     """Works until `stopping` is set. RQ's loop gives up on some errors of Redis; then the next one starts."""
     where = without_password(settings.queue_url)
     outage = Outage(log, f"Redis for the queue, {where},")
-    pulse = Pulse()
+    pulse = Heartbeat()
     if settings.worker_admin_port:
         admin.serve(settings, admin.Pages(settings, pulse, outage, jobs.outage()))
     log.info("working on the queue %s at %s", settings.keys.queue, where)

@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 
 from shared.errors import SettingsError
-from shared.metrics import CONTENT_TYPE, of_system, page
-from shared.observer import Observer
-from shared.outage import Outage
+from shared.logs.outage import Outage
+from shared.observe.metrics import CONTENT_TYPE, of_system, page
+from shared.observe.poller import Observer
 from shared.settings import Settings
-from worker.pulse import Pulse
+from worker.heartbeat import Heartbeat
 
 #: A worker that has not come round for so long hangs: a job takes seconds, also while Redis is away.
 HANGS_SECONDS = 60.0
@@ -27,7 +27,7 @@ log = logging.getLogger("worker.admin")
 class Pages:
     """What the pages say: each a status, a content type and a body."""
 
-    def __init__(self, settings: Settings, pulse: Pulse, queue: Outage, presence: Outage) -> None:
+    def __init__(self, settings: Settings, pulse: Heartbeat, queue: Outage, presence: Outage) -> None:
         self._observer = Observer(settings)
         self._pulse = pulse
         self._queue = queue

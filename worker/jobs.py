@@ -16,12 +16,12 @@ from rq.job import Job
 
 from shared.errors import Unavailable
 from shared.events import EVENT, EVENTS, Event, describe
-from shared.outage import Outage
+from shared.logs.outage import Outage
+from shared.logs.throttle import LogThrottle
 from shared.queue import KEPT_SECONDS, BatchJob, enqueue_alone, open_queue
-from shared.redis import connect
-from shared.seldom import Seldom
+from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
-from worker.store import Outcome, Poison, Store
+from worker.store.store import Outcome, Poison, Store
 
 #: While presence cannot be written a job waits for about so long, then lets others have a turn; it comes back
 #: after RETRY_SECONDS, as often as it takes, and none of its own retries is used up.
@@ -32,7 +32,7 @@ RETRY_SECONDS = 2
 ENDLESSLY = 10**9
 
 log = logging.getLogger("worker")
-_troubles = Seldom(log)
+_troubles = LogThrottle(log)
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def _settings() -> Settings:
 
 @functools.cache
 def _store() -> Store:
-    if _settings().presence_is_elsewhere:
+    if _settings().has_separate_queue:
         BatchJob.kept_seconds = KEPT_SECONDS
     return Store(connect(_settings().redis_url, timeout=ANSWER_SECONDS), _settings())
 

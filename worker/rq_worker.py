@@ -21,10 +21,10 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker_registration import clean_worker_registry, register
 
-from shared.outage import Outage
+from shared.logs.outage import Outage
 from shared.queue import BatchJob, check_type
-from shared.redis import is_outage, leads_to_primary
-from worker.pulse import Pulse
+from shared.redis.client import is_outage, refresh_primary
+from worker.heartbeat import Heartbeat
 
 #: A job that its worker has not finished after so long is run again, by whoever is there.
 ABANDONED_SECONDS = 15
@@ -48,7 +48,7 @@ class PresenceWorker(SimpleWorker):
     max_connection_wait_time = 2.0
 
     def __init__(
-        self, queue: Queue, connection: Redis, outage: Outage, stopping: threading.Event, pulse: Pulse
+        self, queue: Queue, connection: Redis, outage: Outage, stopping: threading.Event, pulse: Heartbeat
     ) -> None:
         self._outage = outage
         self._pulse = pulse
@@ -93,7 +93,7 @@ class PresenceWorker(SimpleWorker):
     # Maintenance
 
     def run_maintenance_tasks(self) -> None:
-        leads_to_primary(self.connection)  # or go there with the next command: events come to the new one
+        refresh_primary(self.connection)  # or go there with the next command: events come to the new one
         for queue in self.queues:
             check_type(queue)
         for step in (self._retry_abandoned, self._rescue_stuck, self._promote_scheduled, clean_worker_registry):

@@ -17,7 +17,7 @@ from shared.errors import PresenceError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="openim-presence", prog_name="presence")
+@click.version_option(package_name="openim-presence-server", prog_name="presence")
 def cli() -> None:
     """Who is online in OpenIM, kept in Redis.
 

@@ -14,7 +14,7 @@ from shared import settings
 from shared.cli.text import age, moment, safe
 from shared.errors import Unavailable
 from shared.failed import Failed, FailedBatches
-from shared.redis import connect
+from shared.redis.client import connect
 
 EVENTS_SHOWN = 5
 

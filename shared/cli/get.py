@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from shared import presence, settings
+from openim_presence import reading as presence
+from shared import settings
 from shared.cli.listing import Listing
 from shared.cli.text import age, moment, safe
-from shared.redis import connect
+from shared.redis.client import connect
 
 
 @click.command()

@@ -17,8 +17,8 @@ from urllib.parse import quote, unquote, urlsplit
 import click
 
 from shared import settings
+from shared.cli.openim import SHAPES, Request, Step, request
 from shared.cli.text import safe
-from shared.openim import SHAPES, Request, Step, request
 
 if TYPE_CHECKING:
     import aiohttp  # and in the functions, or every `presence` command would take half as long again to start

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from shared import health, settings
+from shared import settings
 from shared.cli.here import ask_receiver
 from shared.cli.text import age, moment, safe
-from shared.observer import Observer
+from shared.observe import health
+from shared.observe.counters import Stats
+from shared.observe.poller import Observer
+from shared.observe.snapshot import Server, System
 from shared.settings import Settings, without_password
-from shared.stats import Stats
-from shared.system import Server, System
 
 BETWEEN_SECONDS = 1.0
 REFRESH_SECONDS = 2.0

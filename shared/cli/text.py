@@ -2,7 +2,7 @@
 
 import time
 
-from shared.text import safe
+from shared.logs.text import safe
 
 __all__ = ["age", "moment", "safe"]
 

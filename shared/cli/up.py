@@ -19,10 +19,11 @@ from pathlib import Path
 import click
 from redis.exceptions import RedisError
 
-from shared import embedded, settings
+from shared import settings
 from shared.children import die_with_parent, ending
+from shared.cli import embedded
 from shared.errors import PresenceError, SettingsError
-from shared.redis import connect
+from shared.redis.client import connect
 
 READY_SECONDS = 20
 STOP_SECONDS = 15
@@ -205,7 +206,7 @@ def _told(config: settings.Settings, names: tuple[str, ...]) -> str:
     """Assignments for a shell of those settings that are not as by default, each with a space after it."""
     defaults = settings.load({})
     values = {name: value for name in names if (value := getattr(config, name)) != getattr(defaults, name)}
-    if not config.presence_is_elsewhere:
+    if not config.has_separate_queue:
         values.pop("queue_url", None)
     shown = {name: settings.without_password(values[name]) for name in values if name.endswith("_url")}
     if "basic_auth" in values:

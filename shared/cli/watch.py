@@ -9,13 +9,13 @@ from contextlib import suppress
 import click
 from redis.exceptions import RedisError
 
-from shared import log as logs
+from openim_presence.feed import Change, Feed, Missed
 from shared import settings
 from shared.cli.listing import Listing
 from shared.cli.text import moment, safe
-from shared.feed import Change, Feed, Missed
-from shared.outage import Outage
-from shared.redis import connect, is_outage
+from shared.logs import setup as logs
+from shared.logs.outage import Outage
+from shared.redis.client import connect, is_outage
 
 WAIT_SECONDS = 2
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

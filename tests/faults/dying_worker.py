@@ -9,7 +9,7 @@ from rq import Queue
 
 from worker.__main__ import main
 from worker.rq_worker import PresenceWorker
-from worker.store import Store
+from worker.store.store import Store
 
 
 def die(*_: Any, **__: Any) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 from support import Process, Receiver, Server, Worker, wait_until
 
-from shared import embedded
-from shared.openim import request
+from shared.cli import embedded
+from shared.cli.openim import request
 
 RATE = 500  # events/s, the load of the promises in the README
 CONNECTIONS = 4

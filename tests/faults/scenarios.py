@@ -359,7 +359,7 @@ def backlog_of_a_long_outage(rig: Rig) -> None:
 
 def _fill(rig: Rig, journal: Path, events: int) -> None:
     """Leaves the journal of a receiver that is gone, as large as hours of Redis being away make it."""
-    from receiver.journal import Journal
+    from receiver.journal.journal import Journal
     from shared.events import Event, encode
 
     left = Journal(journal, 1 << 40)

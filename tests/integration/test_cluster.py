@@ -17,13 +17,13 @@ from redis.retry import Retry
 from support import Process, Receiver, Server, Worker, free_port, wait_until
 from topology import SECRET, ClusterServers, Flips, changes, command
 
-from shared import presence
-from shared.cluster import Cluster
+from openim_presence import reading as presence
 from shared.events import Event
-from shared.redis import connect, is_outage
+from shared.redis.client import connect, is_outage
+from shared.redis.cluster import Cluster
 from shared.settings import Settings, load
-from worker.cluster import FollowUp
-from worker.store import Outcome, Store
+from worker.store.outbox import Outbox
+from worker.store.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
 
@@ -95,13 +95,13 @@ def test_a_session_opened_while_the_sweep_is_at_its_user_keeps_its_lease(
 ) -> None:
     store = Store(cluster, settings_of(servers, ONLINE_LEASE_SECONDS="10"))
     store.apply([event("alice", "Online", 1)])
-    reschedule = FollowUp.reschedule
+    reschedule = Outbox.reschedule
 
     def late(*arguments: Any) -> None:
         store.apply([event("alice", "Online", 4000)])
         reschedule(*arguments)
 
-    monkeypatch.setattr(FollowUp, "reschedule", late)
+    monkeypatch.setattr(Outbox, "reschedule", late)
     due = store.due(11_001, 10)
     assert store.review(list(due), 11_001, 11_001, due) == 1
     assert [user.status for user in presence.read(cluster, ["alice"])] == ["online"]

@@ -22,7 +22,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from receiver.__main__ import ANSWER_SECONDS, HAND_OVER_SECONDS
-from shared.embedded import find_server
+from shared.cli.embedded import find_server
 from shared.settings import PREFIX, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +139,7 @@ def test_the_image_starts_the_receiver() -> None:
 
 def test_the_build_sees_what_pip_reads_and_nothing_else() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"], *packages}
     patterns = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert "*" in patterns

@@ -12,13 +12,13 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
-from shared import presence
+from openim_presence import reading as presence
+from openim_presence.feed import FIELDS as ENTRY_FIELDS
+from openim_presence.feed import Feed
+from openim_presence.keys import Keys
 from shared.events import Event
-from shared.feed import FIELDS as ENTRY_FIELDS
-from shared.feed import Feed
-from shared.keys import Keys
 from shared.settings import Settings
-from worker.store import Store
+from worker.store.store import Store
 
 Keep = Callable[[Process], Process]
 RETENTION_SECONDS = 3600

@@ -18,10 +18,10 @@ import recipes
 from redis import Redis
 from support import ROOT, Process, Server, on_one_server, wait_until
 
-from shared import embedded
+from shared.cli import embedded
 from shared.events import Event
 from shared.settings import Settings
-from worker.store import Outcome, Store
+from worker.store.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
 PAGE = "cookbook.md"

@@ -252,7 +252,9 @@ def test_an_upstream_that_speaks_no_http_is_one_too(upstream: Upstream, start: C
 
 
 def test_an_upstream_that_hangs_holds_up_nobody_of_ours(upstream: Upstream, tmp_path: Path, keep: Keep) -> None:
-    receiver = Hasty(tmp_path, NOWHERE, {"forward.TOTAL_SECONDS": 2.0}, forward_ours="1", forward_url=upstream.url)
+    receiver = Hasty(
+        tmp_path, NOWHERE, {"forward.forwarder.TOTAL_SECONDS": 2.0}, forward_ours="1", forward_url=upstream.url
+    )
     keep(receiver)
     upstream.answer = b""
     before = resident_mb(receiver)

@@ -12,7 +12,7 @@ from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
 from shared.events import Event
 from shared.settings import Settings
-from worker.store import Outcome, Store
+from worker.store.store import Outcome, Store
 
 ON, OFF = "callbackAfterUserOnlineCommand", "callbackAfterUserOfflineCommand"
 Keep = Callable[[Process], Process]

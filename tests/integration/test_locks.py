@@ -88,7 +88,7 @@ def test_https_is_served_and_a_renewed_certificate_needs_no_restart(tmp_path: Pa
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     write(root.issue_cert("presence.test"), certificate, key)
     settings = {"tls_cert": str(certificate), "tls_key": str(key), "basic_auth": "openim:geheïm"}
-    receiver = Hasty(tmp_path, NOWHERE, {"tls.LOOK_SECONDS": 0.1}, **settings)
+    receiver = Hasty(tmp_path, NOWHERE, {"http.tls.LOOK_SECONDS": 0.1}, **settings)
     keep(receiver)
     first = served(receiver, root)
 
@@ -125,7 +125,7 @@ def send(directory: Path, *arguments: str, **environment: str) -> "subprocess.Co
 def test_peers_that_speak_no_tls_are_cut_off(tmp_path: Path, keep: Keep) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     write(trustme.CA().issue_cert("presence.test"), certificate, key)
-    limits = {"peers.HANDSHAKE_SECONDS": 0.5}
+    limits = {"http.connections.HANDSHAKE_SECONDS": 0.5}
     receiver = Hasty(tmp_path, NOWHERE, limits, tls_cert=str(certificate), tls_key=str(key))
     keep(receiver)
     silent = socket.create_connection(("127.0.0.1", receiver.port), 20)
@@ -174,7 +174,7 @@ def test_over_https_too_an_answer_is_followed_by_the_end_at_once(tmp_path: Path,
     ],
 )
 def test_a_pair_that_cannot_serve_names_its_variable(tmp_path: Path, certificate: str, key: str, says: str) -> None:
-    from receiver import tls
+    from receiver.http import tls
     from shared.errors import SettingsError
 
     root = trustme.CA()

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 from support import Process, Receiver, Server, Worker, wait_until
 
-from shared.openim import request
+from shared.cli.openim import request
 
 JSON_TYPE = {"Content-Type": "application/json"}
 

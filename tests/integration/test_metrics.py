@@ -14,11 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from support import Process, Receiver, Server, Worker, free_port, wait_until
 
-from shared.openim import request
-from shared.outage import Outage
+from shared.cli.openim import request
+from shared.logs.outage import Outage
 from shared.settings import Settings
 from worker.admin import HANGS_SECONDS, Pages
-from worker.pulse import Pulse
+from worker.heartbeat import Heartbeat
 
 NOWHERE = "redis://127.0.0.1:1/0"
 Samples = dict[tuple[str, ...], float]
@@ -235,7 +235,7 @@ def test_a_worker_is_alive_whatever_redis_does(tmp_path: Path, keep: Callable[[P
 
 
 def test_a_worker_that_hangs_is_not_alive() -> None:
-    pulse = Pulse()
+    pulse = Heartbeat()
     outage = Outage(logging.getLogger("x"), "it")
     pages = Pages(Settings(), pulse, outage, outage)
     assert pages.healthz()[0] == 200

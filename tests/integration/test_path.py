@@ -142,7 +142,7 @@ def test_programs_stop_cleanly_when_asked(receiver: Receiver, worker: Worker, re
 
 
 def test_the_installed_wheel_has_the_function() -> None:
-    script = "from importlib.resources import files; print(files('worker').joinpath('presence.lua').is_file())"
+    script = "from importlib.resources import files; print(files('worker.store').joinpath('presence.lua').is_file())"
     result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

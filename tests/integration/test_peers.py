@@ -17,11 +17,11 @@ NOWHERE = "redis://127.0.0.1:1/0"
 Keep = Callable[[Process], Process]
 
 LIMITS: dict[str, float] = {
-    "peers.HEAD_SECONDS": 0.5,
-    "peers.UNREAD_SECONDS": 0.5,
-    "body.BODY_SECONDS": 0.5,
-    "peers.STRANGER_SECONDS": 1,
-    "peers.MOST_CONNECTIONS": 40,
+    "http.connections.HEAD_SECONDS": 0.5,
+    "http.connections.UNREAD_SECONDS": 0.5,
+    "http.body.BODY_SECONDS": 0.5,
+    "http.connections.STRANGER_SECONDS": 1,
+    "http.connections.MOST_CONNECTIONS": 40,
 }
 
 

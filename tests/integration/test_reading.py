@@ -10,10 +10,10 @@ from redis.connection import Connection
 from redis.exceptions import ConnectionError
 from support import Server, free_port
 
-from shared import presence
-from shared.keys import Keys
-from shared.presence import Presence
-from shared.redis import connect
+from openim_presence import reading as presence
+from openim_presence.keys import Keys
+from openim_presence.reading import Presence
+from shared.redis.client import connect
 
 HASH = {"status": "online", "seq": "9223372036854775807", "changed_at": "7", "updated_at": "8", "sessions": "2"}
 

@@ -16,9 +16,9 @@ from redis import RedisCluster
 from support import Process, wait_until
 from topology import SECRET, ClusterServers
 
-from shared import presence
-from shared.feed import Feed
-from shared.redis import connect
+from openim_presence import reading as presence
+from openim_presence.feed import Feed
+from shared.redis.client import connect
 
 PRESENCE = str(Path(sys.executable).parent / "presence")
 USERS = [f"u{number}" for number in range(2500)]

@@ -13,7 +13,7 @@ from shared.events import encode
 from shared.queue import BatchJob, enqueue_alone, enqueue_encoded, open_queue
 from shared.settings import Settings
 from worker import jobs
-from worker.store import Store
+from worker.store.store import Store
 
 
 def abandon(redis: Redis, job_class: type[Job]) -> tuple[Queue, SimpleWorker]:

@@ -14,9 +14,9 @@ from topology import Flips, Watched, changes
 
 from shared.errors import Unavailable
 from shared.events import Event
-from shared.redis import connect, is_outage, leads_to_primary
+from shared.redis.client import connect, is_outage, refresh_primary
 from shared.settings import load
-from worker.store import Outcome, Store
+from worker.store.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
 
@@ -83,11 +83,11 @@ def test_nothing_accepted_is_lost_when_the_primary_is_frozen_and_wakes_up(watche
 def test_a_client_notices_that_another_server_is_the_primary_now(watched: Watched) -> None:
     client = connect(watched.url)
     client.ping()
-    assert leads_to_primary(client)
+    assert refresh_primary(client)
     watched.clients[0].execute_command("SENTINEL", "FAILOVER", watched.SERVICE)
-    wait_until(lambda: not leads_to_primary(client), what="the client to notice")
+    wait_until(lambda: not refresh_primary(client), what="the client to notice")
     assert client.set("written", "here")
-    assert leads_to_primary(client)
+    assert refresh_primary(client)
 
 
 def test_what_no_replica_confirms_is_not_done_unless_there_is_none(

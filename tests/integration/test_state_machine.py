@@ -8,7 +8,7 @@ from redis import Redis
 
 from shared.events import COMMANDS, Event
 from shared.settings import Settings
-from worker.store import Poison, Store
+from worker.store.store import Poison, Store
 
 LEASE_SECONDS, RETENTION_SECONDS = 10, 1000
 USERS = ("alice", "bob")

@@ -24,7 +24,7 @@ from shared.cli import cli
 from shared.queue import BatchJob, enqueue_alone, enqueue_encoded, open_queue
 from shared.settings import Settings
 from worker import jobs
-from worker.store import Store
+from worker.store.store import Store
 
 Run = Callable[..., Ran]
 NO_RECEIVER = {"PRESENCE_ADMIN_PORT": "0"}

@@ -14,7 +14,7 @@ from support import Server
 from shared.errors import SettingsError, Unavailable
 from shared.events import SEQ_MAX, Event
 from shared.settings import Settings
-from worker.store import Outcome, Poison, Store
+from worker.store.store import Outcome, Poison, Store
 
 ON, OFF, KICK = (
     "callbackAfterUserOnlineCommand",

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver import access
-from receiver.answers import Refusals
 from receiver.callback import Refused, check_path
+from receiver.http import access
+from receiver.http.responses import Refusals
 from shared.errors import SettingsError
 from shared.settings import Settings, load
 

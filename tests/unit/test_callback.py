@@ -9,7 +9,7 @@ from support import load_samples, same_answer
 
 from receiver.callback import (
     SKIM_BYTES,
-    Foreign,
+    OtherCallback,
     Refused,
     accepted,
     check_path,
@@ -28,7 +28,7 @@ OUTSIDE += ("content-type-jsonp", "content-type-absent", "content-encoding", "co
 def read(sample: dict[str, Any]) -> Event:
     check_path(sample["target"], sample.get("settings", {}).get("callback_path", ""))
     target = read_target(sample["target"])
-    return read_body(target, sample["headers"].get("operationID"), sample["body"], 7)
+    return read_body(target, sample["headers"].get("operationID"), sample["body"], 7, "1f", "10.0.0.7")
 
 
 def named(samples: list[dict[str, Any]]) -> Any:
@@ -38,7 +38,7 @@ def named(samples: list[dict[str, Any]]) -> Any:
 @named(load_samples("accepted"))
 def test_an_accepted_callback_becomes_its_event(sample: dict[str, Any]) -> None:
     event = read(sample)
-    assert event._asdict() == {**sample["event"], "received_at": 7}
+    assert event._asdict() == {**sample["event"], "received_at": 7, "id": "1f", "peer": "10.0.0.7"}
     assert same_answer(accepted(read_target(sample["target"])), sample["answer"])
 
 
@@ -52,7 +52,7 @@ def test_a_refused_callback_says_what_was_wrong(sample: dict[str, Any]) -> None:
 
 @named(load_samples("foreign"))
 def test_a_foreign_callback_is_told_from_a_wrong_one(sample: dict[str, Any]) -> None:
-    with pytest.raises(Foreign) as foreign:
+    with pytest.raises(OtherCallback) as foreign:
         read(sample)
     assert same_answer(not_ours(foreign.value), sample["answer"])
 
@@ -72,7 +72,7 @@ def test_an_operation_id_that_is_no_text_is_refused(header: str) -> None:
 def test_no_input_raises_anything_else(target: str, body: bytes, header: str | None) -> None:
     try:
         read_body(read_target(target), header, body, 7)
-    except (Refused, Foreign) as error:
+    except (Refused, OtherCallback) as error:
         assert (refused if isinstance(error, Refused) else not_ours)(error)  # type: ignore[operator]
 
 
@@ -94,7 +94,7 @@ def judged(sample: dict[str, Any]) -> Any:
         return read(sample)
     except Refused as refusal:
         return refusal.status
-    except Foreign as foreign:
+    except OtherCallback as foreign:
         return foreign.command
 
 

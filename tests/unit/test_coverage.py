@@ -5,24 +5,24 @@ from typing import Any
 
 import pytest
 
-from worker.coverage import Coverage, look
+from worker.sweep.watermark import LeaseWatermark, look
 
 NOW, LEASE = 1_000_000, 60_000
 #: Everything was well a second ago, and has been for two leases.
-BEFORE = Coverage(swept_at=NOW - 1000, heard_at=NOW - 1500, since=NOW - 2 * LEASE, until=NOW - 2000, servers="a")
+BEFORE = LeaseWatermark(swept_at=NOW - 1000, heard_at=NOW - 1500, since=NOW - 2 * LEASE, until=NOW - 2000, servers="a")
 
 
 def report(at: int = NOW - 500, mark: int = NOW - 700, events: int = 0) -> dict[str, int]:
     return {"at": at, "mark": mark, "events": events, "bytes": 100 * events}
 
 
-def see(before: Coverage = BEFORE, **seen: Any) -> Coverage:
+def see(before: LeaseWatermark = BEFORE, **seen: Any) -> LeaseWatermark:
     seen = {"servers": "a", "reports": [report()], "waiting": [], **seen}
     return look(before, NOW, LEASE, **seen)
 
 
 def test_leases_run_out_up_to_where_all_is_applied() -> None:
-    assert see() == Coverage(NOW, NOW - 500, BEFORE.since, NOW - 700, "", "a")
+    assert see() == LeaseWatermark(NOW, NOW - 500, BEFORE.since, NOW - 700, "", "a")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_what_is_not_applied_yet_holds_up_later_ends(seen: dict[str, Any], until
 @pytest.mark.parametrize(
     ("before", "seen"),
     [
-        (Coverage(), {}),
+        (LeaseWatermark(), {}),
         (replace(BEFORE, swept_at=NOW - 16_000), {}),
         (BEFORE, {"servers": "b"}),
         (replace(BEFORE, heard_at=NOW - 16_000), {"reports": []}),
@@ -63,7 +63,7 @@ def test_what_is_not_applied_yet_holds_up_later_ends(seen: dict[str, Any], until
         "one stays silent, and may have events in its journal",
     ],
 )
-def test_after_a_gap_a_whole_lease_must_pass(before: Coverage, seen: dict[str, Any]) -> None:
+def test_after_a_gap_a_whole_lease_must_pass(before: LeaseWatermark, seen: dict[str, Any]) -> None:
     coverage = see(before, **seen)
     assert coverage.since == NOW
     assert coverage.held
@@ -82,7 +82,7 @@ def test_after_a_gap_a_whole_lease_must_pass(before: Coverage, seen: dict[str, A
         "a receiver that has been gone for a lease",
     ],
 )
-def test_these_are_no_gaps(before: Coverage, seen: dict[str, Any]) -> None:
+def test_these_are_no_gaps(before: LeaseWatermark, seen: dict[str, Any]) -> None:
     coverage = see(before, **seen)
     assert coverage.since == before.since
     assert not coverage.held

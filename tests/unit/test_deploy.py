@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from receiver.metrics import Counts, State, of_state
-from shared.metrics import of_system
-from shared.system import PresenceState, QueueState, Server, System
+from shared.observe.metrics import of_system
+from shared.observe.snapshot import PresenceState, QueueState, Server, System
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

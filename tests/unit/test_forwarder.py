@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from receiver import forward
+from receiver.forward import forwarder as forward
 from shared.settings import load
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from shared import health
+from shared.observe import health
+from shared.observe.snapshot import PresenceState, QueueState, Report, Server, System, Worker
 from shared.settings import Settings
-from shared.system import PresenceState, QueueState, Report, Server, System, Worker
 
 NOW = 1_700_000_000_000
 SERVER = Server(version="valkey 8.1.0", used_bytes=1)

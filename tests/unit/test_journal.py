@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver import journal as module
-from receiver.journal import Journal
-from receiver.segment import Batch, Segment, from_line, to_line
+from receiver.journal import journal as module
+from receiver.journal.journal import Journal
+from receiver.journal.segment import Batch, Segment, from_line, to_line
 from shared.errors import Unavailable
 
 PLENTY = 1 << 30

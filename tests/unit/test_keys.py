@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from shared.keys import Keys
+from openim_presence.keys import Keys
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("openim_presence", "receiver", "worker", "shared")
 
 
 def test_each_name_is_the_contracts() -> None:
@@ -25,8 +26,8 @@ def test_another_prefix_changes_them_all() -> None:
 
 
 def test_no_other_module_builds_a_name() -> None:
-    for path in [*ROOT.glob("receiver/*.py"), *ROOT.glob("worker/*.*"), *ROOT.glob("shared/**/*.py")]:
-        if path.name != "keys.py" and path.is_file():
+    for path in [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.*")]:
+        if path.suffix in (".py", ".lua") and path.name != "keys.py":
             text = path.read_text()
             assert "presence:{" not in text, path
             assert '"presence-' not in text, path

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared import log as logs
 from shared.events import EVENT, describe
-from shared.seldom import Seldom
-from shared.text import safe
+from shared.logs import setup as logs
+from shared.logs.text import safe
+from shared.logs.throttle import LogThrottle
 
 EVENT_OF_ALICE = EVENT.validate_python(["alice", "callbackUserOnlineCommand", 7, "", 1, "IOS", "op-1", 8])
 
@@ -89,7 +89,7 @@ def test_whatever_is_in_an_event_s_place_can_be_described(thing: object) -> None
 
 
 def test_repeated_trouble_is_told_a_few_times_and_then_summed_up(caplog: pytest.LogCaptureFixture) -> None:
-    seldom = Seldom(logging.getLogger("x"), most=2, seconds=600)
+    seldom = LogThrottle(logging.getLogger("x"), most=2, seconds=600)
     for number in range(5):
         seldom.say(logging.ERROR, "trouble %d", number)
     assert caplog.messages == ["trouble 0", "trouble 1"]

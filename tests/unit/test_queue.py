@@ -12,7 +12,7 @@ from rq.job import JobStatus
 
 from shared.queue import KEPT_SECONDS, enqueue_alone, enqueue_encoded, open_queue, waiting_since
 from shared.settings import Settings
-from worker.settling import SETTLE_SECONDS, apply_again, settle
+from worker.sweep.replay_window import SETTLE_SECONDS, apply_again, settle
 
 EVENT = b'["u","callbackUserOfflineCommand",1,"",0,"","op",99]'
 

@@ -18,7 +18,7 @@ from redis.exceptions import (
 )
 from redis.sentinel import MasterNotFoundError, SlaveNotFoundError
 
-from shared.redis import is_outage
+from shared.redis.client import is_outage
 
 
 @pytest.mark.parametrize(

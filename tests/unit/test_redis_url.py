@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.redis_url import Address, parse
+from shared.redis.url import Address, parse
 
 
 @pytest.mark.parametrize(

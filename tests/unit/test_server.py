@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.server import endangered, read_info, unfit
+from shared.redis.checks import durability_risk, incompatibility, read_info
 
 
 @pytest.mark.parametrize(
@@ -15,22 +15,22 @@ from shared.server import endangered, read_info, unfit
     ],
 )
 def test_a_server_that_cannot_serve_is_told_apart(info: dict[str, str], says: str) -> None:
-    assert says in unfit(info)
+    assert says in incompatibility(info)
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "8.0.1", "10.0.0", "unstable", ""])
 def test_a_server_that_is_new_enough_or_does_not_tell_will_do(version: str) -> None:
-    assert unfit({"redis_version": version}) == ""
+    assert incompatibility({"redis_version": version}) == ""
 
 
 def test_a_server_of_a_cluster_is_right_for_a_clusters_url() -> None:
-    assert unfit({"redis_version": "7.0.15", "cluster_enabled": 1}, is_cluster=True) == ""
+    assert incompatibility({"redis_version": "7.0.15", "cluster_enabled": 1}, is_cluster=True) == ""
 
 
 def test_a_server_that_may_evict_is_warned_of() -> None:
-    assert "set maxmemory-policy noeviction, not allkeys-lru" in endangered({"maxmemory_policy": "allkeys-lru"})
-    assert endangered({"maxmemory_policy": "noeviction"}) == ""
-    assert endangered({}) == ""  # some managed servers do not tell
+    assert "set maxmemory-policy noeviction, not allkeys-lru" in durability_risk({"maxmemory_policy": "allkeys-lru"})
+    assert durability_risk({"maxmemory_policy": "noeviction"}) == ""
+    assert durability_risk({}) == ""  # some managed servers do not tell
 
 
 def test_info_is_read_as_it_comes() -> None:

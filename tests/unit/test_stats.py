@@ -1,6 +1,6 @@
 """The counters that workers keep for everybody."""
 
-from shared.stats import LAG_BOUNDS_MS, Stats, lag_counts
+from shared.observe.counters import LAG_BOUNDS_MS, Stats, lag_counts
 
 
 def test_a_lag_is_counted_in_the_first_bound_that_holds_it() -> None:

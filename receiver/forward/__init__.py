@@ -1,0 +1,1 @@
+"""OpenIM's other callbacks, passed on to the business server."""

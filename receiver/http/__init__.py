@@ -1,0 +1,1 @@
+"""HTTP in, HTTP out: connections, access, bodies, the handler, responses."""

@@ -1,0 +1,92 @@
+"""Answers as HTTP, and a line in the log about the refusals among them."""
+
+import logging
+import time
+from email.utils import formatdate
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+
+from receiver.callback import Refused
+from shared.logs.throttle import LogThrottle
+
+JSON = "application/json; charset=utf-8"
+_RENDERED = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nDate: %s\r\n\r\n"
+#: What a status asks to be said besides.
+_HEADERS = {
+    401: {hdrs.WWW_AUTHENTICATE: 'Basic realm="openim-presence", charset="UTF-8"'},
+    405: {hdrs.ALLOW: hdrs.METH_POST},
+}
+
+log = logging.getLogger("receiver")
+
+
+class CachedResponse(web.StreamResponse):
+    """The answer to nearly every callback, made once a second and written as it is.
+
+    For kept-alive HTTP/1.1 only. aiohttp's own Response is put together anew for each request.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self._body_bytes = body
+        self._second = 0
+        self._bytes = b""
+
+    @property
+    def keep_alive(self) -> bool:
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("nobody waits for the answer any more")
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._bytes = _RENDERED % (
+                JSON.encode(),
+                len(self._body_bytes),
+                formatdate(second, usegmt=True).encode(),
+            )
+            self._bytes += self._body_bytes
+        transport.write(self._bytes)
+        if transport.get_write_buffer_size():  # a peer that sends and does not read
+            await request.writer.drain()
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        pass
+
+
+class Refusals:
+    """Says in the log that callbacks are refused, since OpenIM does not; one line in ten seconds."""
+
+    def __init__(self, secret_path: str) -> None:
+        self._secret_path = secret_path
+        self._lines = LogThrottle(log, most=1)
+
+    def note(self, request: web.BaseRequest, refusal: Refused) -> None:
+        self._lines.say(
+            logging.WARNING,
+            "refused %s %s from %s: %s",
+            request.method,
+            self.shown(request.raw_path),
+            request.remote,
+            f"{refusal.status} {refusal.message}. {refusal.detail}".rstrip(". "),
+        )
+
+    def shown(self, target: str) -> str:
+        """The request target, but for what may be a secret: the prefix, or all where it is not quite that."""
+        if not self._secret_path:
+            return target[:200]
+        if self._secret_path not in target:
+            return "(some other path)"
+        return target.replace(self._secret_path, "(PRESENCE_CALLBACK_PATH)")[:200]
+
+
+def answer(status: int, body: bytes) -> web.Response:
+    response = web.Response(status=status, body=body, headers={hdrs.CONTENT_TYPE: JSON, **_HEADERS.get(status, {})})
+    if status in (401, 403):  # a peer that must not send is not kept either
+        response.force_close()
+    return response

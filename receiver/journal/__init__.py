@@ -1,0 +1,1 @@
+"""Accepted events on disk, until Redis has them for good."""

@@ -1,0 +1,1 @@
+"""What the whole system is doing, read once and shown as metrics, pages and text."""

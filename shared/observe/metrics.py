@@ -1,0 +1,83 @@
+"""The metrics of the whole system, and a page of metrics as Prometheus reads it.
+
+What the Redis servers know is on the page of every receiver and every worker, so that it is to be had as long as one of
+them lives: take `max` of it, not `sum`. Of a server that does not answer nothing is shown but `presence_redis_up` 0.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from shared.observe.counters import LAG_BOUNDS_MS
+from shared.observe.snapshot import System
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class _Collected:
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def page(metrics: Iterable[Metric]) -> bytes:
+    """In Prometheus' text format."""
+    return generate_latest(_Collected(metrics))
+
+
+def gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=value)
+
+
+def histogram(
+    name: str, help_text: str, bounds: Sequence[float], counts: Sequence[int], total_seconds: float
+) -> Metric:
+    """bounds: in seconds, without the infinite one. counts: one more, not cumulated."""
+    names = (*map(str, bounds), "+Inf")
+    buckets = list(zip(names, map(float, accumulate(counts)), strict=True))
+    return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=total_seconds)
+
+
+def of_system(system: System, queue_up: bool = True, presence_up: bool = True) -> Iterator[Metric]:
+    """queue_up, presence_up: False where this program has trouble with a server that answers, a full one, say."""
+    queue, presence = system.queue, system.presence
+    up = GaugeMetricFamily("presence_redis_up", "1 where the server answers and takes what we write.", labels=["role"])
+    up.add_metric(["queue"], float(queue_up and not queue.server.error))
+    up.add_metric(["presence"], float(presence_up and not presence.server.error))
+    yield up
+    if not queue.server.error:
+        yield gauge("presence_queue_jobs", "Batches of events that wait in the queue.", queue.jobs)
+        yield gauge(
+            "presence_queue_oldest_seconds",
+            "Since when the oldest event in the queue has been waiting.",
+            seconds_since(queue.oldest_ms, system.at_ms),
+        )
+        yield gauge("presence_workers", "Workers alive.", len(queue.workers))
+        yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)
+    if not presence.server.error:
+        stats = presence.stats
+        events = CounterMetricFamily("presence_events", "Events by what became of them.", labels=["outcome"])
+        for outcome, count in stats.outcomes.items():
+            events.add_metric([outcome], count)
+        yield events
+        yield CounterMetricFamily("presence_changes", "Changes of a user's status.", value=stats.changes)
+        yield histogram(
+            "presence_lag_seconds",
+            "From an event's receipt to its being applied.",
+            [bound / 1000 for bound in LAG_BOUNDS_MS],
+            stats.lags,
+            stats.lag_seconds,
+        )
+        yield gauge("presence_users_online", "Users online.", stats.users_online)
+
+
+def seconds_since(then_ms: int, now_ms: int | None = None) -> float:
+    """From then to now, both Unix milliseconds; 0 where there was no such moment."""
+    if now_ms is None:
+        now_ms = time.time_ns() // 1_000_000
+    return max(0, now_ms - then_ms) / 1000 if then_ms else 0.0

@@ -1,0 +1,106 @@
+"""Asking both Redis servers how they are, whatever they do.
+
+Each server is asked in a thread of its own, and by one reading at a time, so a server that hangs holds up neither the
+other one nor whoever asks, and many who ask do not pile up.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from redis import Redis
+
+from shared.observe.snapshot import PresenceState, QueueState, Server, System, read_presence, read_queue
+from shared.redis.client import connect
+from shared.settings import Settings
+
+#: For one answer of a server, and for all of them: a page must come within 2 s, whatever is down.
+ANSWER_SECONDS = 0.6
+ALL_SECONDS = 1.5
+
+T = TypeVar("T")
+
+
+class _OneAtATime(Generic[T]):
+    """Runs a function in a thread; who asks meanwhile gets the same result."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._running: Future[T] | None = None
+
+    def begin(self) -> Future[T]:
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = Future()
+                self._running.set_running_or_notify_cancel()  # who stops waiting must not cancel it for the others
+                threading.Thread(target=self._run, args=(self._running,), name="observer", daemon=True).start()
+            return self._running
+
+    def _run(self, future: Future[T]) -> None:
+        try:
+            future.set_result(self._function())
+        except Exception as error:
+            future.set_exception(error)
+
+
+class Observer:
+    """Reads the state of both servers, whatever they do. For use by several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clients: dict[str, Redis] = {}
+        self._queue = _OneAtATime(self._read_queue)
+        self._presence = _OneAtATime(self._read_presence)
+
+    def begin(self) -> tuple[Future[QueueState], Future[PresenceState]]:
+        """Both are to be waited for ALL_SECONDS at the most, and then given to `end`."""
+        return self._queue.begin(), self._presence.begin()
+
+    def end(self, queue: Future[QueueState], presence: Future[PresenceState]) -> System:
+        late = Server(error=f"no answer within {ALL_SECONDS:g} s")
+        return System(
+            time.time_ns() // 1_000_000,
+            queue.result() if queue.done() else QueueState(late),
+            presence.result() if presence.done() else PresenceState(late),
+        )
+
+    def read(self) -> System:
+        """Blocks for ALL_SECONDS at the most."""
+        begun = self.begin()
+        both: list[Future[Any]] = [*begun]
+        futures.wait(both, ALL_SECONDS)
+        return self.end(*begun)
+
+    def _read_queue(self) -> QueueState:
+        try:
+            with self._client(self._settings.queue_url, "queue") as client:
+                return read_queue(client, self._settings)
+        except Exception as error:  # whatever it answered: who asks must hear of it
+            return QueueState(Server(error=_text(error)))
+
+    def _read_presence(self) -> PresenceState:
+        try:
+            with self._client(self._settings.redis_url, "presence") as client:
+                return read_presence(client, self._settings)
+        except Exception as error:
+            return PresenceState(Server(error=_text(error)))
+
+    @contextmanager
+    def _client(self, url: str, role: str) -> Iterator[Redis]:
+        """Kept from one reading to the next, but after a failure: a Cluster may have other primaries then."""
+        client = self._clients.pop(role, None) or connect(url, timeout=ANSWER_SECONDS)
+        try:
+            yield client
+        except Exception:
+            client.close()
+            raise
+        self._clients[role] = client
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Connections to Redis: one server, behind Sentinels, or a Cluster."""

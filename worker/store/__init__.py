@@ -1,0 +1,1 @@
+"""Events in, outcomes out: the atomic step, and what a Cluster and replicas need besides."""

@@ -1,0 +1,68 @@
+"""Writes that are kept when their server is lost: done only when a replica has them too.
+
+Replicas are asynchronous, and the queue forgets a batch once it is applied. Without this, what a primary was given in
+the last moment before it died would be lost on it; and one that was frozen, and does not know yet that another was
+promoted, would take batches for seconds.
+"""
+
+import logging
+import time
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ConnectionError
+from redis.sentinel import SentinelConnectionPool
+
+from shared.redis.client import refresh_primary
+from shared.redis.cluster import Cluster
+
+#: How long one batch waits for a replica, and how long batches are refused before the replica counts as gone.
+CONFIRM_MS = 500
+PATIENCE_SECONDS = 1.0
+#: And then: longer than the way to a replica in another town and back, or one that stumbled once would stay gone.
+GONE_MS = 20
+
+log = logging.getLogger("worker.store")
+
+
+class Replicas:
+    """Executes pipelines that write. Where a server is alone by its URL, there is nobody to wait for."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._expected = isinstance(client, Cluster) or isinstance(client.connection_pool, SentinelConnectionPool)
+        self._missing_since: float | None = None
+        self._told = False
+
+    def execute(self, pipeline: Any) -> list[Any]:
+        """The replies and errors in the order of the commands.
+
+        Raises RedisError, also where no replica confirms; after PATIENCE_SECONDS it goes on without one.
+        """
+        if not self._expected:
+            return list(pipeline.execute(raise_on_error=False))
+        now = time.monotonic()
+        patient = self._missing_since is None or now - self._missing_since < PATIENCE_SECONDS
+        pipeline.execute_command("WAIT", 1, CONFIRM_MS if patient else GONE_MS)
+        *replies, confirmed = pipeline.execute(raise_on_error=False)
+        if isinstance(confirmed, Exception):
+            raise confirmed  # UNBLOCKED: it has just become a replica itself
+        if confirmed:
+            if self._told:
+                log.warning("a replica confirms writes to presence again")
+            self._missing_since, self._told = None, False
+        elif patient:
+            self._missing_since = self._missing_since or now
+            self._look_around()
+            raise ConnectionError("no replica confirms the writes")
+        elif not self._told:
+            log.warning("no replica confirms writes to presence: a failover now would lose the last of them")
+            self._told = True
+        return list(replies)
+
+    def _look_around(self) -> None:
+        """Perhaps another server is the primary now."""
+        if isinstance(self._client, Cluster):
+            self._client.refresh()
+        else:
+            refresh_primary(self._client)
