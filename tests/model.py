@@ -82,9 +82,18 @@ class Leased:
         )
         return next(same).received_at + self._lease
 
-    def apply(self, event: Event) -> None:
-        self._events.setdefault(event.user_id, []).append(event)
-        self._note(event.user_id, event.command)
+    def apply(self, events: Iterable[Event]) -> None:
+        """Events of one user that come together are one step, put down to the last that changed the status."""
+        by_user: dict[str, list[Event]] = {}
+        for event in events:
+            by_user.setdefault(event.user_id, []).append(event)
+        for user, of_user in by_user.items():
+            command, status = of_user[0].command, self._status.get(user, "")
+            for event in of_user:
+                self._events.setdefault(user, []).append(event)
+                before, status = status, self._status_by_sessions(user)
+                command = event.command if status != before else command
+            self._note(user, command)
 
     def sweep(self, until: int) -> None:
         for user in sorted(self._events, key=lambda user: (self.lease_ends(user) or 0, user)):
@@ -97,8 +106,11 @@ class Leased:
         for of_users in (self._events, self._expired, self._status):
             of_users.pop(user, None)  # type: ignore[attr-defined]
 
+    def _status_by_sessions(self, user: str) -> str:
+        return "online" if self.sessions(user) else "offline"
+
     def _note(self, user: str, command: str) -> None:
-        previous, status = self._status.get(user, ""), "online" if self.sessions(user) else "offline"
+        previous, status = self._status.get(user, ""), self._status_by_sessions(user)
         if status != previous:
             self._status[user] = status
             self.changes.append((user, previous, status, command))

@@ -23,8 +23,18 @@ ON, OFF, KICK = (
 )
 
 
-def event(command: str, seq: int, conn_id: str = "", platform_id: int = 0, user: str = "u", at: int = 0) -> Event:
-    return Event(user, command, seq, conn_id, platform_id, "", "op", at or seq)  # type: ignore[arg-type]
+def event(
+    command: str,
+    seq: int,
+    conn_id: str = "",
+    platform_id: int = 0,
+    user: str = "u",
+    at: int = 0,
+    operation_id: str = "",
+    event_id: str = "",
+) -> Event:
+    """Without an operationID each is a batch of its own."""
+    return Event(user, command, seq, conn_id, platform_id, "", operation_id, at or seq, event_id)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -140,7 +150,8 @@ def test_seqs_are_exact_to_the_last_digit(store: Store, redis: Redis) -> None:
 
 
 def test_the_feed_has_one_entry_for_each_flip(store: Store, redis: Redis) -> None:
-    apply(store, event(ON, 1), event(ON, 2), event(OFF, 3), event(OFF, 3), event(OFF, 4), event(ON, 5))
+    for each in (event(ON, 1), event(ON, 2), event(OFF, 3), event(OFF, 3), event(OFF, 4), event(ON, 5)):
+        apply(store, each)
     flips = [(change["previous"], change["status"], change["seq"]) for change in changes(redis)]
     assert flips == [("", "online", "1"), ("online", "offline", "3"), ("offline", "online", "5")]
     assert redis.hmget("presence-stats", "applied", "duplicate", "stale", "changes") == [b"5", b"1", None, b"3"]

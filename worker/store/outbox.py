@@ -5,14 +5,14 @@ user's hash until it is on the stream: a worker that dies in between leaves it t
 next, the retried batch at the latest, sends it. Each change is on the stream at least once.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from pydantic_core import from_json
 from redis import Redis
 
 from shared.settings import Settings
 from worker.store.replicas import Replicas
+from worker.store.replies import OnCluster
 
 
 class Outbox:
@@ -28,14 +28,13 @@ class Outbox:
         self._changes_maxlen = settings.changes_maxlen
         self._function = function
 
-    def carry_out(self, user_keys: Sequence[str], replies: Sequence[Any]) -> None:
-        """Sends what is in the outboxes, and notes the leases. A user's last reply has all that is to do."""
-        last = {key: reply for key, reply in zip(user_keys, replies, strict=True) if not isinstance(reply, Exception)}
-        leases = {self._keys.user_id(key): int(reply[3]) for key, reply in last.items() if reply[3]}
+    def carry_out(self, todo: Mapping[str, OnCluster]) -> None:
+        """Sends what is in the outboxes, and notes the leases. todo: by the keys of users, of each the last reply."""
+        leases = {self._keys.user_id(key): each.lease_ends_at_ms for key, each in todo.items() if each.lease_ends_at_ms}
         if leases:
             # Never later than the earliest lease; the sweep corrects what is too early.
             self._client.zadd(self._keys.leases, leases, lt=True)
-        outboxes = {key: reply[2] for key, reply in last.items() if reply[2]}
+        outboxes = {key: each.outbox for key, each in todo.items() if each.outbox}
         if outboxes:
             self._send(outboxes)
 
@@ -63,12 +62,16 @@ class Outbox:
         if online != no_more:
             self._client.hincrby(self._keys.stats, "users_online", online - no_more)
 
-    def reschedule(self, due: dict[str, float], user_ids: Sequence[str], replies: Sequence[Any]) -> None:
-        """Corrects the leases that were due, after their users were reviewed, unless they have changed since."""
+    def reschedule(self, due: Mapping[str, float], user_ids: Sequence[str], ends: Sequence[OnCluster | None]) -> None:
+        """Corrects the leases that were due, after their users were reviewed, unless they have changed since.
+
+        ends: of each user what the review replied, None where it failed.
+        """
         pipeline = self._client.pipeline(transaction=False)
-        for user_id, reply in zip(user_ids, replies, strict=True):
-            if not isinstance(reply, Exception):
+        for user_id, end in zip(user_ids, ends, strict=True):
+            if end:
+                was, ends_at = int(due[user_id]), "" if end.lease_ends_at_ms is None else end.lease_ends_at_ms
                 pipeline.execute_command(  # type: ignore[no-untyped-call]
-                    "FCALL", f"{self._function}_reschedule", 1, self._keys.leases, user_id, int(due[user_id]), reply[3]
+                    "FCALL", f"{self._function}_reschedule", 1, self._keys.leases, user_id, was, ends_at
                 )
         pipeline.execute()

@@ -8,25 +8,30 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import PresenceError, SettingsError, Unavailable
-from shared.events import Event
+from shared.events import COMMANDS, Event
 from shared.observe.counters import lag_counts
 from shared.redis.client import is_outage
 from shared.redis.cluster import Cluster
 from shared.settings import Settings
 from worker.store.outbox import Outbox
 from worker.store.replicas import Replicas
+from worker.store.replies import Applied, OutcomeName, Reviewed, is_missing_function, read_applied, read_reviewed
 
 PIPELINE_EVENTS = 1000
+#: Events of one user in one step, so that no user holds up the server.
+STEP_EVENTS = 100
+#: What each command is to presence.lua.
+_KINDS = {name: "kick_off" if "KickOff" in name else kind for name, kind in COMMANDS.items()}
 
 log = logging.getLogger("worker.store")
 
@@ -36,15 +41,18 @@ _FUNCTION = "presence_" + hashlib.sha256(_SOURCE.encode()).hexdigest()[:12]
 _LIBRARY = _SOURCE.replace("LIBRARY", _FUNCTION, 1).replace("'FUNCTION", f"'{_FUNCTION}")
 
 T = TypeVar("T")
-OutcomeName = Literal["applied", "duplicate", "stale"]
+R = TypeVar("R", bound=Applied | Reviewed)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one event. flipped: it changed the user's status."""
+    """What became of one event. flipped: the step that it was the last of changed the user's status."""
 
     name: OutcomeName
     flipped: bool = False
+
+
+_OUTCOMES = {(name, flipped): Outcome(name, flipped) for name in get_args(OutcomeName) for flipped in (False, True)}
 
 
 class Poison(PresenceError):
@@ -69,37 +77,46 @@ class Store:
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
 
     def apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
-        """Applies events, a round trip for each thousand; the result has, for each, its outcome or why it has none."""
-        results: list[Outcome | Poison] = []
-        for start in range(0, len(events), PIPELINE_EVENTS):
-            some = events[start : start + PIPELINE_EVENTS]
-            replies = self._call(_FUNCTION, self._applications(some))
-            outcomes = [_read(reply) for reply in replies]
-            counts: Counter[str] = Counter(each.name for each in outcomes if isinstance(each, Outcome))
-            applied = (event.received_at for event, each in zip(some, outcomes, strict=True) if _is_applied(each))
-            counts.update(lag_counts(applied, time.time_ns() // 1_000_000))
-            self._count(counts, replies)
-            results += outcomes
+        """Applies events, a round trip for each thousand; the result has, for each, its outcome or why it has none.
+
+        Events of one user are one step: readers see what they came to, and not what was passed through on the way.
+        """
+        results: list[Outcome | Poison] = [_OUTCOMES["stale", False]] * len(events)
+        steps = _steps(events)
+        while some := _take(steps, PIPELINE_EVENTS):
+            calls = ((user_id, self._arguments(events, indexes)) for user_id, indexes in some)
+            replies = self._call(_FUNCTION, calls, read_applied)
+            for (_, indexes), reply in zip(some, replies, strict=True):
+                for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
+                    results[index] = result
+            self._count_applied(events, [index for _, indexes in some for index in indexes], results)
         return results
 
-    def _applications(self, events: Sequence[Event]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        options = self._options
-        for event in events:
-            yield (
-                event.user_id,
-                (
-                    event.kind,
-                    event.seq,
-                    event.conn_id,
-                    event.platform_id,
-                    event.received_at,
-                    event.command,
-                    event.platform,
-                    event.operation_id,
-                    event.user_id,
-                    *options,
-                ),
+    def _arguments(self, events: Sequence[Event], indexes: Sequence[int]) -> list[object]:
+        arguments: list[object] = [events[indexes[0]].user_id, *self._options]
+        for index in indexes:
+            event = events[index]
+            arguments += (
+                _KINDS[event.command],
+                event.seq,
+                event.conn_id,
+                event.platform_id,
+                event.received_at,
+                event.command,
+                event.platform,
+                event.operation_id,
+                event.id,
             )
+        return arguments
+
+    def _count_applied(
+        self, events: Sequence[Event], indexes: Sequence[int], results: Sequence["Outcome | Poison"]
+    ) -> None:
+        outcomes = [(events[index], each) for index in indexes if isinstance(each := results[index], Outcome)]
+        counts = Counter[str](each.name for _, each in outcomes)
+        received = (event.received_at for event, each in outcomes if each.name == "applied")
+        counts.update(lag_counts(received, time.time_ns() // 1_000_000))
+        self._count(counts, sum(each.flipped for _, each in outcomes))
 
     def due(self, until_ms: int, most: int) -> dict[str, float]:
         """Users one of whose leases has run out at `until_ms`, and when it has: the earliest first, `most` of them."""
@@ -115,15 +132,18 @@ class Store:
         It also gives them the leases and the retention that the settings want, counted from `now_ms`, where they were
         last written under other ones. due: as `due` returned them.
         """
-        arguments = ((each, (until_ms, now_ms, "", "", "", "", "", "", each, *self._options)) for each in user_ids)
-        replies = self._call(f"{_FUNCTION}_review", arguments)
-        expired = sum(int(reply[0]) for reply in replies if not isinstance(reply, Exception))
-        self._count(Counter(expired=expired), replies)
+        calls = ((each, (each, *self._options, until_ms, now_ms)) for each in user_ids)
+        replies = self._call(f"{_FUNCTION}_review", calls, read_reviewed)
+        reviewed = [reply for reply in replies if not isinstance(reply, Exception)]
+        expired = sum(reply.expired for reply in reviewed)
+        self._count(Counter(expired=expired), sum(reply.flipped for reply in reviewed))
         with _unavailable():
             if self._outbox and due:
-                self._outbox.reschedule(due, user_ids, replies)
+                ends = [None if isinstance(reply, Exception) else reply.on_cluster for reply in replies]
+                self._outbox.reschedule(due, user_ids, ends)
                 # A session that was opened since they were reviewed left the lease that was due as it was.
-                if without := [each for each, reply in zip(user_ids, replies, strict=True) if _has_no_lease(reply)]:
+                pairs = zip(user_ids, ends, strict=True)
+                if without := [each for each, end in pairs if end and end.lease_ends_at_ms is None]:
                     expired += self.review(without, until_ms, now_ms)
             broken = [each for each, reply in zip(user_ids, replies, strict=True) if isinstance(reply, Exception)]
             if broken and due:
@@ -157,28 +177,36 @@ class Store:
                 ) from None
             raise Unavailable(f"presence cannot be written: {error}") from error
 
-    def _call(self, function: str, commands: "Iterator[tuple[str, tuple[Any, ...]]]") -> list[Any]:
+    def _call(
+        self, function: str, calls: Iterable[tuple[str, Sequence[Any]]], read: Callable[[list[Any]], R]
+    ) -> list[R | Exception]:
         """The reply to each call, or its error where that user alone is to blame."""
         prepared = [
             ("FCALL", function, 1 + len(self._shared), self._keys.user(user_id), *self._shared, *arguments)
-            for user_id, arguments in commands
+            for user_id, arguments in calls
         ]
         with _unavailable():
             replies = self._send(prepared)
-            if any(_is_missing_function(reply) for reply in replies):
+            if any(is_missing_function(reply) for reply in replies):
                 try:
                     self.prepare()
                 except SettingsError as error:  # found out late: a batch in hand must not fail for it
                     raise Unavailable(str(error)) from error
                 replies = self._send(prepared)
             for reply in replies:
-                if isinstance(reply, Exception) and (is_outage(reply) or _is_missing_function(reply)):
+                if isinstance(reply, Exception) and (is_outage(reply) or is_missing_function(reply)):
                     raise reply
             if any(isinstance(reply, Exception) for reply in replies):
                 self._check_stream()
+            results = [reply if isinstance(reply, Exception) else read(reply) for reply in replies]
             if self._outbox:
-                self._outbox.carry_out([command[3] for command in prepared], replies)
-        return replies
+                done = [
+                    (command[3], each.on_cluster)
+                    for command, each in zip(prepared, results, strict=True)
+                    if not isinstance(each, Exception)
+                ]
+                self._outbox.carry_out({key: todo for key, todo in done if todo})
+        return results
 
     def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
@@ -197,8 +225,9 @@ class Store:
         with suppress(RedisError):
             self._client.hincrby(self._keys.stats, "failed", 1)
 
-    def _count(self, counts: "Counter[str]", replies: Sequence[Any]) -> None:
-        counts["changes"] = sum(1 for each in replies if not isinstance(each, Exception) and len(each) > 1 and each[1])
+    def _count(self, counts: "Counter[str]", flips: int) -> None:
+        if self._outbox:  # elsewhere the step itself has counted them
+            counts["changes"] = flips
         pipeline = self._client.pipeline(transaction=False)
         for name, count in counts.items():
             if count:
@@ -213,12 +242,31 @@ class Store:
                 log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
 
 
-def _has_no_lease(reply: Any) -> bool:
-    return not isinstance(reply, Exception) and not reply[3]
+def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
+    """Users, each with the indexes of their events in their order, STEP_EVENTS at a time."""
+    by_user: dict[str, list[int]] = {}
+    for index, event in enumerate(events):
+        by_user.setdefault(event.user_id, []).append(index)
+    for user_id, indexes in by_user.items():
+        for start in range(0, len(indexes), STEP_EVENTS):
+            yield user_id, indexes[start : start + STEP_EVENTS]
 
 
-def _is_applied(result: "Outcome | Poison") -> bool:
-    return isinstance(result, Outcome) and result.name == "applied"
+def _take(steps: Iterator[tuple[str, list[int]]], most: int) -> list[tuple[str, list[int]]]:
+    """The next steps, of about `most` events."""
+    some: list[tuple[str, list[int]]] = []
+    count = 0
+    while count < most and (step := next(steps, None)):
+        some.append(step)
+        count += len(step[1])
+    return some
+
+
+def _results(reply: Applied | Exception, count: int) -> list[Outcome | Poison]:
+    if isinstance(reply, Exception):
+        return [Poison(str(reply).partition(" script: ")[0])] * count  # the name of ours says nothing to anybody
+    last = count - 1
+    return [_OUTCOMES[name, reply.flipped and index == last] for index, name in enumerate(reply.outcomes)]
 
 
 @contextmanager
@@ -227,20 +275,3 @@ def _unavailable() -> Iterator[None]:
         yield
     except RedisError as error:
         raise Unavailable(f"presence cannot be written: {error}") from error
-
-
-def _is_missing_function(reply: object) -> bool:
-    """True too where the server knows no functions at all; loading one then says so."""
-    text = str(reply) if isinstance(reply, ResponseError) else ""
-    return "Function not found" in text or "unknown command" in text
-
-
-_OUTCOMES: dict[tuple[bytes, bool], Outcome] = {
-    (name.encode(), flipped): Outcome(name, flipped) for name in get_args(OutcomeName) for flipped in (False, True)
-}
-
-
-def _read(reply: Any) -> Outcome | Poison:
-    if isinstance(reply, Exception):
-        return Poison(str(reply).partition(" script: ")[0])  # the name of ours says nothing to anybody
-    return _OUTCOMES[reply[0], len(reply) > 1 and reply[1] != b""]

@@ -1,0 +1,56 @@
+"""What the functions of presence.lua reply, as types; nobody else knows the places in their lists."""
+
+from typing import Any, Literal, NamedTuple
+
+from redis.exceptions import ResponseError
+
+OutcomeName = Literal["applied", "duplicate", "stale"]
+
+_NAMES: dict[int, OutcomeName] = {ord("a"): "applied", ord("d"): "duplicate", ord("s"): "stale"}
+
+
+class OnCluster(NamedTuple):
+    """What is left to do on a Cluster. outbox: changes that are not on the stream, JSON, one a line. lease_ends_at_ms:
+    the end of the user's earliest lease, Unix milliseconds; None where no session has one.
+    """
+
+    outbox: bytes
+    lease_ends_at_ms: int | None
+
+
+class Applied(NamedTuple):
+    """Of one call that applied a user's events. outcomes: one for each. flipped: the user's status changed."""
+
+    outcomes: list[OutcomeName]
+    flipped: bool
+    on_cluster: OnCluster | None
+
+
+class Reviewed(NamedTuple):
+    """Of one call that reviewed a user. expired: how many sessions ran out."""
+
+    expired: int
+    flipped: bool
+    on_cluster: OnCluster | None
+
+
+def read_applied(reply: list[Any]) -> Applied:
+    return Applied([_NAMES[letter] for letter in reply[0]], _flipped(reply), _on_cluster(reply))
+
+
+def read_reviewed(reply: list[Any]) -> Reviewed:
+    return Reviewed(int(reply[0]), _flipped(reply), _on_cluster(reply))
+
+
+def is_missing_function(error: object) -> bool:
+    """True too where the server knows no functions at all; loading one then says so."""
+    text = str(error) if isinstance(error, ResponseError) else ""
+    return "Function not found" in text or "unknown command" in text
+
+
+def _flipped(reply: list[Any]) -> bool:
+    return len(reply) > 1 and reply[1] != b""
+
+
+def _on_cluster(reply: list[Any]) -> OnCluster | None:
+    return OnCluster(reply[2], int(reply[3]) if reply[3] else None) if len(reply) > 2 else None
