@@ -121,7 +121,7 @@ def test_batches_that_are_summed_up_are_not_opened_by_what_is_delivered_again(st
         store.apply([event])
         assert platforms(redis) == ""
     fields = redis.hgetall("presence:u")
-    assert sum(name.startswith(b"b") for name in fields) == 4
+    assert sum(name.startswith(b"b:") for name in fields) == 4
 
 
 def test_the_newest_four_batches_take_late_events(store: Store, redis: Redis) -> None:

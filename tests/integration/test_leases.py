@@ -135,14 +135,14 @@ def test_a_user_whose_key_is_broken_holds_up_no_other(store: Store, redis: Redis
 
 
 def test_the_offline_are_forgotten_and_the_online_never(redis: Redis) -> None:
-    store = Store(redis, Settings(retention_seconds=100))
-    apply(store, event(OFF, 5))
+    store, now = Store(redis, Settings(retention_seconds=100)), time.time_ns() // 1_000_000
+    apply(store, event(OFF, 5, at=now))
     assert 95 <= redis.ttl("presence:u") <= 100
-    apply(store, event(ON, 6))
+    apply(store, event(ON, 6, at=now))
     assert redis.ttl("presence:u") == -1
-    apply(store, event(OFF, 7))
+    apply(store, event(OFF, 7, at=now))
     assert 95 <= redis.ttl("presence:u") <= 100
-    apply(Store(redis, Settings()), event(ON, 8))
+    apply(Store(redis, Settings()), event(ON, 8, at=now))
     assert redis.ttl("presence:u") == -1, "although retention was switched off meanwhile"
 
 

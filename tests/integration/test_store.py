@@ -1,6 +1,7 @@
 """The presence rules, in a real server."""
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -280,3 +281,15 @@ def _in_batches(store: Store, events: Sequence[Event], shuffler: random.Random) 
         end = start + shuffler.randint(1, 5)
         apply(store, *events[start:end])
         start = end
+
+
+def test_what_is_older_than_the_retention_opens_nothing(redis: Redis) -> None:
+    store, now = Store(redis, Settings(retention_seconds=100)), time.time_ns() // 1_000_000
+    late = now - 101_000
+    assert apply(store, event(ON, 5, "a", 1, at=late), event(ON, 6, platform_id=1, at=late)) == ["stale", "stale"]
+    assert user(redis) == {}
+    # An offline event as old makes the user known, and yet nothing as old may open a session.
+    assert apply(store, event(OFF, 4, at=late), event(ON, 5, "a", 1, at=late)) == ["applied", "stale"]
+    assert apply(store, event(ON, 7, "a", 1, at=now - 99_000)) == ["applied"]
+    assert user(redis)["status"] == "online"
+    assert apply(store, event(ON, 8, "b", 1, at=late)) == ["applied"]  # of a user who is remembered

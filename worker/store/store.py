@@ -84,7 +84,8 @@ class Store:
         results: list[Outcome | Poison] = [_OUTCOMES["stale", False]] * len(events)
         steps = _steps(events)
         while some := _take(steps, PIPELINE_EVENTS):
-            calls = ((user_id, self._arguments(events, indexes)) for user_id, indexes in some)
+            now_ms = _now_ms()
+            calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in some)
             replies = self._call(_FUNCTION, calls, read_applied)
             for (_, indexes), reply in zip(some, replies, strict=True):
                 for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
@@ -92,8 +93,8 @@ class Store:
             self._count_applied(events, [index for _, indexes in some for index in indexes], results)
         return results
 
-    def _arguments(self, events: Sequence[Event], indexes: Sequence[int]) -> list[object]:
-        arguments: list[object] = [events[indexes[0]].user_id, *self._options]
+    def _arguments(self, events: Sequence[Event], indexes: Sequence[int], now_ms: int) -> list[object]:
+        arguments: list[object] = [events[indexes[0]].user_id, *self._options, now_ms]
         for index in indexes:
             event = events[index]
             arguments += (
@@ -115,7 +116,7 @@ class Store:
         outcomes = [(events[index], each) for index in indexes if isinstance(each := results[index], Outcome)]
         counts = Counter[str](each.name for _, each in outcomes)
         received = (event.received_at for event, each in outcomes if each.name == "applied")
-        counts.update(lag_counts(received, time.time_ns() // 1_000_000))
+        counts.update(lag_counts(received, _now_ms()))
         self._count(counts, sum(each.flipped for _, each in outcomes))
 
     def due(self, until_ms: int, most: int) -> dict[str, float]:
@@ -132,7 +133,7 @@ class Store:
         It also gives them the leases and the retention that the settings want, counted from `now_ms`, where they were
         last written under other ones. due: as `due` returned them.
         """
-        calls = ((each, (each, *self._options, until_ms, now_ms)) for each in user_ids)
+        calls = ((each, (each, *self._options, _now_ms(), until_ms, now_ms)) for each in user_ids)
         replies = self._call(f"{_FUNCTION}_review", calls, read_reviewed)
         reviewed = [reply for reply in replies if not isinstance(reply, Exception)]
         expired = sum(reply.expired for reply in reviewed)
@@ -240,6 +241,10 @@ class Store:
                 if is_outage(error):
                     raise
                 log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
