@@ -46,6 +46,7 @@ FIELDS = (
     "platform",
     "operation_id",
     "sessions",
+    "platforms",
 )
 _NUMBERS = ("changed_at", "updated_at", "sessions")
 
@@ -55,6 +56,7 @@ class Presence:
     """What is known of one user. For a user never heard of, status is "unknown" and nothing else is set.
 
     seq is decimal: it may exceed what JavaScript's numbers hold. changed_at, updated_at: Unix milliseconds.
+    platforms: ids of those with an online session, ascending (1 iOS, 2 Android, 5 web, ...); empty where none is known.
     error: what is wrong with the key, where something is; status is then "unknown" unless it could be read.
     """
 
@@ -69,12 +71,15 @@ class Presence:
     platform: str = ""
     operation_id: str = ""
     sessions: int = 0
+    platforms: tuple[int, ...] = ()
     error: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The fields for programs; of an unknown user only user_id and status, and error only where there is one."""
         known = {"user_id": self.user_id, "status": self.status} if self.status == "unknown" else asdict(self)
         known.pop("error", None)
+        if "platforms" in known:
+            known["platforms"] = ",".join(map(str, self.platforms))
         return known | ({"error": self.error} if self.error else {})
 
 
@@ -194,4 +199,10 @@ def _presence(user_id: str, values: Sequence[bytes | None]) -> Presence:
         except ValueError:
             found[name] = 0
             wrong = f"its {name} is no number"
+    platforms = found.get("platforms", "")  # hashes of release 0.1 have none
+    try:
+        found["platforms"] = tuple(map(int, platforms.split(","))) if platforms else ()
+    except ValueError:
+        found["platforms"] = ()
+        wrong = "its platforms are no numbers"
     return Presence(user_id, **found, error=wrong)

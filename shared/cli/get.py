@@ -9,6 +9,7 @@ import click
 from openim_presence import reading as presence
 from shared import settings
 from shared.cli.listing import Listing
+from shared.cli.openim import PLATFORMS
 from shared.cli.text import age, moment, safe
 from shared.redis.client import connect
 
@@ -53,7 +54,10 @@ def _line(user: presence.Presence) -> str:
     name = f"{safe(user.user_id):<24} {user.status:<8}"
     if user.status == "unknown":
         return f"{name} {safe(user.error) or 'never heard of'}"
-    sessions = {0: "", 1: "1 session, "}.get(user.sessions, f"{user.sessions} sessions, ")
+    sessions = {0: "", 1: "1 session"}.get(user.sessions, f"{user.sessions} sessions")
+    if user.platforms:
+        sessions += f" ({', '.join(PLATFORMS.get(each, f'platform {each}') for each in user.platforms)})"
+    sessions += ", " if sessions else ""
     where = f", {safe(user.platform)}" if user.platform else ""
     return (
         f"{name} since {moment(user.changed_at)} ({age(user.changed_at)} ago), "

@@ -54,7 +54,7 @@ def settings_of(servers: ClusterServers, **others: str) -> Settings:
 
 
 def event(user: str, kind: str, seq: int) -> Event:
-    return Event(user, f"callbackUser{kind}Command", seq, "", 1, "IOS", "op", 1000 + seq)  # type: ignore[arg-type]
+    return Event(user, f"callbackUser{kind}Command", seq, "", 1, "IOS", f"op{seq}", 1000 + seq)  # type: ignore[arg-type]
 
 
 def test_events_are_applied_wherever_their_users_live(store: Store, cluster: Redis) -> None:

@@ -84,7 +84,7 @@ def test_the_page_has_every_key_there_is_and_no_other(server: Server, redis: Red
     for user in ("alice", "bob", "carol"):
         assert {name.decode() for name in redis.hkeys(f"presence:{user}") if not is_private(name.decode())} == public
     entries = [fields for _, fields in redis.xrange("presence-changes")]
-    assert len(entries) == 4
+    assert len(entries) == 3  # bob came and went before a worker looked
     for entry in entries:
         assert {name.decode() for name in entry} == contract.fields("Fields of an entry of `presence-changes`")
     counters = {name.decode() for name in redis.hkeys("presence-stats")}

@@ -63,6 +63,7 @@ PRINTED = {
     "who.py": "True ['alice'] now 2024-11-23T07:07:59+00:00 never\n",
     "who.mjs": "online [ 'alice' ] [ 'now', '2024-11-23T07:07:59.000Z', 'never' ]\n",
     "who.go": "true [alice]\nalice now\nbob 2024-11-23T07:07:59Z\nnobody never\n",
+    "phone.py": "alice True\nbob False\nnobody False\n",
     "read.py": "1 users are online\nalice online 1732345678000 1\nbob offline 1732345679000 0\nnobody unknown 0 0\n",
 }
 

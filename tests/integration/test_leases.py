@@ -22,7 +22,7 @@ LEASED = Settings(online_lease_seconds=10)
 
 
 def event(command: str, seq: int, platform_id: int = 1, conn_id: str = "", user: str = "u", at: int = 0) -> Event:
-    return Event(user, command, seq, conn_id, platform_id, "", "op", at or seq)  # type: ignore[arg-type]
+    return Event(user, command, seq, conn_id, platform_id, "", "", at or seq)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -173,6 +173,7 @@ def known(redis: Redis) -> Redis:
             "platform": "IOS",
             "operation_id": "op",
             "sessions": "2",
+            "platforms": "1,5",
             "p:1": "private",
         },
     )
@@ -194,9 +195,11 @@ def test_get_for_programs(known: Redis, server: Server) -> None:
         "platform": "IOS",
         "operation_id": "op",
         "sessions": 2,
+        "platforms": "1,5",
     }
     assert nobody == {"user_id": "nobody", "status": "unknown"}
     assert result.returncode == 0
+    assert "2 sessions (IOS, Web), " in presence("get", "alice", PRESENCE_REDIS_URL=server.url).stdout
 
 
 def test_get_for_people(known: Redis, server: Server) -> None:
