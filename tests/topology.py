@@ -2,6 +2,7 @@
 
 import http.client
 import itertools
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -230,3 +231,36 @@ def changes(client: Redis) -> dict[str, list[tuple[str, str, int]]]:
         text = {name.decode(): value.decode() for name, value in fields.items()}
         found[text["user_id"]].append((text["status"], text["previous"], int(text["seq"])))
     return found
+
+
+class Endpoint:
+    """An address on loopback that leads each new connection to a port, and leaves the old ones where they are."""
+
+    def __init__(self, leads_to: int) -> None:
+        self.leads_to = leads_to
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self.leads_to))
+                except OSError:
+                    client.close()
+                    continue
+                for source, target in ((client, server), (server, client)):
+                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
