@@ -22,6 +22,7 @@ from receiver.metrics import Counts
 from receiver.relay.relay import Relay
 from shared.errors import PresenceError
 from shared.logs import setup as logs
+from shared.logs import streams
 from shared.observe.poller import Observer
 from shared.settings import Settings, load
 
@@ -97,6 +98,7 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
 
 
 def main() -> int:
+    streams.take_over()
     try:
         settings = load()
         logs.set_up(settings.log_level, settings.log_format)

@@ -15,6 +15,7 @@ from receiver.forward.forwarder import Forwarder
 from receiver.journal.journal import Journal
 from receiver.metrics import Counts, State, of_state
 from receiver.relay.relay import Relay
+from shared.logs.streams import lines_dropped
 from shared.observe.metrics import CONTENT_TYPE, of_system, page, seconds_since
 from shared.observe.poller import ALL_SECONDS, Observer
 from shared.observe.snapshot import System
@@ -66,6 +67,7 @@ class SingleProcess:
         if forwarder := self._forwarder:
             counts |= {"forwards ok": forwarder.forwarded, "forwards failed": forwarder.failed}
             counts["forwards dropped"] = forwarder.dropped
+        counts["log_lines_dropped"] = lines_dropped()
         return State(
             pid=os.getpid(),
             counts=counts,

@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from shared.observe.metrics import gauge, histogram
+from shared.observe.metrics import gauge, histogram, of_log
 
 #: The label of a command or shape that is not known, or not ours.
 OTHER = "other"
@@ -146,6 +146,7 @@ def of_state(state: State) -> Iterator[Metric]:
     )
     yield pushes
     yield forwards
+    yield of_log(state.counts.get("log_lines_dropped", 0))
     yield gauge("presence_journal_events", "Accepted events that Redis does not have yet.", state.events)
     yield gauge("presence_journal_bytes", "The same in bytes.", state.bytes)
     yield gauge(

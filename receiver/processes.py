@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from receiver.http.listening import listen, stop_signal
 from receiver.metrics import MonotonicCounts, State, merge
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
+from shared.logs.streams import lines_dropped
 from shared.observe.poller import Observer
 from shared.settings import Settings
 
@@ -93,7 +95,9 @@ class ProcessGroup:
 
     async def state(self) -> State:
         states = await self._ask_all("/state")
-        return merge([State(**state) if state else None for state in states], self._ledgers)
+        merged = merge([State(**state) if state else None for state in states], self._ledgers)
+        dropped = merged.counts.get("log_lines_dropped", 0) + lines_dropped()
+        return replace(merged, counts={**merged.counts, "log_lines_dropped": dropped})
 
     async def _ask_all(self, page: str) -> list[dict[str, Any] | None]:
         return await asyncio.gather(*(_ask(path, page) for path in self._sockets))

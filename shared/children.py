@@ -5,12 +5,14 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+#: Looked up before any fork: in the child, a lock that another thread held at that moment would never be released.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
     """Between fork and exec: the kernel is to ask the child to stop, should its parent be killed. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _prctl:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def ending(code: int) -> str:

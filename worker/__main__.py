@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from shared.errors import PresenceError
 from shared.logs import setup as logs
+from shared.logs import streams
 from shared.logs.outage import Outage
 from shared.queue import check_type, open_queue
 from shared.redis.checks import inspect, queue_variable
@@ -83,9 +84,11 @@ def _inspect(settings: Settings, queue: Redis) -> None:
 
 
 def main() -> int:
+    streams.take_over()
     try:
         settings = load()
         logs.set_up(settings.log_level, settings.log_format)
+        logging.getLogger("rq").setLevel(logging.WARNING)  # its lines at debug, with colours, say nothing of events
         logging.getLogger("rq.worker").addFilter(_Terse())
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,7 +13,8 @@ from socketserver import TCPServer
 
 from shared.errors import SettingsError
 from shared.logs.outage import Outage
-from shared.observe.metrics import CONTENT_TYPE, of_system, page
+from shared.logs.streams import lines_dropped
+from shared.observe.metrics import CONTENT_TYPE, of_log, of_system, page
 from shared.observe.poller import Observer
 from shared.settings import Settings
 from worker.heartbeat import Heartbeat
@@ -48,7 +49,7 @@ class Pages:
     def metrics(self) -> tuple[int, str, bytes]:
         system = self._observer.read()
         metrics = of_system(system, queue_up=not self._queue.is_on, presence_up=not self._presence.is_on)
-        return 200, CONTENT_TYPE, page(metrics)
+        return 200, CONTENT_TYPE, page([*metrics, of_log(lines_dropped())])
 
 
 def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:

@@ -23,6 +23,7 @@ from shared import settings
 from shared.children import die_with_parent, ending
 from shared.cli import embedded
 from shared.errors import PresenceError, SettingsError
+from shared.logs import streams
 from shared.redis.client import connect
 
 READY_SECONDS = 20
@@ -50,7 +51,7 @@ class Service:
             self.command,
             env=self.environment,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # this program has no threads
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # it makes one system call
         )
 
     def stop(self) -> None:
@@ -80,6 +81,7 @@ class Service:
 @click.command()
 def up() -> None:
     """Runs everything on this machine: a server with its data in ./data, a receiver, a worker."""
+    streams.take_over()
     data = Path("data").absolute()
     given = {name: value for name, value in os.environ.items() if value}  # an empty variable is not set
     environment = {"PRESENCE_HOST": "127.0.0.1", "PRESENCE_JOURNAL_DIR": str(data / "journal"), **given}

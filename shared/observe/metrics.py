@@ -76,6 +76,13 @@ def of_system(system: System, queue_up: bool = True, presence_up: bool = True) -
         yield gauge("presence_users_online", "Users online.", stats.users_online)
 
 
+def of_log(lines_dropped: float) -> Metric:
+    """Of one program, or of all processes of one."""
+    return CounterMetricFamily(
+        "presence_log_lines_dropped", "Log lines that nobody took in time, and that were left out.", value=lines_dropped
+    )
+
+
 def seconds_since(then_ms: int, now_ms: int | None = None) -> float:
     """From then to now, both Unix milliseconds; 0 where there was no such moment."""
     if now_ms is None:
