@@ -23,7 +23,7 @@ from receiver.relay.relay import Relay
 from shared.errors import PresenceError
 from shared.logs import setup as logs
 from shared.logs import streams
-from shared.observe.poller import Observer
+from shared.observe.poller import Poller
 from shared.settings import Settings, load
 
 #: After SIGTERM: seconds for open requests, for copies of them, and for handing the journal to Redis. Docker waits 10.
@@ -61,7 +61,7 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
 
     callbacks = web.ServerRunner(Server(receiver.handle, context), shutdown_timeout=ANSWER_SECONDS)
     pages = SingleProcess(settings, journal, relay, counts, forwarder)
-    app = make_inner(pages) if admin_socket else make_admin(pages, Observer(settings))
+    app = make_inner(pages) if admin_socket else make_admin(pages, Poller(settings))
     admin = web.AppRunner(app, access_log=None)
     renewing: asyncio.Task[None] | None = None
     try:

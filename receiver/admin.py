@@ -16,18 +16,19 @@ from receiver.journal.journal import Journal
 from receiver.metrics import Counts, State, of_state
 from receiver.relay.relay import Relay
 from shared.logs.streams import lines_dropped
-from shared.observe.metrics import CONTENT_TYPE, of_system, page, seconds_since
-from shared.observe.poller import ALL_SECONDS, Observer
-from shared.observe.snapshot import System
+from shared.observe.metrics import CONTENT_TYPE, of_snapshot, page, seconds_since
+from shared.observe.poller import ALL_SECONDS, Poller
+from shared.observe.readiness import Readiness
+from shared.observe.snapshot import Snapshot
 from shared.settings import Settings
 
 
 class Pages(Protocol):
-    """What there is to say. Each answer has a `status`, and is well where that is `alive` or `ready`."""
+    """What there is to say. The receiver is well where `status` is `alive` or `ready`."""
 
     async def health(self) -> dict[str, Any]: ...
 
-    async def readiness(self) -> dict[str, Any]: ...
+    async def readiness(self) -> Readiness: ...
 
     async def state(self) -> State: ...
 
@@ -47,19 +48,18 @@ class SingleProcess:
     async def health(self) -> dict[str, Any]:
         return {"status": "alive", "pid": os.getpid()}
 
-    async def readiness(self) -> dict[str, Any]:
-        journal, trouble = self._journal, self._journal.check()
-        return {
-            "status": "not ready" if trouble else "ready",
-            "trouble": trouble,
-            "journal": str(self._settings.journal_dir.absolute()),
-            "redis": "up" if self._relay.redis_is_up else "down",
-            "journal_events": journal.waiting_events,
-            "journal_bytes": journal.waiting_bytes,
-            "journal_oldest_seconds": self._oldest_seconds(),
-            "damaged_files": journal.damaged_files(),
-            "unreadable_files": journal.unreadable_files(),
-        }
+    async def readiness(self) -> Readiness:
+        journal = self._journal
+        return Readiness(
+            trouble=journal.check(),
+            journal=str(self._settings.journal_dir.absolute()),
+            redis="up" if self._relay.redis_is_up else "down",
+            journal_events=journal.waiting_events,
+            journal_bytes=journal.waiting_bytes,
+            journal_oldest_seconds=self._oldest_seconds(),
+            damaged_files=journal.damaged_files(),
+            unreadable_files=journal.unreadable_files(),
+        )
 
     async def state(self) -> State:
         relay, journal = self._relay, self._journal
@@ -93,12 +93,12 @@ def _free_bytes(settings: Settings) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def make_admin(pages: Pages, observer: Observer) -> web.Application:
+def make_admin(pages: Pages, poller: Poller) -> web.Application:
     """The pages, for people and for Prometheus."""
 
     async def metrics(request: web.Request) -> web.Response:
-        state, system = await asyncio.gather(pages.state(), observe(observer))
-        body = page(chain(of_state(state), of_system(system, queue_up=state.redis_up)))
+        state, snapshot = await asyncio.gather(pages.state(), observe(poller))
+        body = page(chain(of_state(state), of_snapshot(snapshot, queue_up=state.redis_up)))
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     app = _make_app(pages)
@@ -122,7 +122,7 @@ def _make_app(pages: Pages) -> web.Application:
         return _json(await pages.health(), "alive")
 
     async def readyz(request: web.Request) -> web.Response:
-        return _json(await pages.readiness(), "ready")
+        return _json((await pages.readiness()).as_json(), "ready")
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)
@@ -136,8 +136,8 @@ def _json(answer: dict[str, Any], well: str) -> web.Response:
     return web.Response(status=status, text=text, content_type="application/json")
 
 
-async def observe(observer: Observer) -> System:
-    """As Observer.read does, without blocking the loop."""
-    begun = observer.begin()
+async def observe(poller: Poller) -> Snapshot:
+    """As Poller.poll does, without blocking the loop."""
+    begun = poller.begin()
     await asyncio.wait([asyncio.wrap_future(each) for each in begun], timeout=ALL_SECONDS)
-    return observer.end(*begun)
+    return poller.end(*begun)

@@ -23,7 +23,8 @@ from receiver.metrics import MonotonicCounts, State, merge
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
 from shared.logs.streams import lines_dropped
-from shared.observe.poller import Observer
+from shared.observe.poller import Poller
+from shared.observe.readiness import Readiness, combine, readiness_of
 from shared.settings import Settings
 
 #: Tells a process that it is one of several, and where to answer for its health.
@@ -40,7 +41,7 @@ async def supervise(settings: Settings) -> None:
     stop = stop_signal()
     with tempfile.TemporaryDirectory(prefix="receiver-") as directory:
         sockets = [Path(directory) / f"{number}.sock" for number in range(settings.processes)]
-        admin = web.AppRunner(make_admin(ProcessGroup(sockets), Observer(settings)), access_log=None)
+        admin = web.AppRunner(make_admin(ProcessGroup(sockets), Poller(settings)), access_log=None)
         children = [asyncio.create_task(_keep_running(path, stop)) for path in sockets]
         try:
             if settings.admin_port:
@@ -90,8 +91,9 @@ class ProcessGroup:
         alive = None not in await self._ask_all("/healthz")
         return {"status": "alive" if alive else "one of the processes does not answer", "pid": os.getpid()}
 
-    async def readiness(self) -> dict[str, Any]:
-        return _merge(await self._ask_all("/readyz"))
+    async def readiness(self) -> Readiness:
+        answers = await self._ask_all("/readyz")
+        return combine([readiness_of(answer) if answer else None for answer in answers])
 
     async def state(self) -> State:
         states = await self._ask_all("/state")
@@ -115,23 +117,3 @@ async def _ask(socket: Path, page: str) -> dict[str, Any] | None:
             return said
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
-
-
-def _merge(states: list[dict[str, Any] | None]) -> dict[str, Any]:
-    """One page for all: numbers are added up, and it is as well with all as with the worst of them."""
-    known = [state for state in states if state]
-    troubles = [state["trouble"] for state in known if state["trouble"]]
-    if len(known) < len(states):
-        troubles.append(f"{len(states) - len(known)} of {len(states)} processes do not answer")
-    counts = ("journal_events", "journal_bytes", "unreadable_files")
-    return {
-        "status": "not ready" if troubles else "ready",
-        "trouble": "; ".join(sorted(set(troubles))),
-        "journal": known[0]["journal"] if known else "",
-        "redis": "up" if known and all(state["redis"] == "up" for state in known) else "down",
-        **{name: sum(state[name] for state in known) for name in counts},
-        "journal_oldest_seconds": max((state["journal_oldest_seconds"] for state in known), default=0),
-        # They share the directory.
-        "damaged_files": max((state["damaged_files"] for state in known), default=0),
-        "processes": len(states),
-    }

@@ -14,8 +14,8 @@ from socketserver import TCPServer
 from shared.errors import SettingsError
 from shared.logs.outage import Outage
 from shared.logs.streams import lines_dropped
-from shared.observe.metrics import CONTENT_TYPE, of_log, of_system, page
-from shared.observe.poller import Observer
+from shared.observe.metrics import CONTENT_TYPE, of_log, of_snapshot, page
+from shared.observe.poller import Poller
 from shared.settings import Settings
 from worker.heartbeat import Heartbeat
 
@@ -29,7 +29,7 @@ class Pages:
     """What the pages say: each a status, a content type and a body."""
 
     def __init__(self, settings: Settings, pulse: Heartbeat, queue: Outage, presence: Outage) -> None:
-        self._observer = Observer(settings)
+        self._poller = Poller(settings)
         self._pulse = pulse
         self._queue = queue
         self._presence = presence
@@ -47,8 +47,8 @@ class Pages:
         return 200 if alive else 503, "application/json", json.dumps(state).encode() + b"\n"
 
     def metrics(self) -> tuple[int, str, bytes]:
-        system = self._observer.read()
-        metrics = of_system(system, queue_up=not self._queue.is_on, presence_up=not self._presence.is_on)
+        snapshot = self._poller.poll()
+        metrics = of_snapshot(snapshot, queue_up=not self._queue.is_on, presence_up=not self._presence.is_on)
         return 200, CONTENT_TYPE, page([*metrics, of_log(lines_dropped())])
 
 

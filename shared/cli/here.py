@@ -5,12 +5,13 @@ from contextlib import suppress
 from typing import Any
 from urllib.request import HTTPErrorProcessor, ProxyHandler, Request, build_opener
 
+from shared.observe.readiness import Readiness, readiness_of
 from shared.settings import Settings
 
 ANSWER_SECONDS = 0.5
 
 
-def ask_receiver(config: Settings) -> dict[str, Any] | None:
+def ask_receiver(config: Settings) -> Readiness | None:
     """What the receiver on this machine says of itself, or None where none answers."""
     if not config.admin_port:
         return None
@@ -19,9 +20,7 @@ def ask_receiver(config: Settings) -> dict[str, Any] | None:
     page = Request(f"http://{host}:{config.admin_port}/readyz")  # it is http
     opener = build_opener(ProxyHandler({}), _AnyStatus())
     with suppress(OSError, ValueError), opener.open(page, timeout=ANSWER_SECONDS) as answer:
-        said = json.load(answer)
-        if isinstance(said, dict) and said.keys() >= {"trouble", "redis", "journal_events", "damaged_files"}:
-            return said
+        return readiness_of(json.load(answer))
     return None
 
 

@@ -15,8 +15,9 @@ from shared.cli.here import ask_receiver
 from shared.cli.text import age, moment, safe
 from shared.observe import health
 from shared.observe.counters import Stats
-from shared.observe.poller import Observer
-from shared.observe.snapshot import Server, System
+from shared.observe.poller import Poller
+from shared.observe.readiness import Readiness
+from shared.observe.snapshot import Server, Snapshot
 from shared.settings import Settings, without_password
 
 BETWEEN_SECONDS = 1.0
@@ -34,12 +35,12 @@ def status(as_json: bool, watch: bool) -> None:
     Exit code 0: all is well; 1: not. Asks both Redis servers, and the receiver on this machine if there is one.
     """
     config = settings.load()
-    observer = Observer(config)
-    before, system = None, observer.read()
-    if not watch and not system.presence.server.error:
+    poller = Poller(config)
+    before, snapshot = None, poller.poll()
+    if not watch and not snapshot.presence.server.error:
         time.sleep(BETWEEN_SECONDS)
-        before, system = system, observer.read()
-    view = View(config, system, before)
+        before, snapshot = snapshot, poller.poll()
+    view = View(config, snapshot, before)
     with suppress(KeyboardInterrupt):
         while True:
             if watch and not as_json and sys.stdout.isatty():
@@ -48,29 +49,29 @@ def status(as_json: bool, watch: bool) -> None:
             if not watch:
                 break
             time.sleep(REFRESH_SECONDS)
-            view = View(config, observer.read(), view.system)
+            view = View(config, poller.poll(), view.snapshot)
     sys.exit(1 if view.problems else 0)
 
 
 class View:
     """One reading, and what has changed since the one before it."""
 
-    def __init__(self, config: Settings, system: System, before: System | None) -> None:
-        self.system = system
+    def __init__(self, config: Settings, snapshot: Snapshot, before: Snapshot | None) -> None:
+        self.snapshot = snapshot
         self._config = config
         self._local = ask_receiver(config)
-        self.problems = health.problems(system, config, self._local)
-        self._notes = health.notes(system)
+        self.problems = health.problems(snapshot, config, self._local)
+        self._notes = health.notes(snapshot)
         self._before = before.presence.stats if before and not before.presence.server.error else None
-        self._seconds = (system.at_ms - before.at_ms) / 1000 if before else 0.0
+        self._seconds = (snapshot.at_ms - before.at_ms) / 1000 if before else 0.0
 
     @property
     def _stats(self) -> Stats:
-        return self.system.presence.stats
+        return self.snapshot.presence.stats
 
     def _rate(self, of: Callable[[Stats], int]) -> float | None:
         """A second; None where there is only one reading."""
-        if self._before is None or self.system.presence.server.error:
+        if self._before is None or self.snapshot.presence.server.error:
             return None
         return max(0, of(self._stats) - of(self._before)) / self._seconds
 
@@ -80,14 +81,14 @@ class View:
 
     def as_json(self) -> dict[str, Any]:
         """Times in Unix milliseconds, sizes in bytes; null where it is not known. Lags are bounds of the histogram."""
-        queue, presence = self.system.queue, self.system.presence
+        queue, presence = self.snapshot.queue, self.snapshot.presence
         knows_queue, knows_presence = not queue.server.error, not presence.server.error
         return {
             "healthy": not self.problems,
             "problems": self.problems,
             "notes": self._notes,
-            "at": self.system.at_ms,
-            "receiver_here": self._local,
+            "at": self.snapshot.at_ms,
+            "receiver_here": self._local.as_json() if self._local else None,
             "receivers": [asdict(each) for each in queue.receivers] if knows_queue else None,
             "workers": [asdict(each) for each in queue.workers] if knows_queue else None,
             "queue": {name: getattr(queue, name) for name in ("jobs", "oldest_ms", "running", "retrying", "failed")}
@@ -112,20 +113,20 @@ class View:
 
     def as_text(self) -> str:
         well = "healthy" if not self.problems else "NOT healthy"
-        lines = [f"{well:<36} {moment(self.system.at_ms)}"]
+        lines = [f"{well:<36} {moment(self.snapshot.at_ms)}"]
         lines += [f"  ! {safe(problem)}" for problem in self.problems]
         lines += [f"  . {safe(note)}" for note in self._notes]
         lines.append("")
         if self._local:
             lines.append(_row("here", _receiver_here(self._local)))
-        if not self.system.queue.server.error:
+        if not self.snapshot.queue.server.error:
             lines += self._queue_rows()
-        if not self.system.presence.server.error:
+        if not self.snapshot.presence.server.error:
             lines += self._presence_rows()
         return "\n".join([*lines, *self._server_rows()])
 
     def _queue_rows(self) -> list[str]:
-        queue, now = self.system.queue, self.system.at_ms
+        queue, now = self.snapshot.queue, self.snapshot.at_ms
         receivers = [
             f"{each.name}, {_waiting(each.events, each.bytes, each.mark_ms)}, heard of {age(each.at_ms)} ago"
             + (" (silent)" if health.is_silent(each.at_ms, now) else "")
@@ -145,7 +146,7 @@ class View:
         ]
 
     def _presence_rows(self) -> list[str]:
-        stats, change = self._stats, self.system.presence.last_change
+        stats, change = self._stats, self.snapshot.presence.last_change
         rates = [f"{rate:,.0f} {name}/s" for name, rate in self._rates.items() if rate is not None]
         rows = [_row("rates", ", ".join(rates))] if rates else []
         rows.append(_row("lag", self._lag()))
@@ -166,7 +167,7 @@ class View:
         return "nothing applied yet"
 
     def _server_rows(self) -> list[str]:
-        config, queue, presence = self._config, self.system.queue.server, self.system.presence.server
+        config, queue, presence = self._config, self.snapshot.queue.server, self.snapshot.presence.server
         if config.queue_url == config.redis_url and queue.error == presence.error:
             return [_row("Redis", _server(config.redis_url, presence))]
         return [
@@ -175,10 +176,10 @@ class View:
         ]
 
 
-def _receiver_here(local: dict[str, Any]) -> str:
-    waits = _waiting(local["journal_events"], local.get("journal_bytes", 0), 0)
-    since = f" for {local['journal_oldest_seconds']:.0f} s" if local.get("journal_oldest_seconds") else ""
-    return f"a receiver on this machine is {local['status']}; {waits}{since}"
+def _receiver_here(local: Readiness) -> str:
+    waits = _waiting(local.journal_events, local.journal_bytes, 0)
+    since = f" for {local.journal_oldest_seconds:.0f} s" if local.journal_oldest_seconds else ""
+    return f"a receiver on this machine is {local.status}; {waits}{since}"
 
 
 def _waiting(events: int, size: int, since_ms: int) -> str:

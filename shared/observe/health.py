@@ -1,9 +1,9 @@
 """Whether the whole system is well, and if not, why: sentences for a person, each with what to do."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from shared.observe.snapshot import PresenceState, Server, System
+from shared.observe.readiness import Readiness
+from shared.observe.snapshot import PresenceState, Server, Snapshot
 from shared.settings import Settings, without_password
 
 #: A receiver process reports every second.
@@ -13,26 +13,26 @@ WAITING_SECONDS = 30
 FULL = 0.9
 
 
-def problems(system: System, settings: Settings, local: dict[str, Any] | None = None) -> list[str]:
-    """What is wrong; empty where all is well. local: /readyz of a receiver on this machine, if one is here."""
+def problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = None) -> list[str]:
+    """What is wrong; empty where all is well. local: what a receiver on this machine says, if there is one."""
     return [
         *_of_receiver(local),
-        *_of_outages(system, settings),
-        *(() if system.queue.server.error else _of_queue(system)),
-        *(() if system.presence.server.error else _of_presence(system.presence, settings)),
+        *_of_outages(snapshot, settings),
+        *(() if snapshot.queue.server.error else _of_queue(snapshot)),
+        *(() if snapshot.presence.server.error else _of_presence(snapshot.presence, settings)),
     ]
 
 
-def notes(system: System) -> list[str]:
+def notes(snapshot: Snapshot) -> list[str]:
     """What is not wrong, and yet should be known."""
-    queue, presence = system.queue, system.presence
+    queue, presence = snapshot.queue, snapshot.presence
     lines = []
     on_disk = {"the queue": queue.server.on_disk, "presence": presence.server.on_disk}
     if forgetful := " and ".join(role for role, keeps in on_disk.items() if not keeps):
         lines.append(f"the Redis for {forgetful} keeps nothing on disk (appendonly no): a restart loses all of it")
     if queue.retrying:
         lines.append(f"{counted(queue.retrying, 'event')} failed and will be tried again: see the workers' log")
-    silent = [each.name for each in queue.receivers if is_silent(each.at_ms, system.at_ms) and not each.events]
+    silent = [each.name for each in queue.receivers if is_silent(each.at_ms, snapshot.at_ms) and not each.events]
     if silent:
         lines.append(f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
     if queue.leases_held:
@@ -50,20 +50,20 @@ def is_silent(at_ms: int, now_ms: int) -> bool:
     return now_ms - at_ms > SILENT_SECONDS * 1000
 
 
-def _of_receiver(local: dict[str, Any] | None) -> Iterator[str]:
+def _of_receiver(local: Readiness | None) -> Iterator[str]:
     if not local:
         return
-    if local["trouble"]:
-        yield f"the receiver on this machine refuses events: {local['trouble']} ({local.get('journal', '')})"
-    if local["redis"] == "down":
-        yield f"the receiver on this machine cannot push: {counted(local['journal_events'], 'event')} in its journal"
-    if local["damaged_files"]:
-        aside = counted(local["damaged_files"], "damaged journal file")
-        yield f"{aside} set aside: see *.damaged in {local.get('journal', 'its journal directory')}"
+    if local.trouble:
+        yield f"the receiver on this machine refuses events: {local.trouble} ({local.journal})"
+    if local.redis == "down":
+        yield f"the receiver on this machine cannot push: {counted(local.journal_events, 'event')} in its journal"
+    if local.damaged_files:
+        aside = counted(local.damaged_files, "damaged journal file")
+        yield f"{aside} set aside: see *.damaged in {local.journal}"
 
 
-def _of_outages(system: System, settings: Settings) -> Iterator[str]:
-    queue, presence = system.queue.server.error, system.presence.server.error
+def _of_outages(snapshot: Snapshot, settings: Settings) -> Iterator[str]:
+    queue, presence = snapshot.queue.server.error, snapshot.presence.server.error
     if queue and queue == presence and settings.queue_url == settings.redis_url:
         yield f"Redis, {without_password(settings.redis_url)}, does not answer: {queue}"
         return
@@ -73,34 +73,34 @@ def _of_outages(system: System, settings: Settings) -> Iterator[str]:
         yield f"the Redis for presence, {without_password(settings.redis_url)}, does not answer: {presence}"
 
 
-def _of_queue(system: System) -> Iterator[str]:
-    queue = system.queue
+def _of_queue(snapshot: Snapshot) -> Iterator[str]:
+    queue = snapshot.queue
     yield from (f"a key is not as it should be: {trouble}" for trouble in queue.troubles)
     yield from _of_server("queue", queue.server)
-    yield from _of_reports(system)
+    yield from _of_reports(snapshot)
     if not queue.workers:
         yield "no worker is alive: nothing is applied until one is started (python -m worker)"
     if any(worker.state == "suspended" for worker in queue.workers):
         yield "the workers are suspended: rq resume, with the queue's URL"
-    waited = _seconds(queue.oldest_ms, system.at_ms)
+    waited = _seconds(queue.oldest_ms, snapshot.at_ms)
     if waited > WAITING_SECONDS:
         yield f"events wait in the queue, the oldest for {waited:,.0f} s: too few workers, or no Redis for them"
     if queue.failed:
         yield f"{counted(queue.failed, 'failed batch')} to look at: presence failed list"
 
 
-def _of_reports(system: System) -> Iterator[str]:
-    reports = system.queue.receivers
-    if not any(not is_silent(report.at_ms, system.at_ms) for report in reports):
+def _of_reports(snapshot: Snapshot) -> Iterator[str]:
+    reports = snapshot.queue.receivers
+    if not any(not is_silent(report.at_ms, snapshot.at_ms) for report in reports):
         yield "no receiver has reported lately: nobody takes callbacks, or none reaches the queue's Redis"
     for report in reports:
-        if report.trouble and not is_silent(report.at_ms, system.at_ms):
+        if report.trouble and not is_silent(report.at_ms, snapshot.at_ms):
             yield f"the receiver {report.name} refuses events, or did when the last one came: {report.trouble}"
-        if is_silent(report.at_ms, system.at_ms):
+        if is_silent(report.at_ms, snapshot.at_ms):
             if report.events:
-                silent = f"{report.name} is silent for {_seconds(report.at_ms, system.at_ms):,.0f} s"
+                silent = f"{report.name} is silent for {_seconds(report.at_ms, snapshot.at_ms):,.0f} s"
                 yield f"the receiver {silent}; {counted(report.events, 'event')} in its journal then"
-        elif report.events and (waited := _seconds(report.mark_ms, system.at_ms)) > WAITING_SECONDS:
+        elif report.events and (waited := _seconds(report.mark_ms, snapshot.at_ms)) > WAITING_SECONDS:
             yield f"events wait in the journal of {report.name}, the oldest for {waited:,.0f} s"
 
 

@@ -1,4 +1,4 @@
-"""The metrics of the whole system, and a page of metrics as Prometheus reads it.
+"""The metrics of the whole snapshot, and a page of metrics as Prometheus reads it.
 
 What the Redis servers know is on the page of every receiver and every worker, so that it is to be had as long as one of
 them lives: take `max` of it, not `sum`. Of a server that does not answer nothing is shown but `presence_redis_up` 0.
@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from shared.observe.counters import LAG_BOUNDS_MS
-from shared.observe.snapshot import System
+from shared.observe.snapshot import Snapshot
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -43,9 +43,9 @@ def histogram(
     return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=total_seconds)
 
 
-def of_system(system: System, queue_up: bool = True, presence_up: bool = True) -> Iterator[Metric]:
+def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = True) -> Iterator[Metric]:
     """queue_up, presence_up: False where this program has trouble with a server that answers, a full one, say."""
-    queue, presence = system.queue, system.presence
+    queue, presence = snapshot.queue, snapshot.presence
     up = GaugeMetricFamily("presence_redis_up", "1 where the server answers and takes what we write.", labels=["role"])
     up.add_metric(["queue"], float(queue_up and not queue.server.error))
     up.add_metric(["presence"], float(presence_up and not presence.server.error))
@@ -55,7 +55,7 @@ def of_system(system: System, queue_up: bool = True, presence_up: bool = True) -
         yield gauge(
             "presence_queue_oldest_seconds",
             "Since when the oldest event in the queue has been waiting.",
-            seconds_since(queue.oldest_ms, system.at_ms),
+            seconds_since(queue.oldest_ms, snapshot.at_ms),
         )
         yield gauge("presence_workers", "Workers alive.", len(queue.workers))
         yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)

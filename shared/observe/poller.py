@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from redis import Redis
 
-from shared.observe.snapshot import PresenceState, QueueState, Server, System, read_presence, read_queue
+from shared.observe.collector import collect_presence, collect_queue
+from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 from shared.redis.client import connect
 from shared.settings import Settings
 
@@ -25,7 +26,7 @@ ALL_SECONDS = 1.5
 T = TypeVar("T")
 
 
-class _OneAtATime(Generic[T]):
+class _SingleFlight(Generic[T]):
     """Runs a function in a thread; who asks meanwhile gets the same result."""
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -38,7 +39,7 @@ class _OneAtATime(Generic[T]):
             if self._running is None or self._running.done():
                 self._running = Future()
                 self._running.set_running_or_notify_cancel()  # who stops waiting must not cancel it for the others
-                threading.Thread(target=self._run, args=(self._running,), name="observer", daemon=True).start()
+                threading.Thread(target=self._run, args=(self._running,), name="poller", daemon=True).start()
             return self._running
 
     def _run(self, future: Future[T]) -> None:
@@ -48,28 +49,28 @@ class _OneAtATime(Generic[T]):
             future.set_exception(error)
 
 
-class Observer:
+class Poller:
     """Reads the state of both servers, whatever they do. For use by several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clients: dict[str, Redis] = {}
-        self._queue = _OneAtATime(self._read_queue)
-        self._presence = _OneAtATime(self._read_presence)
+        self._queue = _SingleFlight(self._read_queue)
+        self._presence = _SingleFlight(self._read_presence)
 
     def begin(self) -> tuple[Future[QueueState], Future[PresenceState]]:
         """Both are to be waited for ALL_SECONDS at the most, and then given to `end`."""
         return self._queue.begin(), self._presence.begin()
 
-    def end(self, queue: Future[QueueState], presence: Future[PresenceState]) -> System:
+    def end(self, queue: Future[QueueState], presence: Future[PresenceState]) -> Snapshot:
         late = Server(error=f"no answer within {ALL_SECONDS:g} s")
-        return System(
+        return Snapshot(
             time.time_ns() // 1_000_000,
             queue.result() if queue.done() else QueueState(late),
             presence.result() if presence.done() else PresenceState(late),
         )
 
-    def read(self) -> System:
+    def poll(self) -> Snapshot:
         """Blocks for ALL_SECONDS at the most."""
         begun = self.begin()
         both: list[Future[Any]] = [*begun]
@@ -79,14 +80,14 @@ class Observer:
     def _read_queue(self) -> QueueState:
         try:
             with self._client(self._settings.queue_url, "queue") as client:
-                return read_queue(client, self._settings)
+                return collect_queue(client, self._settings)
         except Exception as error:  # whatever it answered: who asks must hear of it
             return QueueState(Server(error=_text(error)))
 
     def _read_presence(self) -> PresenceState:
         try:
             with self._client(self._settings.redis_url, "presence") as client:
-                return read_presence(client, self._settings)
+                return collect_presence(client, self._settings)
         except Exception as error:
             return PresenceState(Server(error=_text(error)))
 

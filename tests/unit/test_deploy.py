@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from receiver.metrics import Counts, State, of_state
-from shared.observe.metrics import of_system
-from shared.observe.snapshot import PresenceState, QueueState, Server, System
+from shared.observe.metrics import of_snapshot
+from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -29,7 +29,7 @@ def exported() -> dict[str, set[str]]:
     numbers = {**counts.numbers(), "pushes ok": 1, "forwards ok": 1}
     families = [
         *of_state(State(1, numbers)),
-        *of_system(System(1, QueueState(Server()), PresenceState(Server()))),
+        *of_snapshot(Snapshot(1, QueueState(Server()), PresenceState(Server()))),
     ]
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from shared.observe import health
-from shared.observe.snapshot import PresenceState, QueueState, Report, Server, System, Worker
+from shared.observe.readiness import Readiness, combine, readiness_of
+from shared.observe.snapshot import PresenceState, QueueState, Report, Server, Snapshot, Worker
 from shared.settings import Settings
 
 NOW = 1_700_000_000_000
@@ -14,12 +15,12 @@ SERVER = Server(version="valkey 8.1.0", used_bytes=1)
 REPORT = Report("host:1", NOW - 500, NOW - 1000, 0, 0)
 GONE = replace(REPORT, name="b:2", at_ms=NOW - 90_000)
 WORKER = Worker("w", "idle", NOW - 60_000, NOW - 1000)
-WELL = System(NOW, QueueState(SERVER, workers=(WORKER,), receivers=(REPORT,)), PresenceState(SERVER))
-HERE = {"trouble": "", "redis": "up", "journal_events": 0, "damaged_files": 0}
+WELL = Snapshot(NOW, QueueState(SERVER, workers=(WORKER,), receivers=(REPORT,)), PresenceState(SERVER))
+HERE = Readiness()
 TWO = Settings(redis_url="redis://u:geheim@a/0", queue_url="redis://b/0")
 
 
-def queue(**changes: Any) -> System:
+def queue(**changes: Any) -> Snapshot:
     return replace(WELL, queue=replace(WELL.queue, **changes))
 
 
@@ -28,7 +29,7 @@ def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("system", "words"),
+    ("snapshot", "words"),
     [
         (queue(workers=()), "no worker is alive"),
         (queue(workers=(replace(WORKER, state="suspended"),)), "rq resume"),
@@ -50,8 +51,8 @@ def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
         (replace(WELL, presence=PresenceState(SERVER, troubles=("presence-stats: WRONGTYPE",))), "presence-stats"),
     ],
 )
-def test_each_trouble_is_named_alone(system: System, words: str) -> None:
-    (problem,) = health.problems(system, TWO)
+def test_each_trouble_is_named_alone(snapshot: Snapshot, words: str) -> None:
+    (problem,) = health.problems(snapshot, TWO)
     assert words in problem
     assert "geheim" not in problem
 
@@ -65,17 +66,17 @@ def test_each_trouble_is_named_alone(system: System, words: str) -> None:
     ],
 )
 def test_the_receiver_on_this_machine_is_heard(change: dict[str, Any], words: str) -> None:
-    (problem,) = health.problems(WELL, TWO, {**HERE, **change})
+    (problem,) = health.problems(WELL, TWO, replace(HERE, **change))
     assert words in problem
 
 
 def test_one_server_that_does_not_answer_is_one_problem() -> None:
     gone = Server(error="refused")
-    assert len(health.problems(System(NOW, QueueState(gone), PresenceState(gone)), Settings())) == 1
+    assert len(health.problems(Snapshot(NOW, QueueState(gone), PresenceState(gone)), Settings())) == 1
 
 
 @pytest.mark.parametrize(
-    "system",
+    "snapshot",
     [
         queue(retrying=1),
         queue(leases_held="no receiver reports"),
@@ -84,5 +85,31 @@ def test_one_server_that_does_not_answer_is_one_problem() -> None:
         queue(jobs=5, oldest_ms=NOW - 20_000),
     ],
 )
-def test_what_is_no_problem_does_not_make_it_unwell(system: System) -> None:
-    assert health.problems(system, Settings()) == []
+def test_what_is_no_problem_does_not_make_it_unwell(snapshot: Snapshot) -> None:
+    assert health.problems(snapshot, Settings()) == []
+
+
+def test_what_a_receiver_says_is_read_back() -> None:
+    said = Readiness("the disk is full", "/journal", "down", 3, 400, 1.5, 1, 2)
+    assert readiness_of(said.as_json()) == said
+    assert said.as_json()["status"] == "not ready"
+
+
+def test_a_receiver_of_another_release_is_understood() -> None:
+    said = {"status": "ready", "trouble": "", "redis": "up", "journal_events": 3, "of_tomorrow": []}
+    assert readiness_of(said) == Readiness(journal_events=3)
+
+
+@pytest.mark.parametrize("said", [[], {}, {"status": "ready"}, {"trouble": "", "redis": "?", "journal_events": 1}])
+def test_another_program_s_page_is_not_taken_for_it(said: object) -> None:
+    with pytest.raises(ValueError, match=r"receiver|redis"):
+        readiness_of(said)
+
+
+def test_several_processes_are_as_well_as_the_worst_of_them() -> None:
+    both = combine(
+        [Readiness(journal="/j", journal_events=1, damaged_files=1), Readiness(redis="down", damaged_files=1)]
+    )
+    assert both == Readiness(journal="/j", redis="down", journal_events=1, damaged_files=1, processes=2)
+    assert combine([Readiness(), None]).trouble == "1 of 2 processes do not answer"
+    assert combine([None]).redis == "down"

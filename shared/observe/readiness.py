@@ -1,0 +1,67 @@
+"""What a receiver says of itself on `/readyz`: to balancers, to people with curl, and to the commands beside it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """One receiver process, or all of a receiver together.
+
+    trouble: why it refuses events, or "". journal: the directory. journal_*: what Redis does not have yet.
+    """
+
+    trouble: str = ""
+    journal: str = ""
+    redis: Literal["up", "down"] = "up"
+    journal_events: int = 0
+    journal_bytes: int = 0
+    journal_oldest_seconds: float = 0.0
+    damaged_files: int = 0
+    unreadable_files: int = 0
+    processes: int = 1
+
+    @property
+    def status(self) -> Literal["ready", "not ready"]:
+        return "not ready" if self.trouble else "ready"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"status": self.status, **asdict(self)}
+
+
+_READINESS = TypeAdapter(Readiness)
+
+
+def readiness_of(said: object) -> Readiness:
+    """Reads the page's JSON, of an older or newer receiver as well. Raises ValueError for what is none."""
+    if not isinstance(said, dict) or not said.keys() >= {"trouble", "redis", "journal_events"}:
+        raise ValueError("this is not what a receiver says of itself")
+    try:
+        return _READINESS.validate_python(said)
+    except ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
+def combine(answers: Sequence[Readiness | None]) -> Readiness:
+    """One page for all processes: numbers are added up, and it is as well with all as with the worst of them.
+
+    answers: None for a process that did not answer.
+    """
+    known = [answer for answer in answers if answer]
+    troubles = {answer.trouble for answer in known if answer.trouble}
+    if len(known) < len(answers):
+        troubles.add(f"{len(answers) - len(known)} of {len(answers)} processes do not answer")
+    return Readiness(
+        trouble="; ".join(sorted(troubles)),
+        journal=known[0].journal if known else "",
+        redis="up" if known and all(answer.redis == "up" for answer in known) else "down",
+        journal_events=sum(answer.journal_events for answer in known),
+        journal_bytes=sum(answer.journal_bytes for answer in known),
+        journal_oldest_seconds=max((answer.journal_oldest_seconds for answer in known), default=0.0),
+        damaged_files=max((answer.damaged_files for answer in known), default=0),  # they share the directory
+        unreadable_files=sum(answer.unreadable_files for answer in known),
+        processes=len(answers),
+    )
