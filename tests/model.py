@@ -1,39 +1,75 @@
-"""Presence, written straight from docs/redis-keys.md: a plain function of a set of events.
+"""Presence in plain Python, written straight from the rules: a function of a set of events. Slow, and meant to be read.
 
-Holds while no bound is reached: 32 closed connections and 256 sessions a user. `Leased` adds what is not a function of
-the set alone: leases that run out, and users that are forgotten.
+Without leases and bounds: `sessions`, `platforms`. `Memory` adds that only four batches of a user are remembered one
+by one, `Leased` adds leases that run out and users that are forgotten. Left out are the bounds on connections: 32
+closed ones and 256 sessions a user.
+
+What the rules leave open is decided here:
+- A batch begins with its lowest seq: where events with one operationID reach over 60 s or more, the batch takes what is
+  less than 60 s above its lowest seq, and the rest makes the next batch.
+- "Online before the batch" looks at earlier batches and at offline events of the whole user, whatever their seq. It
+  looks neither at connections nor at leases.
+- Events that come together are remembered together; only then are batches beyond four summed up, oldest first. So a
+  batch that is delivered again as a whole is read as a whole.
+- An online event that is older than the batches remembered, and has exactly the seq at which a batch that was summed up
+  named its platform both online and offline and said offline, was counted in that. Otherwise one callback delivered
+  twice would open what its batch has closed, for ever.
+- A batch's lease begins when the first of its online events with their highest seq was received.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
 
 from shared.events import Event
 
 Scope = tuple[str, object]
+Key = tuple[int, str]
+
+BATCH_MS = 60_000
+REMEMBERED = 4
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is known of a platform: its highest online and offline seq, and when the lease of the first began, ms.
+
+    mixed: the highest seq at which a batch said offline that named the platform both online and offline.
+    """
+
+    on: int = NEVER
+    off: int = NEVER
+    mixed: int = NEVER
+    received_at: int = 0
+
+    def and_also(self, said: "Mark") -> "Mark":
+        newer = said if said.on > self.on else self
+        return replace(newer, off=max(self.off, said.off), mixed=max(self.mixed, said.mixed))
+
+
+class Opening(NamedTuple):
+    """What opened a session. received_at: ms at which its lease began."""
+
+    seq: int
+    platform_id: int
+    received_at: int
 
 
 def sessions(events: Iterable[Event]) -> set[Scope]:
-    """The sessions that are online, by scope."""
-    return set(openers(events))
+    """The sessions that are online, by scope, of one user's events."""
+    return set(Memory(events).openings())
 
 
-def openers(events: Iterable[Event]) -> dict[Scope, Event]:
-    """The sessions that are online, by scope, each with the event that opened it."""
-    events = list(events)
-    online = [event for event in events if event.kind == "online"]
-    offline = [event for event in events if event.kind == "offline"]
-    found = {}
-    for scope in {scope_of(event) for event in online}:
-        # The online event with the highest seq opened it, and says which platform it is on.
-        opener = max(
-            (event for event in online if scope_of(event) == scope),
-            key=lambda event: (event.seq, event.platform_id),
-        )
-        covering = {scope, ("user", None)}
-        if opener.platform_id:
-            covering.add(("platform", opener.platform_id))
-        if all(opener.seq >= event.seq for event in offline if scope_of(event) in covering):
-            found[scope] = opener
-    return found
+def platforms(events: Iterable[Event]) -> list[int]:
+    """The platforms that have an online session, of one user's events."""
+    return Memory(events).platforms()
+
+
+def newest_seq(events: Iterable[Event]) -> int:
+    return max(event.seq for event in events)
 
 
 def scope_of(event: Event) -> Scope:
@@ -44,8 +80,132 @@ def scope_of(event: Event) -> Scope:
     return ("user", None)
 
 
-def newest_seq(events: Iterable[Event]) -> int:
-    return max(event.seq for event in events)
+class Memory:
+    """What is remembered of one user. remembered: how many batches, one by one; None: all."""
+
+    def __init__(self, events: Iterable[Event] = (), remembered: int | None = None) -> None:
+        self._remembered = remembered
+        self._others: list[Event] = []
+        self._batched: list[Event] = []
+        self._sums: dict[int, Mark] = {}
+        self.add(events)
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Takes events that come together, in the order in which they came."""
+        before = list(self._batched)
+        known = {identity(event) for event in before}
+        for event in events:
+            if scope_of(event)[0] != "platform":
+                self._others.append(event)
+            elif identity(event) not in known:
+                known.add(identity(event))
+                self._batched.append(event)
+        while self._remembered is not None and len(found := batches(self._batched)) > self._remembered:
+            self._sum_up(found[0], came_late=not any(event in before for event in found[0]))
+
+    def _sum_up(self, oldest: list[Event], came_late: bool) -> None:
+        for platform, said in self._read(oldest, self._sums).items():
+            mark = self._sums.get(platform, Mark())
+            if not (came_late and said.on == mark.mixed > NEVER):
+                self._sums[platform] = mark.and_also(said)
+        self._batched = [event for event in self._batched if event not in oldest]
+
+    def marks(self) -> dict[int, Mark]:
+        """What all batches together say of each platform."""
+        marks = dict(self._sums)
+        for batch in batches(self._batched):
+            for platform, said in self._read(batch, marks).items():
+                marks[platform] = marks.get(platform, Mark()).and_also(said)
+        return marks
+
+    def _read(self, batch: list[Event], before: dict[int, Mark]) -> dict[int, Mark]:
+        online = {platform for platform, mark in before.items() if mark.on >= max(mark.off, self._offline_seq())}
+        return read(batch, online)
+
+    def _offline_seq(self, *scopes: Scope) -> int:
+        """The highest seq of an offline event of the whole user, or of these scopes."""
+        covering = {("user", None), *scopes}
+        return max((e.seq for e in self._others if e.kind == "offline" and scope_of(e) in covering), default=NEVER)
+
+    def openings(self) -> dict[Scope, Opening]:
+        """The sessions that are online, by scope, each with what opened it."""
+        marks = self.marks()
+        found: dict[Scope, Opening] = {
+            ("platform", platform): Opening(mark.on, platform, mark.received_at) for platform, mark in marks.items()
+        }
+        for event in self._others:
+            opening = Opening(event.seq, event.platform_id, event.received_at)
+            # Of online events the one with the highest seq opened the session, and says which platform it is on.
+            if event.kind == "online" and opening[:2] > found.get(scope_of(event), (NEVER, 0))[:2]:
+                earlier = found.get(scope_of(event))
+                if earlier and earlier.seq == event.seq:  # its lease has begun
+                    opening = opening._replace(received_at=earlier.received_at)
+                found[scope_of(event)] = opening
+        return {scope: opening for scope, opening in found.items() if self._is_open(scope, opening, marks)}
+
+    def _is_open(self, scope: Scope, opening: Opening, marks: dict[int, Mark]) -> bool:
+        of_platform = marks.get(opening.platform_id, Mark()).off
+        return opening.seq > NEVER and opening.seq >= max(of_platform, self._offline_seq(scope))
+
+    def platforms(self) -> list[int]:
+        return sorted({opening.platform_id for opening in self.openings().values()} - {0})
+
+
+def identity(event: Event) -> tuple[object, ...]:
+    """The same for each delivery of one callback. Receivers of older releases gave them no id."""
+    if not event.operation_id:
+        return event.kind, event.platform_id, event.seq
+    told_by = event.id or event.received_at
+    return event.kind, event.platform_id, event.seq, event.operation_id, told_by
+
+
+def key(batch: list[Event]) -> Key:
+    """By which batches come one after another."""
+    return newest_seq(batch), batch[0].operation_id
+
+
+def batches(events: list[Event]) -> list[list[Event]]:
+    """One user's events of platforms, batch by batch, in the order of the batches; in each as they came."""
+    found: list[list[Event]] = [[event] for event in events if not event.operation_id]
+    named = sorted((event for event in events if event.operation_id), key=lambda event: event.operation_id)
+    for _, group in groupby(named, key=lambda event: event.operation_id):
+        left = list(group)
+        while left:
+            lowest = min(event.seq for event in left)
+            found.append([event for event in left if event.seq < lowest + BATCH_MS])
+            left = [event for event in left if event.seq >= lowest + BATCH_MS]
+    return sorted(found, key=key)
+
+
+def read(batch: list[Event], online: set[int]) -> dict[int, Mark]:
+    """What a batch says of each platform that it names. online: the platforms that were, before it."""
+    named: dict[int, list[Event]] = {}
+    for event in batch:
+        named.setdefault(event.platform_id, []).append(event)
+
+    def names_online_only(platform: int) -> bool:
+        return all(event.kind == "online" for event in named[platform])
+
+    def is_online(platform: int) -> bool:
+        ons = [event for event in named[platform] if event.kind == "online"]
+        offs = [event for event in named[platform] if event.kind == "offline"]
+        if not ons or not offs:
+            return bool(ons)
+        if len(ons) > len(offs) or all("KickOff" in event.command for event in offs):
+            return True
+        others = set(named) - {platform}
+        nothing_else = all(names_online_only(other) and other in online for other in others)
+        return len(ons) == len(offs) and platform in online and nothing_else
+
+    said = {}
+    for platform, events in named.items():
+        seq = newest_seq(events)
+        if is_online(platform):
+            opener = max((event for event in events if event.kind == "online"), key=lambda event: event.seq)
+            said[platform] = Mark(on=seq, received_at=opener.received_at)
+        else:
+            said[platform] = Mark(off=seq, mixed=NEVER if all(e.kind == "offline" for e in events) else seq)
+    return said
 
 
 class Leased:
@@ -53,7 +213,7 @@ class Leased:
 
     def __init__(self, lease: int) -> None:
         self._lease = lease
-        self._events: dict[str, list[Event]] = {}
+        self._memory: dict[str, Memory] = {}
         self._expired: dict[str, dict[Scope, int]] = {}
         self._status: dict[str, str] = {}
         self.changes: list[tuple[str, str, str, str]] = []
@@ -62,25 +222,20 @@ class Leased:
     def status(self) -> dict[str, str]:
         return self._status
 
-    def sessions(self, user: str) -> dict[Scope, Event]:
+    def sessions(self, user: str) -> dict[Scope, Opening]:
         expired = self._expired.get(user, {})
-        return {
-            scope: opener
-            for scope, opener in openers(self._events.get(user, [])).items()
-            if expired.get(scope, -1) < opener.seq
-        }
+        openings = self._memory[user].openings() if user in self._memory else {}
+        return {scope: opening for scope, opening in openings.items() if expired.get(scope, NEVER) < opening.seq}
+
+    def platforms(self, user: str) -> list[int]:
+        return sorted({opening.platform_id for opening in self.sessions(user).values()} - {0})
 
     def lease_ends(self, user: str) -> int | None:
         """The end of the earliest lease. Of two online events with one seq, the one that came first began it."""
-        return min((self._began(user, scope, each) for scope, each in self.sessions(user).items()), default=None)
+        return min((self._ends(opening) for opening in self.sessions(user).values()), default=None)
 
-    def _began(self, user: str, scope: Scope, opener: Event) -> int:
-        same = (
-            each
-            for each in self._events[user]
-            if each.kind == "online" and scope_of(each) == scope and each.seq == opener.seq
-        )
-        return next(same).received_at + self._lease
+    def _ends(self, opening: Opening) -> int:
+        return opening.received_at + self._lease
 
     def apply(self, events: Iterable[Event]) -> None:
         """Events of one user that come together are one step, put down to the last that changed the status."""
@@ -89,21 +244,23 @@ class Leased:
             by_user.setdefault(event.user_id, []).append(event)
         for user, of_user in by_user.items():
             command, status = of_user[0].command, self._status.get(user, "")
-            for event in of_user:
-                self._events.setdefault(user, []).append(event)
+            memory = self._memory.get(user, Memory(remembered=REMEMBERED))
+            for number, event in enumerate(of_user, 1):
+                self._memory[user] = deepcopy(memory)
+                self._memory[user].add(of_user[:number])
                 before, status = status, self._status_by_sessions(user)
                 command = event.command if status != before else command
             self._note(user, command)
 
     def sweep(self, until: int) -> None:
-        for user in sorted(self._events, key=lambda user: (self.lease_ends(user) or 0, user)):
-            for scope, opener in self.sessions(user).items():
-                if self._began(user, scope, opener) <= until:
-                    self._expired.setdefault(user, {})[scope] = opener.seq
+        for user in sorted(self._memory, key=lambda user: (self.lease_ends(user) or 0, user)):
+            for scope, opening in self.sessions(user).items():
+                if self._ends(opening) <= until:
+                    self._expired.setdefault(user, {})[scope] = opening.seq
             self._note(user, "lease_expired")
 
     def forget(self, user: str) -> None:
-        for of_users in (self._events, self._expired, self._status):
+        for of_users in (self._memory, self._expired, self._status):
             of_users.pop(user, None)  # type: ignore[attr-defined]
 
     def _status_by_sessions(self, user: str) -> str:
