@@ -61,11 +61,16 @@ def by_worker(server: Server, directory: Path, batch: list[Event], **settings: s
 
 def by_bare_loop(server: Server) -> float:
     server.client.flushall()
-    store, batch = Store(connect(server.url), Settings()), events(EVENTS)
+    client = connect(server.url)
+    store, batch = Store(client, Settings()), events(EVENTS)
     store.prepare()
     started = time.perf_counter()
     for start in range(0, EVENTS, 1000):
-        store._call(_FUNCTION, store._applications(batch[start : start + 1000]))
+        pipeline = client.pipeline(transaction=False)
+        for event in batch[start : start + 1000]:
+            key = f"presence:{event.user_id}"
+            pipeline.execute_command("FCALL", _FUNCTION, 4, key, *store._shared, *store._arguments([event], [0], 0))
+        pipeline.execute()
     return EVENTS / (time.perf_counter() - started)
 
 

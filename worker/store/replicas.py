@@ -26,11 +26,14 @@ log = logging.getLogger("worker.store")
 
 
 class Replicas:
-    """Executes pipelines that write. Where a server is alone by its URL, there is nobody to wait for."""
+    """Executes pipelines that write.
+
+    expected: whether there are replicas to wait for. Where a server is alone by its URL, there are none.
+    """
 
     def __init__(self, client: Redis) -> None:
         self._client = client
-        self._expected = isinstance(client, Cluster) or isinstance(client.connection_pool, SentinelConnectionPool)
+        self.expected = isinstance(client, Cluster) or isinstance(client.connection_pool, SentinelConnectionPool)
         self._missing_since: float | None = None
         self._told = False
 
@@ -39,7 +42,7 @@ class Replicas:
 
         Raises RedisError, also where no replica confirms; after PATIENCE_SECONDS it goes on without one.
         """
-        if not self._expected:
+        if not self.expected:
             return list(pipeline.execute(raise_on_error=False))
         now = time.monotonic()
         patient = self._missing_since is None or now - self._missing_since < PATIENCE_SECONDS

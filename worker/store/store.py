@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import islice
 from typing import Any, TypeVar, get_args
 
 from redis import Redis
@@ -23,6 +24,7 @@ from shared.observe.counters import lag_counts
 from shared.redis.client import is_outage
 from shared.redis.cluster import Cluster
 from shared.settings import Settings
+from worker.store import pipelining
 from worker.store.outbox import Outbox
 from worker.store.replicas import Replicas
 from worker.store.replies import Applied, OutcomeName, Reviewed, is_missing_function, read_applied, read_reviewed
@@ -77,20 +79,18 @@ class Store:
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
 
     def apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
-        """Applies events, a round trip for each thousand; the result has, for each, its outcome or why it has none.
+        """Applies events; the result has, for each, its outcome or why it has none.
 
         Events of one user are one step: readers see what they came to, and not what was passed through on the way.
         """
+        steps, now_ms = list(_steps(events)), _now_ms()
+        calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in steps)
+        replies = self._call(_FUNCTION, calls, read_applied)
         results: list[Outcome | Poison] = [_OUTCOMES["stale", False]] * len(events)
-        steps = _steps(events)
-        while some := _take(steps, PIPELINE_EVENTS):
-            now_ms = _now_ms()
-            calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in some)
-            replies = self._call(_FUNCTION, calls, read_applied)
-            for (_, indexes), reply in zip(some, replies, strict=True):
-                for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
-                    results[index] = result
-            self._count_applied(events, [index for _, indexes in some for index in indexes], results)
+        for (_, indexes), reply in zip(steps, replies, strict=True):
+            for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
+                results[index] = result
+        self._count_applied(events, results)
         return results
 
     def _arguments(self, events: Sequence[Event], indexes: Sequence[int], now_ms: int) -> list[object]:
@@ -110,10 +110,8 @@ class Store:
             )
         return arguments
 
-    def _count_applied(
-        self, events: Sequence[Event], indexes: Sequence[int], results: Sequence["Outcome | Poison"]
-    ) -> None:
-        outcomes = [(events[index], each) for index in indexes if isinstance(each := results[index], Outcome)]
+    def _count_applied(self, events: Sequence[Event], results: "Sequence[Outcome | Poison]") -> None:
+        outcomes = [(event, each) for event, each in zip(events, results, strict=True) if isinstance(each, Outcome)]
         counts = Counter[str](each.name for _, each in outcomes)
         received = (event.received_at for event, each in outcomes if each.name == "applied")
         counts.update(lag_counts(received, _now_ms()))
@@ -182,12 +180,16 @@ class Store:
         self, function: str, calls: Iterable[tuple[str, Sequence[Any]]], read: Callable[[list[Any]], R]
     ) -> list[R | Exception]:
         """The reply to each call, or its error where that user alone is to blame."""
-        prepared = [
-            ("FCALL", function, 1 + len(self._shared), self._keys.user(user_id), *self._shared, *arguments)
-            for user_id, arguments in calls
-        ]
+        prepared: list[tuple[Any, ...]] = []
+
+        def commands() -> Iterator[tuple[Any, ...]]:
+            for user_id, arguments in calls:
+                key = self._keys.user(user_id)
+                prepared.append(("FCALL", function, 1 + len(self._shared), key, *self._shared, *arguments))
+                yield prepared[-1]
+
         with _unavailable():
-            replies = self._send(prepared)
+            replies = self._send(commands())
             if any(is_missing_function(reply) for reply in replies):
                 try:
                     self.prepare()
@@ -209,11 +211,17 @@ class Store:
                 self._outbox.carry_out({key: todo for key, todo in done if todo})
         return results
 
-    def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        return self._replicas.execute(pipeline)
+    def _send(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        if not self._replicas.expected:
+            return pipelining.execute(self._client, commands)
+        replies: list[Any] = []
+        remaining = iter(commands)
+        while some := list(islice(remaining, PIPELINE_EVENTS)):
+            pipeline = self._client.pipeline(transaction=False)
+            for command in some:
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            replies += self._replicas.execute(pipeline)
+        return replies
 
     def _check_stream(self) -> None:
         """A stream of a wrong type would make every change look like a poison event of its own."""
@@ -255,16 +263,6 @@ def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
     for user_id, indexes in by_user.items():
         for start in range(0, len(indexes), STEP_EVENTS):
             yield user_id, indexes[start : start + STEP_EVENTS]
-
-
-def _take(steps: Iterator[tuple[str, list[int]]], most: int) -> list[tuple[str, list[int]]]:
-    """The next steps, of about `most` events."""
-    some: list[tuple[str, list[int]]] = []
-    count = 0
-    while count < most and (step := next(steps, None)):
-        some.append(step)
-        count += len(step[1])
-    return some
 
 
 def _results(reply: Applied | Exception, count: int) -> list[Outcome | Poison]:

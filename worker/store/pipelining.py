@@ -1,0 +1,47 @@
+"""Commands in one direction while their replies come in the other: the next are packed while the server works.
+
+redis-py's pipeline packs all of its commands, sends them, and waits for all replies: worker and server take turns.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+#: What is sent before the replies to what was sent before that are read. A reply is some ten bytes, so that the server
+#: never waits for us to read.
+SLICE_COMMANDS = 250
+
+
+def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
+    """The replies in the order of the commands; a server's error is one of them.
+
+    client: of a single server. Raises RedisError where the connection or the server fails; some commands may have been
+    carried out then.
+    """
+    replies: list[Any] = []
+    remaining = iter(commands)
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        unanswered = 0
+        while some := list(islice(remaining, SLICE_COMMANDS)):
+            connection.send_packed_command(connection.pack_commands(some))  # type: ignore[no-untyped-call]
+            replies += [_reply(connection) for _ in range(unanswered)]
+            unanswered = len(some)
+        replies += [_reply(connection) for _ in range(unanswered)]
+    except BaseException:
+        connection.disconnect()  # type: ignore[no-untyped-call]  # or replies would be taken for those of others
+        raise
+    finally:
+        pool.release(connection)
+    return replies
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
