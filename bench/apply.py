@@ -21,7 +21,8 @@ from shared.events import Event, encode
 from shared.queue import enqueue_encoded, open_queue
 from shared.redis.client import connect
 from shared.settings import Settings
-from worker.store.store import _FUNCTION, Store
+from worker.store import library
+from worker.store.store import Store
 
 ROUNDS = 5
 EVENTS = 60_000
@@ -69,7 +70,7 @@ def by_bare_loop(server: Server) -> float:
         pipeline = client.pipeline(transaction=False)
         for event in batch[start : start + 1000]:
             key = f"presence:{event.user_id}"
-            pipeline.execute_command("FCALL", _FUNCTION, 4, key, *store._shared, *store._arguments([event], [0], 0))
+            pipeline.execute_command("FCALL", library.NAME, 4, key, *store._shared, *store._arguments([event], [0], 0))
         pipeline.execute()
     return EVENTS / (time.perf_counter() - started)
 

@@ -141,8 +141,8 @@ def test_programs_stop_cleanly_when_asked(receiver: Receiver, worker: Worker, re
     wait_until(lambda: redis.scard("rq:workers") == 0)
 
 
-def test_the_installed_wheel_has_the_function() -> None:
-    script = "from importlib.resources import files; print(files('worker.store').joinpath('presence.lua').is_file())"
+def test_the_installed_wheel_has_the_functions() -> None:
+    script = "from worker.store import library; print('FUNCTION' not in library.SOURCE.replace('-- FUNCTION', ''))"
     result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

@@ -16,7 +16,7 @@ from worker.store.replies import OnCluster
 
 
 class Outbox:
-    """Acts upon replies of presence.lua.
+    """Acts upon replies of the functions in lua/.
 
     client: a `shared.redis.cluster.Cluster`. function: its name on the server. Every method raises RedisError.
     """

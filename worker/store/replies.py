@@ -1,4 +1,4 @@
-"""What the functions of presence.lua reply, as types; nobody else knows the places in their lists."""
+"""What the functions in lua/ reply, as types; nobody else knows the places in their lists."""
 
 from typing import Any, Literal, NamedTuple
 

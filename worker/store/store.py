@@ -4,14 +4,12 @@ The step is a Redis Function (FUNCTION LOAD, FCALL) rather than a script (EVALSH
 replicate, so neither a restart nor a failover answers a full pipeline with NOSCRIPT. The price is Redis 7.0.
 """
 
-import hashlib
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import islice
 from typing import Any, TypeVar, get_args
 
@@ -24,7 +22,7 @@ from shared.observe.counters import lag_counts
 from shared.redis.client import is_outage
 from shared.redis.cluster import Cluster
 from shared.settings import Settings
-from worker.store import pipelining
+from worker.store import library, pipelining
 from worker.store.outbox import Outbox
 from worker.store.replicas import Replicas
 from worker.store.replies import Applied, OutcomeName, Reviewed, is_missing_function, read_applied, read_reviewed
@@ -32,15 +30,10 @@ from worker.store.replies import Applied, OutcomeName, Reviewed, is_missing_func
 PIPELINE_EVENTS = 1000
 #: Events of one user in one step, so that no user holds up the server.
 STEP_EVENTS = 100
-#: What each command is to presence.lua.
+#: What each command is to the functions of lua/.
 _KINDS = {name: "kick_off" if "KickOff" in name else kind for name, kind in COMMANDS.items()}
 
 log = logging.getLogger("worker.store")
-
-_SOURCE = files("worker.store").joinpath("presence.lua").read_text("utf-8")
-# The text's own digest is in its name, so that workers of two releases can use one server during an upgrade.
-_FUNCTION = "presence_" + hashlib.sha256(_SOURCE.encode()).hexdigest()[:12]
-_LIBRARY = _SOURCE.replace("LIBRARY", _FUNCTION, 1).replace("'FUNCTION", f"'{_FUNCTION}")
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Applied | Reviewed)
@@ -73,7 +66,7 @@ class Store:
         self._keys = settings.keys
         keys = self._keys
         self._replicas = Replicas(client)
-        self._outbox = Outbox(client, settings, _FUNCTION, self._replicas) if isinstance(client, Cluster) else None
+        self._outbox = Outbox(client, settings, library.NAME, self._replicas) if isinstance(client, Cluster) else None
         #: What shares a step with the hash.
         self._shared = () if self._outbox else (keys.changes, keys.stats, keys.leases)
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
@@ -85,7 +78,7 @@ class Store:
         """
         steps, now_ms = list(_steps(events)), _now_ms()
         calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in steps)
-        replies = self._call(_FUNCTION, calls, read_applied)
+        replies = self._call(library.NAME, calls, read_applied)
         results: list[Outcome | Poison] = [_OUTCOMES["stale", False]] * len(events)
         for (_, indexes), reply in zip(steps, replies, strict=True):
             for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
@@ -132,7 +125,7 @@ class Store:
         last written under other ones. due: as `due` returned them.
         """
         calls = ((each, (each, *self._options, _now_ms(), until_ms, now_ms)) for each in user_ids)
-        replies = self._call(f"{_FUNCTION}_review", calls, read_reviewed)
+        replies = self._call(f"{library.NAME}_review", calls, read_reviewed)
         reviewed = [reply for reply in replies if not isinstance(reply, Exception)]
         expired = sum(reply.expired for reply in reviewed)
         self._count(Counter(expired=expired), sum(reply.flipped for reply in reviewed))
@@ -168,7 +161,7 @@ class Store:
     def prepare(self) -> None:
         """Loads the functions. Raises SettingsError where the server is too old for them."""
         try:
-            self._at_each_server(lambda server: server.function_load(_LIBRARY, replace=True))
+            self._at_each_server(lambda server: server.function_load(library.SOURCE, replace=True))
         except RedisError as error:
             if "unknown command" in str(error):
                 raise SettingsError(

@@ -1,0 +1,298 @@
+-- Batches: what OpenIM 3.8.2 and later sends of what happened within one second, in an order that is lost. What they say
+-- of platforms, and what platforms are by them. The usual event begins a batch that is newer than everything known of
+-- the user, and needs none of those that are remembered.
+
+local BATCHES_MAX = 4 -- remembered one by one
+local EVENTS_MAX = 64 -- of one batch: OpenIM sends one for each change, and each connection, of the user
+local SPAN = 60000 -- events of one operationID are one batch while their seqs, in ms, are less than this apart
+
+-- Whether the platform is online by the batches so far, whatever its lease.
+local function was_online(state, platform_id)
+  local record = state.platforms[platform_id]
+  if not record or record.on == NONE then return false end
+  return not higher(record.off, record.on) and not higher(state.user_off, record.on)
+end
+
+-- What a batch of several events has for each platform that it names, in a list.
+local function tally(events)
+  local counts, by_platform = {}, {}
+  for _, event in ipairs(events) do
+    local count = by_platform[event.platform_id]
+    if not count then
+      count = { platform_id = event.platform_id, online = 0, offline = 0, kicks = 0, seq = event.seq }
+      by_platform[event.platform_id] = count
+      counts[#counts + 1] = count
+    end
+    if event.kind == 'n' then
+      count.online = count.online + 1
+    else
+      count.offline = count.offline + 1
+      if event.kind == 'k' then count.kicks = count.kicks + 1 end
+    end
+    count.seq = highest(event.seq, count.seq)
+  end
+  return counts
+end
+
+-- Whether the batch, of which this is one platform's count, changes nothing of any other platform.
+local function changes_nothing_else(state, counts, count)
+  for _, other in ipairs(counts) do
+    if other ~= count and (other.offline > 0 or not was_online(state, other.platform_id)) then return false end
+  end
+  return true
+end
+
+local function says_online(state, counts, count)
+  if count.offline == 0 then return true end
+  if count.online == 0 then return false end
+  if count.kicks == count.offline or count.online > count.offline then return true end
+  return count.online == count.offline
+    and was_online(state, count.platform_id)
+    and changes_nothing_else(state, counts, count)
+end
+
+-- What the batch says of each platform that it names, after all batches before it have spoken.
+local function judge(state, batch)
+  local counts = tally(events_of(batch))
+  for _, count in ipairs(counts) do -- all of them before any is said: they look at what was before the batch
+    count.says_online = says_online(state, counts, count)
+  end
+  return counts
+end
+
+local function say(record, is_online_said, seq)
+  if is_online_said then
+    record.on = highest(record.on, seq)
+  else
+    record.off = highest(record.off, seq)
+  end
+end
+
+local function take_batch(state, batch)
+  if batch.kind then
+    return say(platform_record(state, batch.platform_id), batch.kind == 'n', batch.low)
+  end
+  batch.verdicts = judge(state, batch)
+  for _, verdict in ipairs(batch.verdicts) do
+    say(platform_record(state, verdict.platform_id), verdict.says_online, verdict.seq)
+  end
+end
+
+-- Gives the platforms what the sum and the batches say.
+local function settle(state)
+  for _, record in ipairs(state.platform_list) do
+    record.on, record.off = record.sum_on, record.sum_off
+  end
+  for _, batch in ipairs(state.batches) do
+    take_batch(state, batch)
+  end
+end
+
+-- Reads the batches that are remembered.
+local function load_batches(state)
+  if state.batches then return end
+  local batches = { state.newest or nil }
+  state.batches, state.newest = batches, false
+  for _, slot in ipairs(state.slots) do
+    local text = state.user[slot]
+    local seq, kind, platform_id = text:match('^(%d+) (%a)(%d+)%.%w* ')
+    local batch = new_batch(slot, text, seq, kind, platform_id)
+    if not kind then events_of(batch) end
+    batches[#batches + 1] = batch
+  end
+  sort_batches(batches)
+  settle(state)
+end
+
+local function sum_up(record, is_online_said, seq, is_new, is_mixed)
+  record.is_sum_changed = true
+  if not is_online_said then
+    record.sum_off = highest(record.sum_off, seq)
+    if is_mixed then record.mixed = highest(record.mixed, seq) end
+  elseif not (is_new and seq == record.mixed) then
+    -- Else it is a part of a batch that said offline, delivered once more after that was summed up.
+    record.sum_on = highest(record.sum_on, seq)
+  end
+end
+
+local function free(state, slot)
+  state.freed = state.freed or {}
+  state.freed[#state.freed + 1] = slot
+end
+
+-- Of the slots, all in use, the one of the earliest batch, and its seq, kind and platform; nil where it takes more than
+-- a look to say which that is, or what it says.
+local function earliest_slot(state)
+  local earliest, earliest_seq, is_tie
+  for _, slot in ipairs(state.slots) do
+    local seq = state.user[slot]:match('^(%d+) %a%d+%.%w* ')
+    if not seq then return nil end
+    if not earliest or higher(earliest_seq, seq) then
+      earliest, earliest_seq, is_tie = slot, seq, false
+    elseif seq == earliest_seq then
+      is_tie = true
+    end
+  end
+  if is_tie then return nil end
+  return earliest, state.user[earliest]:match('^(%d+) (%a)(%d+)')
+end
+
+-- Only the newest batches are remembered from now on, and what the others have said is added up.
+local function forget_batches(state)
+  if state.newest then
+    if #state.slots < BATCHES_MAX then return end
+    local slot, seq, kind, platform_id = earliest_slot(state)
+    if slot then
+      sum_up(platform_record(state, platform_id), kind == 'n', seq, false, false)
+      return free(state, slot)
+    end
+    load_batches(state)
+  end
+  if not state.batches then return end
+  local has_new = false
+  while #state.batches > BATCHES_MAX do
+    local batch = table.remove(state.batches, 1)
+    if batch.kind then
+      sum_up(state.platforms[batch.platform_id], batch.kind == 'n', batch.low, batch.is_new, false)
+    else
+      for _, verdict in ipairs(batch.verdicts) do
+        local is_mixed = verdict.online > 0 and verdict.offline > 0
+        sum_up(state.platforms[verdict.platform_id], verdict.says_online, verdict.seq, batch.is_new, is_mixed)
+      end
+    end
+    if batch.slot then free(state, batch.slot) end
+    has_new = has_new or batch.is_new
+  end
+  if has_new then settle(state) end
+end
+
+local function has_lower_seq(a, b)
+  return higher(b.seq, a.seq)
+end
+
+-- Divides events of one operationID into batches anew, from the lowest seq up.
+local function divide(state, batches, events)
+  local operation_id = operation_of(batches[1])
+  table.sort(events, has_lower_seq)
+  local part, parts = nil, 0
+  for _, event in ipairs(events) do
+    if not part or #part.events == EVENTS_MAX or not is_near(part.low, event.seq, SPAN) then
+      parts = parts + 1
+      part = batches[parts]
+      if not part then
+        part = { operation_id = operation_id, is_new = true }
+        state.batches[#state.batches + 1] = part
+      end
+      part.events, part.low, part.is_changed, part.kind = {}, event.seq, true, false
+    end
+    part.events[#part.events + 1] = event
+    part.high = event.seq
+  end
+end
+
+local function is_same(a, b)
+  return a.id == b.id and a.seq == b.seq and a.kind == b.kind and a.platform_id == b.platform_id
+end
+
+-- The remembered batches of this operationID, or nil where there are none.
+local function batches_of(state, operation_id)
+  local found
+  for _, batch in ipairs(state.batches) do
+    if operation_of(batch) == operation_id then
+      found = found or {}
+      found[#found + 1] = batch
+    end
+  end
+  return found
+end
+
+local function names_slot(state, operation_id)
+  local ending = ' ' .. operation_id
+  for _, slot in ipairs(state.slots) do
+    if state.user[slot]:find(ending, -#ending, true) then return true end
+  end
+  return false
+end
+
+local function fits(batch, seq)
+  return #events_of(batch) < EVENTS_MAX and is_near(lowest(batch.low, seq), highest(batch.high, seq), SPAN)
+end
+
+local function add_event(batch, item)
+  local events = events_of(batch)
+  events[#events + 1] = item
+  batch.low, batch.high = lowest(batch.low, item.seq), highest(batch.high, item.seq)
+  operation_of(batch) -- which its text says
+  batch.kind, batch.is_changed = false, true
+end
+
+local function batch_of(item, operation_id)
+  local text = item.seq .. ' ' .. item.kind .. item.platform_id .. '.' .. item.id .. ' ' .. operation_id
+  local batch = new_batch(false, text, item.seq, item.kind, item.platform_id)
+  batch.is_new = true
+  return batch
+end
+
+-- Lets an event begin a batch that is newer than everything known of the user: all others have spoken.
+local function begin_newest(state, item, operation_id)
+  for _, record in ipairs(state.platform_list) do
+    record.before_on, record.before_off = record.on, record.off
+  end
+  state.newest = batch_of(item, operation_id)
+  take_batch(state, state.newest)
+  return true
+end
+
+-- Puts a further event into that batch; false where it is there already.
+local function join_newest(state, item)
+  for _, known in ipairs(events_of(state.newest)) do
+    if is_same(known, item) then return false end
+  end
+  add_event(state.newest, item)
+  for _, record in ipairs(state.platform_list) do
+    record.on, record.off = record.before_on, record.before_off
+  end
+  take_batch(state, state.newest)
+  return true
+end
+
+-- Puts an event wherever it belongs among the batches; false where it is there already.
+local function insert(state, item, operation_id)
+  load_batches(state)
+  local batches, events = batches_of(state, operation_id), { item }
+  for _, batch in ipairs(batches or {}) do
+    for _, known in ipairs(events_of(batch)) do
+      if is_same(known, item) then return false end
+      events[#events + 1] = known
+    end
+  end
+  if not batches or operation_id == '' then
+    state.batches[#state.batches + 1] = batch_of(item, operation_id)
+  elseif batches[2] or not fits(batches[1], item.seq) then
+    divide(state, batches, events)
+  else
+    add_event(batches[1], item)
+  end
+  sort_batches(state.batches)
+  settle(state)
+  return true
+end
+
+-- Puts an event of a platform into its batch, and gives the platforms what the batches say then; false where the event
+-- is there already.
+local function remember(state, event)
+  local operation_id, newest, id = event.operation_id, state.newest, ''
+  if operation_id ~= '' then -- else events of one kind and seq are one
+    -- Within a batch eight characters tell events apart; where a receiver is too old to give them, the time does.
+    id = (event.id ~= '' and event.id or event.received_at):match('%w*$'):sub(-8)
+  end
+  local item = { kind = event.kind, platform_id = event.platform_id, id = id, seq = event.seq }
+  if newest then
+    if operation_id ~= '' and operation_of(newest) == operation_id and fits(newest, item.seq) then
+      return join_newest(state, item)
+    end
+  elseif not state.batches and higher(item.seq, state.user.seq or NONE) and not names_slot(state, operation_id) then
+    return begin_newest(state, item, operation_id)
+  end
+  return insert(state, item, operation_id)
+end
