@@ -1,6 +1,7 @@
 """The relay: carries events from the journal to the queue, in a thread of its own.
 
-The first waiting event goes at once, later ones in batches, with a pause between them until a batch is full.
+The first waiting event goes after a moment, with all that came in it; later ones go in batches, with a pause between
+them until a batch is full.
 Events leave the journal only when Redis will not lose them any more: with `appendfsync everysec` a
 server that is killed forgets its last second or two, so what was pushed in the last SETTLE_SECONDS is kept,
 and pushed again when the server turns out to be a new run. Applying an event twice is harmless.
@@ -31,6 +32,9 @@ from shared.redis.client import connect, is_outage, refresh_primary
 from shared.settings import Settings, without_password
 
 BATCH_EVENTS = 4000  # RQ spends the same time on a job, whatever is in it
+#: From the first waiting event to its push. The two senders of an OpenIM gateway post a batch of callbacks within about
+#: this time, and readers should see what it came to, not what was passed through on the way.
+GATHER_SECONDS = 0.015
 #: Between two pushes: this long at least, and so many times as long as the last one took, up to the most. A push takes
 #: about 1 ms of the interpreter that the requests share, for one event as for hundreds: 15 ms alone cost a tenth of
 #: what a receiver can accept.
@@ -135,8 +139,8 @@ class Relay(threading.Thread):
                 self._mark_ms = asked_at_ms
             if self._report():
                 self._settle()
-            if not self._stopping.is_set():
-                self._waiting.wait(1.0)
+            if not self._stopping.is_set() and self._waiting.wait(1.0):
+                self._stopping.wait(GATHER_SECONDS)
             return True
         pushing = bool(batch.payloads)
         started_at = time.monotonic()
