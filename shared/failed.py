@@ -14,7 +14,7 @@ from rq.job import Job
 from rq.results import Result
 
 from shared.events import describe
-from shared.queue import BatchJob, check_type, open_queue
+from shared.queue import BatchJob, BatchMeta, check_type, open_queue
 from shared.settings import Settings
 
 _CHUNK = 200
@@ -105,14 +105,14 @@ def _describe(job: Job) -> Failed:
     failed_at = result.created_at if result else job.ended_at
     try:
         events = [describe(event) for event in job.args[0]]
-        meta = dict(job.meta)
+        meta = BatchMeta.decode(job.meta)
     except Exception:  # a pickle, or a job that another program made: RQ raises whatever its reader does
-        events, meta = [], {}
+        events, meta = [], BatchMeta()
     return Failed(
         job.id,
         int(failed_at.timestamp() * 1000) if failed_at else 0,
         _one_line(result.exc_string if result else None),
-        meta.get("attempts", 1),
+        meta.attempts or 1,
         events,
     )
 

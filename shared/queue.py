@@ -1,6 +1,8 @@
 """The RQ queue between receivers and workers: its name, its serializer, its jobs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis import Redis
@@ -21,6 +23,8 @@ JOB_TIMEOUT_SECONDS = 120
 KEPT_SECONDS = 600
 #: A batch fails only with its worker; so often may the workers under one batch be killed.
 BATCH_RETRIES = 1000
+#: In RQ's hash of a worker: how far its machine's clock is ahead of that of the queue's server, in milliseconds.
+SKEW_FIELD = "clock_skew_ms"
 #: An event that cannot be applied alone is tried again after these pauses, in seconds.
 EVENT_RETRY_SECONDS = (2, 10, 30, 60)
 
@@ -42,14 +46,51 @@ class _PresentExecutions(ExecutionRegistry):
         return executions
 
 
+@dataclass(frozen=True, slots=True)
+class BatchMeta:
+    """What a job's `meta` says of its batch.
+
+    received_at: when the receiver took the oldest event, Unix milliseconds by its own clock; 0 where it is not known.
+    events: how many. skew_ms: how far the clock of the receiver was ahead of that of the queue's server. attempts: how
+    often an event that is alone was tried, 0 for a batch.
+    """
+
+    received_at: int = 0
+    events: int = 0
+    skew_ms: int = 0
+    attempts: int = 0
+
+    @property
+    def received_ms(self) -> int:
+        """`received_at` by the clock of the queue's server."""
+        return self.received_at and self.received_at - self.skew_ms
+
+    def encode(self) -> dict[str, int]:
+        fields = {"since": self.received_at, "events": self.events, "skew": self.skew_ms, "attempts": self.attempts}
+        return {name: value for name, value in fields.items() if value or name in ("since", "events")}
+
+    @classmethod
+    def decode(cls, meta: Mapping[str, Any]) -> "BatchMeta":
+        """What is missing or no number is 0: an older release wrote less, and other programs make jobs too."""
+        names = ("since", "events", "skew", "attempts")
+        return cls(*(value if isinstance(value := meta.get(name), int) else 0 for name in names))
+
+    @classmethod
+    def parse(cls, text: bytes | None) -> "BatchMeta":
+        """The same of the field of the job's hash."""
+        try:
+            meta = json.loads(text or b"{}")
+        except ValueError:  # a pickle
+            meta = {}
+        return cls.decode(meta if isinstance(meta, dict) else {})
+
+
 class BatchJob(Job):
     """RQ's job, which can also be finished after a worker died under it."""
 
-    #: Nothing is kept of a batch that was applied, but where presence might forget it.
-    kept_seconds = 0
-
     def get_result_ttl(self, default_ttl: int) -> int:
-        return self.kept_seconds
+        """Nothing is kept of a batch that was applied, except where it says so."""
+        return self.result_ttl or 0
 
     @property
     def execution_registry(self) -> ExecutionRegistry:
@@ -88,12 +129,13 @@ def check_type(queue: Queue) -> None:
         raise ResponseError(f"the key {queue.key} is no list; rename it, batches go there")
 
 
-def enqueue_encoded(queue: Queue, events: Sequence[bytes], since_ms: int) -> Job:
+def enqueue_encoded(queue: Queue, events: Sequence[bytes], received_at: int, skew_ms: int = 0) -> Job:
     """Puts one batch of events, each as `events.encode` wrote it, onto the queue in one transaction.
 
-    They are not decoded: the job's data is the JSON around them. since_ms: when the oldest was received.
+    They are not decoded: the job's data is the JSON around them. received_at, skew_ms: see BatchMeta.
     """
-    job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES), len(events), since_ms)
+    meta = BatchMeta(received_at, len(events), skew_ms)
+    job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES), meta)
     job.data = b'["%s",null,[[%s]],{}]' % (APPLY.encode(), b",".join(events))
     try:
         return _enqueue(queue, job)
@@ -105,7 +147,8 @@ def enqueue_encoded(queue: Queue, events: Sequence[bytes], since_ms: int) -> Job
 
 def waiting_since(queue: Queue, most: int) -> list[int] | None:
     """When the oldest event of each batch that is not applied yet was received, Unix milliseconds, 0 where a batch does
-    not say. None for more than `most` batches. Failed ones do not count: they wait for a person.
+    not say: by the clock of its receiver or of the queue's server, whichever is earlier. None for more than `most`
+    batches. Failed ones do not count: they wait for a person.
     """
     connection = queue.connection
     with connection.pipeline() as transaction:  # all at once, or a batch could slip by from one list to another
@@ -120,27 +163,24 @@ def waiting_since(queue: Queue, most: int) -> list[int] | None:
         for job_id in job_ids:
             pipeline.hmget(Job.key_for(job_id), "status", "meta")
         found = pipeline.execute()
-    return [
-        queue.serializer.loads(meta).get("since", 0) if meta else 0
-        for status, meta in found
-        if status is not None  # else it was done meanwhile
-    ]
+    metas = [BatchMeta.parse(meta) for status, meta in found if status is not None]  # else it was done meanwhile
+    return [min(meta.received_at, meta.received_ms) for meta in metas]
 
 
-def enqueue_alone(queue: Queue, event: Any, job_id: str, since_ms: int, why: str) -> Job:
+def enqueue_alone(queue: Queue, event: Any, job_id: str, batch: BatchMeta, why: str) -> Job:
     """Puts one event that failed in its batch onto the queue, to be tried alone with growing pauses.
 
     job_id: the same for the same event of the same batch, so that a batch run twice makes one job. Its meta counts the
-    attempts, of which the batch was the first.
+    attempts: the batch was the first.
     """
     pauses = EVENT_RETRY_SECONDS
-    job = _create(queue, f"1 event alone: {why}", Retry(max=len(pauses), interval=pauses), 1, since_ms, job_id)
-    job.meta["attempts"] = 1
+    meta = replace(batch, events=1, attempts=1)
+    job = _create(queue, f"1 event alone: {why}", Retry(max=len(pauses), interval=pauses), meta, job_id)
     job.args = ([event],)
     return _enqueue(queue, job)
 
 
-def _create(queue: Queue, description: str, retry: Retry, events: int, since_ms: int, job_id: str | None = None) -> Job:
+def _create(queue: Queue, description: str, retry: Retry, meta: BatchMeta, job_id: str | None = None) -> Job:
     """A job of which nothing is kept when it is done, and everything, for ever, when it failed."""
     return queue.create_job(
         APPLY,
@@ -148,7 +188,7 @@ def _create(queue: Queue, description: str, retry: Retry, events: int, since_ms:
         failure_ttl=-1,
         retry=retry,
         job_id=job_id,
-        meta={"since": since_ms, "events": events},
+        meta=meta.encode(),
     )
 
 

@@ -16,9 +16,11 @@ from shared.logs.outage import Outage
 from shared.queue import check_type, open_queue
 from shared.redis.checks import inspect, queue_variable
 from shared.redis.client import connect, is_outage
+from shared.redis.clock import ServerClock
 from shared.settings import Settings, load, without_password
 from worker import admin, jobs
 from worker.heartbeat import Heartbeat
+from worker.rq_clock import set_rq_clock
 from worker.rq_worker import PresenceWorker
 from worker.store.store import Poison
 from worker.sweep.sweeper import Sweeper
@@ -66,7 +68,10 @@ def work(settings: Settings, stopping: threading.Event) -> None:
             jobs.prepare()
             queue = open_queue(connection, settings)
             check_type(queue)
-            PresenceWorker(queue, connection, outage, stopping, pulse).work(logging_level="WARNING")
+            clock = ServerClock(connection)
+            clock.ask()
+            set_rq_clock(clock.now_ms)
+            PresenceWorker(queue, connection, outage, stopping, pulse, clock).work(logging_level="WARNING")
             stopping.wait(1.0)
         except RedisError as error:
             stopping.wait(outage.failed(error))

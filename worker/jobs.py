@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ from shared.errors import Unavailable
 from shared.events import EVENT, EVENTS, Event, describe
 from shared.logs.outage import Outage
 from shared.logs.throttle import LogThrottle
-from shared.queue import KEPT_SECONDS, BatchJob, enqueue_alone, open_queue
+from shared.queue import KEPT_SECONDS, BatchMeta, enqueue_alone, open_queue
 from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
 from worker.store.store import Outcome, Poison, Store
@@ -42,8 +43,6 @@ def _settings() -> Settings:
 
 @functools.cache
 def _store() -> Store:
-    if _settings().has_separate_queue:
-        BatchJob.kept_seconds = KEPT_SECONDS
     return Store(connect(_settings().redis_url, timeout=ANSWER_SECONDS), _settings())
 
 
@@ -76,8 +75,11 @@ def apply_batch(events: list[Any]) -> Retry | None:
     ]
     if log.isEnabledFor(logging.DEBUG):
         _tell(readable, results)
+    job = get_current_job()
     if failures:
-        _set_apart(events, failures)
+        _set_apart(job, events, failures)
+    if job is not None and _settings().has_separate_queue:
+        job.result_ttl = KEPT_SECONDS  # presence might forget it: the sweep knows when it is safe
     return None
 
 
@@ -118,23 +120,24 @@ def _tell(readable: Sequence[tuple[int, Event]], results: Sequence[Outcome | Poi
             log.debug("%s%s", result.name, ", status changed" if result.flipped else "", extra=describe(event))
 
 
-def _set_apart(events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
+def _set_apart(job: Job | None, events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
     """Raises Poison for an event that is alone already, or where no job of RQ's is running."""
-    job = get_current_job()
-    if job is None or "attempts" in job.meta:
-        if job is not None:
-            _note_failure(job, events[0], failures[0][1])
+    if job is None:
+        raise failures[0][1]
+    meta = BatchMeta.decode(job.meta)
+    if meta.attempts:
+        _note_failure(job, replace(meta, attempts=meta.attempts + 1), events[0], failures[0][1])
         raise failures[0][1]
     queue = open_queue(job.connection, _settings())
     for index, poison in failures:
         _troubles.say(
             logging.ERROR, "an event cannot be applied and goes on alone: %s", poison, extra=describe(events[index])
         )
-        enqueue_alone(queue, events[index], f"{job.id}-{index}", job.meta.get("since", 0), str(poison))
+        enqueue_alone(queue, events[index], f"{job.id}-{index}", meta, str(poison))
 
 
-def _note_failure(job: Job, event: Any, poison: Poison) -> None:
-    job.meta["attempts"] += 1
+def _note_failure(job: Job, meta: BatchMeta, event: Any, poison: Poison) -> None:
+    job.meta = meta.encode()
     job.save_meta()  # type: ignore[no-untyped-call]
     if job.retries_left:
         _troubles.say(logging.WARNING, "an event still cannot be applied: %s", poison, extra=describe(event))
@@ -143,7 +146,7 @@ def _note_failure(job: Job, event: Any, poison: Poison) -> None:
     _troubles.say(
         logging.ERROR,
         "an event has failed %d times and waits for you, see presence failed list: %s",
-        job.meta["attempts"],
+        meta.attempts,
         poison,
         extra=describe(event),
     )

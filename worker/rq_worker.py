@@ -13,17 +13,17 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
-from rq import Queue, SimpleWorker
+from rq import Queue, SimpleWorker, utils
 from rq.exceptions import NoSuchJobError, StopRequested
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
-from rq.utils import now
 from rq.worker_registration import clean_worker_registry, register
 
 from shared.logs.outage import Outage
-from shared.queue import BatchJob, check_type
+from shared.queue import SKEW_FIELD, BatchJob, check_type
 from shared.redis.client import is_outage, refresh_primary
+from shared.redis.clock import ServerClock
 from worker.heartbeat import Heartbeat
 
 #: A job that its worker has not finished after so long is run again, by whoever is there.
@@ -41,16 +41,24 @@ log = logging.getLogger("worker")
 class PresenceWorker(SimpleWorker):
     """Runs jobs in its own process, one after the other, keeping its connections.
 
-    Raises whatever RQ's own loop gives up on; start another one then.
+    clock: of the queue's server; see worker/rq_clock.py. Raises whatever RQ's own loop gives up on; start another one
+    then.
     """
 
     # Of RQ's pause after a lost connection, which doubles up to this.
     max_connection_wait_time = 2.0
 
     def __init__(
-        self, queue: Queue, connection: Redis, outage: Outage, stopping: threading.Event, pulse: Heartbeat
+        self,
+        queue: Queue,
+        connection: Redis,
+        outage: Outage,
+        stopping: threading.Event,
+        pulse: Heartbeat,
+        clock: ServerClock,
     ) -> None:
         self._outage = outage
+        self._clock = clock
         self._pulse = pulse
         self._stopping = stopping
         self._stuck_since: dict[str, float] = {}
@@ -93,6 +101,7 @@ class PresenceWorker(SimpleWorker):
     # Maintenance
 
     def run_maintenance_tasks(self) -> None:
+        self._clock.ask()
         refresh_primary(self.connection)  # or go there with the next command: events come to the new one
         for queue in self.queues:
             check_type(queue)
@@ -105,7 +114,7 @@ class PresenceWorker(SimpleWorker):
                         raise
                     self._complain(f"RQ's keys are not as they should be: {error}")
         self._register_again()
-        self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ declares None
+        self.last_cleaned_at = utils.now()  # type: ignore[assignment]  # RQ declares None
 
     def _complain(self, trouble: str) -> None:
         """Once for each trouble, not once every MAINTENANCE_SECONDS."""
@@ -147,7 +156,7 @@ class PresenceWorker(SimpleWorker):
     def _register_again(self) -> None:
         """A worker that was cut off for long has been struck off; RQ would not put it back."""
         with self.connection.pipeline() as transaction:
-            transaction.hset(self.key, mapping=self.serialize())
+            transaction.hset(self.key, mapping={**self.serialize(), SKEW_FIELD: self._clock.skew_ms})
             transaction.expire(self.key, ALIVE_SECONDS)
             register(self, transaction)
             transaction.execute()

@@ -9,7 +9,6 @@ and pushed again when the server turns out to be a new run. Applying an event tw
 Once a second it also tells the workers and `presence status`, on the queue's Redis, how far it has come.
 """
 
-import json
 import logging
 import os
 import socket
@@ -24,11 +23,14 @@ from redis.exceptions import RedisError, ResponseError
 
 from receiver.journal.journal import Journal
 from receiver.journal.segment import Batch
+from shared import reports
 from shared.events import received_at
 from shared.logs.outage import Outage
 from shared.queue import enqueue_encoded, open_queue
 from shared.redis.checks import durability_risk, incompatibility, queue_variable, read_info
 from shared.redis.client import connect, is_outage, refresh_primary
+from shared.redis.clock import ServerClock
+from shared.reports import Report
 from shared.settings import Settings, without_password
 
 BATCH_EVENTS = 4000  # RQ spends the same time on a job, whatever is in it
@@ -59,6 +61,7 @@ class Relay(threading.Thread):
         self._journal = journal
         self._client = connect(settings.queue_url, timeout=PUSH_TIMEOUT_SECONDS, on_connect=self._greet)
         self._queue = open_queue(self._client, settings)
+        self._clock = ServerClock(self._client)
         self._variable = queue_variable(settings)
         #: What was already said about the server.
         self._remarks: set[str] = set()
@@ -162,7 +165,7 @@ class Relay(threading.Thread):
 
     def _push(self, payloads: list[bytes], since_ms: int) -> None:
         try:
-            enqueue_encoded(self._queue, payloads, since_ms)
+            enqueue_encoded(self._queue, payloads, since_ms, self._clock.skew_ms)
         except RedisError:
             self.pushes_failed += 1
             raise
@@ -174,18 +177,21 @@ class Relay(threading.Thread):
         if now < self._next_report:
             return False
         self._next_report = now + REPORT_SECONDS
-        now_ms, trouble = time.time_ns() // 1_000_000, self._journal.trouble
+        self._clock.ask()
+        now_ms, trouble = self._clock.now_ms(), self._journal.trouble
         if not trouble:
             self._well_ms = now_ms
-        report = {
-            "at": now_ms,
-            "well": self._well_ms,
-            "mark": self._mark_ms,
-            "events": self._journal.waiting_events,
-            "bytes": self._journal.waiting_bytes,
-            "trouble": trouble,
-        }
-        self._tell(lambda: self._client.hset(self._reports, self._name, json.dumps(report)))
+        report = Report(
+            self._name,
+            at_ms=now_ms,
+            mark_ms=self._mark_ms - self._clock.skew_ms,
+            events=self._journal.waiting_events,
+            bytes=self._journal.waiting_bytes,
+            trouble=trouble,
+            healthy_at_ms=self._well_ms,
+            skew_ms=self._clock.skew_ms,
+        )
+        self._tell(lambda: self._client.hset(self._reports, self._name, reports.encode(report)))
         self._outage.over()
         return True
 

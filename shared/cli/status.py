@@ -128,16 +128,16 @@ class View:
     def _queue_rows(self) -> list[str]:
         queue, now = self.snapshot.queue, self.snapshot.at_ms
         receivers = [
-            f"{each.name}, {_waiting(each.events, each.bytes, each.mark_ms)}, heard of {age(each.at_ms)} ago"
+            f"{each.name}, {_waiting(each.events, each.bytes, each.mark_ms)}, heard of {age(each.at_ms, now)} ago"
             + (" (silent)" if health.is_silent(each.at_ms, now) else "")
             for each in queue.receivers
         ]
         workers = [
-            f"{each.name[:12]} {each.state}, up {age(each.since_ms)}"
-            + (f", last sign of life {age(each.seen_ms)} ago" if now - each.seen_ms > QUIET_SECONDS * 1000 else "")
+            f"{each.name[:12]} {each.state}, up {age(each.since_ms, now)}"
+            + (f", last sign of life {age(each.seen_ms, now)} ago" if now - each.seen_ms > QUIET_SECONDS * 1000 else "")
             for each in queue.workers
         ]
-        since = f", oldest event received {age(queue.oldest_ms)} ago" if queue.oldest_ms else ""
+        since = f", oldest event received {age(queue.oldest_ms, now)} ago" if queue.oldest_ms else ""
         return [
             *_rows("receivers", receivers),
             _row("queue", f"{health.counted(queue.jobs, 'batch')} waiting{since}"),

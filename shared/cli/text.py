@@ -15,9 +15,9 @@ def moment(unix_ms: int) -> str:
         return f"{unix_ms} ms"
 
 
-def age(unix_ms: int) -> str:
-    """How long ago that was, roughly."""
-    seconds = max(0, time.time() - unix_ms / 1000)
+def age(unix_ms: int, now_ms: int | None = None) -> str:
+    """How long ago that was, roughly: at `now_ms`, if not now by the clock of this machine."""
+    seconds = max(0, (time.time_ns() // 1_000_000 if now_ms is None else now_ms) - unix_ms) / 1000
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

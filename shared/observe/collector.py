@@ -1,7 +1,7 @@
 """Asking one Redis for its part of a snapshot."""
 
-import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis
@@ -10,10 +10,12 @@ from rq.job import Job
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from shared import reports
 from shared.observe.counters import Stats
-from shared.observe.snapshot import PresenceState, QueueState, Report, Server, Worker
-from shared.queue import open_queue
+from shared.observe.snapshot import PresenceState, QueueState, Server, Worker
+from shared.queue import SKEW_FIELD, BatchMeta, open_queue
 from shared.redis.cluster import Cluster
+from shared.reports import Report
 from shared.settings import Settings
 
 
@@ -42,10 +44,11 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
     found = _ask(
         client,
         [("HMGET", key, "meta", "created_at") for key in oldest]
-        + [("HMGET", key, "state", "birth", "last_heartbeat") for key in keys],
+        + [("HMGET", key, "state", "birth", "last_heartbeat", SKEW_FIELD) for key in keys],
     )
     return QueueState(
         _server(good["server"] or {}),
+        at_ms=int((good["server"] or {}).get("server_time_usec", 0)) // 1000,
         jobs=good[queue.key] or 0,
         oldest_ms=_received_ms(found[0]) if oldest else 0,
         running=good[queue.started_job_registry.key] or 0,
@@ -115,33 +118,28 @@ def _troubles(info: dict[str, Any]) -> Iterator[str]:
 
 
 def _received_ms(fields: Any) -> int:
-    """Of a job: its `since`, or where another program made it, its creation."""
+    """Of a job: when its oldest event was received, or where another program made it, its creation."""
     meta, created_at = (None, None) if _failed(fields) else fields
-    try:
-        return int(json.loads(meta or "{}")["since"])
-    except (TypeError, ValueError, KeyError):
-        return _moment_ms(created_at)
+    return BatchMeta.parse(meta).received_ms or _moment_ms(created_at)
 
 
 def _workers(keys: Sequence[Any], found: Sequence[Any]) -> list[Worker]:
     """Those whose hash is there: it runs out when they give no sign of life."""
     return [
-        Worker(_decode(key).rpartition(":")[2], _decode(state or b"?"), _moment_ms(birth), _moment_ms(seen))
-        for key, (state, birth, seen) in ((k, f) for k, f in zip(keys, found, strict=True) if not _failed(f))
+        Worker(
+            _decode(key).rpartition(":")[2], _decode(state or b"?"), _moment_ms(birth), _moment_ms(seen), int(skew or 0)
+        )
+        for key, (state, birth, seen, skew) in ((k, f) for k, f in zip(keys, found, strict=True) if not _failed(f))
         if birth
     ]
 
 
 def _reports(fields: dict[bytes, bytes]) -> list[Report]:
-    reports = []
+    found = []
     for name, value in sorted(fields.items()):
-        try:
-            report = json.loads(value)
-            at, mark, events, size = (int(report[field]) for field in ("at", "mark", "events", "bytes"))
-            reports.append(Report(_decode(name), at, mark, events, size, str(report.get("trouble", ""))))
-        except (ValueError, KeyError, TypeError):
-            continue  # of another release
-    return reports
+        with suppress(ValueError):  # what is no report the sweep complains of
+            found.append(reports.decode(name, value))
+    return found
 
 
 def _moment_ms(text: bytes | None) -> int:

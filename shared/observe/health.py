@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from shared.observe.readiness import Readiness
-from shared.observe.snapshot import PresenceState, Server, Snapshot
+from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
+from shared.redis.clock import SKEW_MOST_MS
 from shared.settings import Settings, without_password
 
 #: A receiver process reports every second.
@@ -35,9 +36,19 @@ def notes(snapshot: Snapshot) -> list[str]:
     silent = [each.name for each in queue.receivers if is_silent(each.at_ms, snapshot.at_ms) and not each.events]
     if silent:
         lines.append(f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
+    lines += _of_clocks(queue)
     if queue.leases_held:
         lines.append(f"no lease runs out now: {queue.leases_held}")
     return lines
+
+
+def _of_clocks(queue: QueueState) -> Iterator[str]:
+    for role, programs in (("receiver", queue.receivers), ("worker", queue.workers)):
+        for each in programs:
+            if abs(each.skew_ms) > SKEW_MOST_MS:
+                which = "ahead of" if each.skew_ms > 0 else "behind"
+                seconds = f"{abs(each.skew_ms) / 1000:,.1f} s"
+                yield f"the clock of {role} {each.name} is {seconds} {which} that of the queue's server: set it (NTP)"
 
 
 def counted(count: int, noun: str) -> str:

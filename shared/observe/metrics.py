@@ -58,6 +58,14 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
             seconds_since(queue.oldest_ms, snapshot.at_ms),
         )
         yield gauge("presence_workers", "Workers alive.", len(queue.workers))
+        skew = GaugeMetricFamily(
+            "presence_clock_skew_seconds",
+            "The most that a clock differs from that of the queue's server.",
+            labels=["role"],
+        )
+        skew.add_metric(["receiver"], max((abs(each.skew_ms) / 1000 for each in queue.receivers), default=0.0))
+        skew.add_metric(["worker"], max((abs(each.skew_ms) / 1000 for each in queue.workers), default=0.0))
+        yield skew
         yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)
     if not presence.server.error:
         stats = presence.stats

@@ -64,11 +64,9 @@ class Poller:
 
     def end(self, queue: Future[QueueState], presence: Future[PresenceState]) -> Snapshot:
         late = Server(error=f"no answer within {ALL_SECONDS:g} s")
-        return Snapshot(
-            time.time_ns() // 1_000_000,
-            queue.result() if queue.done() else QueueState(late),
-            presence.result() if presence.done() else PresenceState(late),
-        )
+        of_queue = queue.result() if queue.done() else QueueState(late)
+        of_presence = presence.result() if presence.done() else PresenceState(late)
+        return Snapshot(of_queue.at_ms or time.time_ns() // 1_000_000, of_queue, of_presence)
 
     def poll(self) -> Snapshot:
         """Blocks for ALL_SECONDS at the most."""

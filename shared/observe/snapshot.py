@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from shared.observe.counters import Stats
+from shared.reports import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,39 +24,27 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What one receiver process last said. All events received before mark_ms are in the queue.
-
-    trouble: why it refuses events, or "".
-    """
-
-    name: str
-    at_ms: int
-    mark_ms: int
-    events: int
-    bytes: int
-    trouble: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Worker:
-    """One live worker; since_ms: when it started; seen_ms: its last sign of life."""
+    """One live worker; since_ms: when it started; seen_ms: its last sign of life; skew_ms: as that of a Report."""
 
     name: str
     state: str
     since_ms: int
     seen_ms: int
+    skew_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
     """What RQ's keys and ours on its server say.
 
-    oldest_ms: when the oldest event in the queue was received, 0 where none waits. leases_held: why no lease runs out
-    now, or "". troubles: keys of wrong types.
+    at_ms: when it was asked, 0 where it does not say; by its own clock, as are all times here. oldest_ms: when the
+    oldest event in the queue was received, 0 where none waits. leases_held: why no lease runs out now, or "".
+    troubles: keys of wrong types.
     """
 
     server: Server
+    at_ms: int = 0
     jobs: int = 0
     oldest_ms: int = 0
     running: int = 0
@@ -79,7 +68,7 @@ class PresenceState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Both, at one time (Unix milliseconds)."""
+    """Both, at one time (Unix milliseconds, by the clock of the queue's server where that answers)."""
 
     at_ms: int
     queue: QueueState

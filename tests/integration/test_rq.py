@@ -10,7 +10,7 @@ from rq.serializers import JSONSerializer
 from support import wait_until
 
 from shared.events import encode
-from shared.queue import BatchJob, enqueue_alone, enqueue_encoded, open_queue
+from shared.queue import BatchJob, BatchMeta, enqueue_alone, enqueue_encoded, open_queue
 from shared.settings import Settings
 from worker import jobs
 from worker.store.store import Store
@@ -76,7 +76,7 @@ def test_a_batch_is_applied_and_its_poison_goes_on_alone(queue: Queue, redis: Re
 
 
 def test_an_event_alone_ends_among_the_failed_with_its_error(queue: Queue, redis: Redis) -> None:
-    enqueue_alone(queue, {"no": "event"}, "batch-0", 0, "why")
+    enqueue_alone(queue, {"no": "event"}, "batch-0", BatchMeta(), "why")
     for left in (4, 3, 2, 1, 0):
         run(queue, redis)
         job = BatchJob.fetch("batch-0", redis, JSONSerializer)
@@ -101,7 +101,7 @@ def test_a_batch_of_one_event_that_cannot_be_applied_is_not_tried_a_thousand_tim
 
 def test_a_batch_run_twice_makes_one_job_of_its_poison(queue: Queue, redis: Redis) -> None:
     for _ in range(2):
-        enqueue_alone(queue, {"no": "event"}, "batch-0", 0, "why")
+        enqueue_alone(queue, {"no": "event"}, "batch-0", BatchMeta(), "why")
     run(queue, redis)
     assert queue.scheduled_job_registry.get_job_ids() == ["batch-0"]
 

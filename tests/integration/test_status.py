@@ -21,7 +21,7 @@ from rq.serializers import JSONSerializer
 from support import Process, Receiver, Server, Worker, wait_until
 
 from shared.cli import cli
-from shared.queue import BatchJob, enqueue_alone, enqueue_encoded, open_queue
+from shared.queue import BatchJob, BatchMeta, enqueue_alone, enqueue_encoded, open_queue
 from shared.settings import Settings
 from worker import jobs
 from worker.store.store import Store
@@ -131,7 +131,7 @@ def queue(redis: Redis) -> Queue:
 def fail(queue: Queue, redis: Redis, job_id: str = "batch-0") -> None:
     """An event that could not be applied, as a worker leaves it at the end of its tries."""
     redis.set("presence:bad", "not a hash")
-    job = enqueue_alone(queue, EVENT, job_id, 7, "why")
+    job = enqueue_alone(queue, EVENT, job_id, BatchMeta(7), "why")
     queue.remove(job)
     job.retries_left, job.meta["attempts"] = 0, 6
     job.ended_at = datetime.now(UTC)
@@ -213,7 +213,7 @@ def test_without_saying_which_nothing_is_done(
 
 @pytest.mark.parametrize("action", ["requeue", "drop"])
 def test_what_is_not_among_the_failed_is_left_alone(run: Run, queue: Queue, redis: Redis, action: str) -> None:
-    job = enqueue_alone(queue, EVENT, "waiting", 7, "why")
+    job = enqueue_alone(queue, EVENT, "waiting", BatchMeta(7), "why")
     result = run("failed", action, "waiting")
     assert (result.exit_code, "not among the failed" in result.output) == (1, True)
     assert queue.job_ids == ["waiting"]

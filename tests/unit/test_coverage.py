@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shared.reports import Report
 from worker.sweep.watermark import LeaseWatermark, look
 
 NOW, LEASE = 1_000_000, 60_000
@@ -12,8 +13,10 @@ NOW, LEASE = 1_000_000, 60_000
 BEFORE = LeaseWatermark(swept_at=NOW - 1000, heard_at=NOW - 1500, since=NOW - 2 * LEASE, until=NOW - 2000, servers="a")
 
 
-def report(at: int = NOW - 500, mark: int = NOW - 700, events: int = 0) -> dict[str, int]:
-    return {"at": at, "mark": mark, "events": events, "bytes": 100 * events}
+def report(
+    at: int = NOW - 500, mark: int = NOW - 700, events: int = 0, healthy_at: int | None = None, skew: int = 0
+) -> Report:
+    return Report("r", at, mark, events, 100 * events, "", at if healthy_at is None else healthy_at, skew)
 
 
 def see(before: LeaseWatermark = BEFORE, **seen: Any) -> LeaseWatermark:
@@ -32,8 +35,17 @@ def test_leases_run_out_up_to_where_all_is_applied() -> None:
         ({"waiting": [NOW - 800, NOW - 30_000]}, NOW - 30_000),
         ({"waiting": [0]}, 0),
         ({"reports": [report(mark=NOW + 5000)]}, NOW),
+        ({"reports": [report(skew=-9000)]}, NOW - 9700),
+        ({"reports": [report(skew=9000)]}, NOW - 700),
     ],
-    ids=["waits in a journal", "waits on the queue", "of unknown age on the queue", "a clock that is ahead"],
+    ids=[
+        "waits in a journal",
+        "waits on the queue",
+        "of unknown age on the queue",
+        "a clock that is ahead",
+        "of a receiver whose clock is behind, and so its events' times",
+        "of a receiver whose clock is ahead",
+    ],
 )
 def test_what_is_not_applied_yet_holds_up_later_ends(seen: dict[str, Any], until: int) -> None:
     coverage = see(**seen)
@@ -49,7 +61,7 @@ def test_what_is_not_applied_yet_holds_up_later_ends(seen: dict[str, Any], until
         (replace(BEFORE, heard_at=NOW - 16_000), {"reports": []}),
         (BEFORE, {"reports": [report(), report(at=NOW - 16_000)]}),
         (BEFORE, {"reports": [report(at=NOW - 16_000)]}),
-        (BEFORE, {"reports": [report(), report() | {"well": NOW - 16_000}]}),
+        (BEFORE, {"reports": [report(), report(healthy_at=NOW - 16_000)]}),
         (replace(BEFORE, since=NOW - 1000), {"reports": [report(), report(at=NOW - 30_000)]}),
     ],
     ids=[
@@ -73,7 +85,7 @@ def test_after_a_gap_a_whole_lease_must_pass(before: LeaseWatermark, seen: dict[
     ("before", "seen"),
     [
         (replace(BEFORE, swept_at=NOW - 14_000), {}),
-        (BEFORE, {"reports": [report() | {"well": NOW - 14_000}]}),
+        (BEFORE, {"reports": [report(healthy_at=NOW - 14_000)]}),
         (replace(BEFORE, since=NOW - 62_000), {"reports": [report(), report(at=NOW - 63_000)]}),
     ],
     ids=[
@@ -93,6 +105,14 @@ def test_nothing_runs_out_while_nobody_knows_what_waits() -> None:
     assert see(waiting=None).until == BEFORE.until
     coverage = see(reports=[])
     assert (coverage.held, coverage.until, coverage.since) == ("no receiver reports", BEFORE.until, BEFORE.since)
+
+
+def test_a_report_from_the_future_is_one_of_now() -> None:
+    assert see(reports=[report(at=NOW + LEASE)]).heard_at == NOW
+
+
+def test_nothing_runs_out_where_nobody_may_know_whether_a_server_was_replaced() -> None:
+    assert "INFO is forbidden" in see(servers="").held
 
 
 def test_a_lease_later_all_is_as_before() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from shared.observe import health
 from shared.observe.readiness import Readiness, combine, readiness_of
-from shared.observe.snapshot import PresenceState, QueueState, Report, Server, Snapshot, Worker
+from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot, Worker
+from shared.reports import Report
 from shared.settings import Settings
 
 NOW = 1_700_000_000_000

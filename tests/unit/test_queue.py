@@ -1,18 +1,13 @@
 """What is asked of the queue; a Redis made of Python will do."""
 
-import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
-from redis.client import Pipeline
 from rq import Queue
-from rq.job import JobStatus
 
-from shared.queue import KEPT_SECONDS, enqueue_alone, enqueue_encoded, open_queue, waiting_since
+from shared.queue import BatchMeta, enqueue_alone, enqueue_encoded, open_queue, waiting_since
 from shared.settings import Settings
-from worker.sweep.replay_window import SETTLE_SECONDS, apply_again, settle
 
 EVENT = b'["u","callbackUserOfflineCommand",1,"",0,"","op",99]'
 
@@ -27,7 +22,7 @@ def test_every_batch_that_waits_says_since_when(queue: Queue) -> None:
     assert waiting_since(queue, 10) == []
     started = enqueue_encoded(queue, [EVENT], 50)
     enqueue_encoded(queue, [EVENT, EVENT], 70)
-    enqueue_alone(queue, ["no event"], "alone", 60, "why")
+    enqueue_alone(queue, ["no event"], "alone", BatchMeta(60), "why")
     queue.connection.lrem(queue.key, 1, started.id)
     queue.connection.zadd(queue.started_job_registry.key, {f"{started.id}:execution": 1})
     assert sorted(waiting_since(queue, 10) or ()) == [50, 60, 70]
@@ -52,40 +47,15 @@ def test_too_many_are_not_asked(queue: Queue) -> None:
     assert waiting_since(queue, 3) == [50, 50, 50]
 
 
-def applied(queue: Queue, seconds_ago: float) -> str:
-    job = enqueue_encoded(queue, [EVENT], 50)
-    queue.connection.lrem(queue.key, 1, job.id)
-    job.set_status(JobStatus.FINISHED)
-    queue.finished_job_registry.add(job, int(KEPT_SECONDS - seconds_ago))
-    return job.id
+def test_a_receiver_whose_clock_is_ahead_makes_no_batch_younger(queue: Queue) -> None:
+    enqueue_encoded(queue, [EVENT], 50_000, 8000)
+    enqueue_encoded(queue, [EVENT], 50_000, -8000)  # its leases are by the same clock
+    assert sorted(waiting_since(queue, 10) or ()) == [42_000, 50_000]
 
 
-def test_only_batches_that_are_safe_are_forgotten(queue: Queue) -> None:
-    safe, fresh = applied(queue, SETTLE_SECONDS + 2), applied(queue, SETTLE_SECONDS - 2)
-    settle(queue, time.time())
-    assert queue.fetch_job(safe) is None
-    assert queue.finished_job_registry.get_job_ids(cleanup=False) == [fresh]
-
-
-def test_none_is_forgotten_that_is_put_back_at_that_moment(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id, read = applied(queue, SETTLE_SECONDS + 2), Pipeline.zrangebyscore
-
-    def meanwhile(*arguments: Any) -> Any:
-        found = read(*arguments)
-        apply_again(queue)
-        return found
-
-    monkeypatch.setattr(Pipeline, "zrangebyscore", meanwhile)
-    settle(queue, time.time())
-    assert queue.get_job_ids() == [job_id]
-    assert queue.fetch_job(job_id) is not None
-
-
-def test_the_others_can_be_applied_again(queue: Queue) -> None:
-    jobs = {applied(queue, 1), applied(queue, 2)}
-    gone = applied(queue, 1)
-    queue.connection.delete(f"rq:job:{gone}")
-    apply_again(queue)
-    assert set(queue.get_job_ids()) == jobs
-    assert queue.finished_job_registry.get_job_ids(cleanup=False) == []
-    assert {queue.fetch_job(job_id).get_status() for job_id in jobs} == {JobStatus.QUEUED}  # type: ignore[union-attr]
+def test_what_a_job_says_of_its_batch_comes_back_as_it_went() -> None:
+    for meta in (BatchMeta(), BatchMeta(50_000, 3, -7, 2)):
+        assert BatchMeta.decode(meta.encode()) == meta
+    assert BatchMeta.parse(b'{"since":5}') == BatchMeta(5)
+    for text in (None, b"", b"\x80\x04", b"7", b'{"since":"x"}'):
+        assert BatchMeta.parse(text) == BatchMeta()

@@ -14,9 +14,10 @@ one. A receiver that fell silent may still take events into its journal, and so 
 it may never come back, and nobody says whether another has taken its journal over.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+
+from shared.reports import Report
 
 #: Receivers report, and workers sweep, once a second.
 GAP_LEAST_MS = 3000
@@ -44,33 +45,38 @@ def look(
     now: int,
     lease_ms: int,
     servers: str,
-    reports: Collection[Mapping[str, Any]],
+    reports: Collection[Report],
     waiting: Collection[int] | None,
 ) -> LeaseWatermark:
-    """The coverage at `now`.
+    """The watermark at `now`, which like all times but those of events is by the clock of the queue's server.
 
-    reports: of receivers, as the relay writes them. waiting: when the oldest event of each batch on the queue was
-    received, or None where there are too many to ask; to be read after the reports.
+    servers: "" where nobody may know. waiting: when the oldest event of each batch on the queue was received, or None
+    where there are too many to ask; to be read after the reports.
     """
     gap = max(lease_ms / 4, GAP_LEAST_MS)
-    heard_at = max([before.heard_at, *(report["at"] for report in reports)])
-    fresh = [report for report in reports if report["at"] > now - gap]
-    silent = [report for report in reports if report["at"] <= now - gap]
+    # A report from the future is of a receiver of an older release whose clock is ahead, or was.
+    heard_at = min(now, max([before.heard_at, *(report.at_ms for report in reports)]))
+    fresh = [report for report in reports if report.at_ms > now - gap]
+    silent = [report for report in reports if report.at_ms <= now - gap]
 
     broken = (
         servers != before.servers
         or now - before.swept_at > gap
         or now - heard_at > gap
-        or any(report["at"] - report.get("well", report["at"]) > gap for report in fresh)
-        or any(each["at"] > min(before.since, now - lease_ms) for each in silent)
+        or any(report.at_ms - report.healthy_at_ms > gap for report in fresh)
+        or any(report.at_ms > min(before.since, now - lease_ms) for report in silent)
     )
     since = now if broken else before.since
 
-    if not fresh:
+    if not servers:
+        until, held = before.until, "a server may not be asked whether it was replaced (INFO is forbidden)"
+    elif not fresh:
         until, held = before.until, "no receiver reports"
     elif waiting is None:
         until, held = before.until, "too many batches wait on the queue"
     else:
-        until = int(min([now, *(report["mark"] for report in fresh), *waiting]))
+        # Leases count from events' own times, which are by their receiver's clock: the lower of both is safe.
+        marks = (report.mark_ms + min(0, report.skew_ms) for report in fresh)
+        until = int(min([now, *marks, *waiting]))
         held = "" if until - since >= lease_ms else "listening without a gap for less than a lease"
     return LeaseWatermark(now, heard_at, since, until, held, servers)

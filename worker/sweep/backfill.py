@@ -1,0 +1,45 @@
+"""New settings for users that are there already: each is given the lease and the retention that apply from now on."""
+
+import logging
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+from shared.settings import Settings
+from worker.store.store import PIPELINE_EVENTS, Store
+
+#: Of each second, while all users get new settings.
+WALK_SECONDS = 0.3
+
+log = logging.getLogger("worker.leases")
+
+
+class Backfill:
+    """Walks through all users, a little in each sweep."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        #: What all users should have, for comparison with what they do have.
+        self.wanted = f"{settings.online_lease_seconds}/{settings.retention_seconds}"
+        self._walk: Iterator[str] | None = None
+
+    def give(self, now_ms: int) -> bool:
+        """Walks on; True where all users have the new settings. now_ms: when leases begin that have no beginning yet.
+
+        Raises Unavailable.
+        """
+        if self._walk is None:
+            log.info("lease or retention is new, or the server: all users get what is set now")
+            self._walk = self._store.user_ids()
+        rest_at = time.monotonic() + WALK_SECONDS
+        while user_ids := list(islice(self._walk, PIPELINE_EVENTS)):
+            self._store.review(user_ids, 0, now_ms)
+            if time.monotonic() > rest_at:
+                return False
+        self._walk = None
+        log.info("all users have the lease and the retention that are set now")
+        return True
+
+    def break_off(self) -> None:
+        """The next walk begins anew."""
+        self._walk = None
