@@ -4,6 +4,7 @@ Pure: no network, no clock, no disk. docs/openim-versions.md has the five shapes
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hmac import compare_digest
@@ -26,14 +27,16 @@ _COMMAND = re.compile(r"callback\w*Command", re.ASCII)
 class Refused(Exception):
     """The callback is not accepted. Nothing of it is stored.
 
-    status: the HTTP status. message: one short sentence. detail: what was wrong with which field.
+    status: the HTTP status. message: one short sentence. detail: what was wrong with which field. command: whose, where
+    OpenIM is known to send such a callback; nobody need be told then.
     """
 
-    def __init__(self, status: int, message: str, detail: str = "") -> None:
+    def __init__(self, status: int, message: str, detail: str = "", command: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.detail = detail
+        self.command = command
 
 
 class OtherCallback(Exception):
@@ -226,12 +229,27 @@ def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
         return adapter.validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        _check_somebody(body, first["loc"])
         if first["type"] == "json_invalid":
             raise Refused(400, "the body is not JSON", first["msg"]) from None
         field = ".".join(map(str, first["loc"]))
         raise Refused(400, "a field is wrong", f"{field or 'body'}: {first['msg']}") from None
     except ValueError as error:
         raise Refused(400, "the body is not JSON", f"Invalid JSON: {error}") from None
+
+
+def _check_somebody(body: bytes, wrong: tuple[int | str, ...]) -> None:
+    """OpenIM 2.3.2 and 2.3.3 send an offline callback without a user after each kick-off, as the connection of which
+    they have forgotten everything ends. Raises Refused (400) for it, with a reason of its own.
+    """
+    if wrong != ("userID",):
+        return
+    with suppress(ValueError, RecursionError):
+        fields = from_json(body)
+        command = fields.get("callbackCommand")
+        if fields.get("userID") == "" and not fields.get("platformID") and command == "callbackUserOfflineCommand":
+            detail = "userID: empty, as OpenIM 2.3.2 and 2.3.3 send it after a kick-off"
+            raise Refused(400, "this is nobody's offline event", detail, command)
 
 
 def accepted(target: Target) -> bytes:

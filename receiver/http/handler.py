@@ -80,7 +80,8 @@ class Receiver:
             except OtherCallback as foreign:
                 return await self._pass_on(request, foreign)
         except Refused as refusal:
-            self._refusals.note(request, refusal)
+            if not refusal.command:
+                self._refusals.note(request, refusal)
             return self._refuse(request, refusal)
         except Unavailable as reason:
             return self._unavailable(request, reason)
@@ -171,7 +172,7 @@ class Receiver:
         command = shape = OTHER
         with suppress(Refused, OtherCallback):
             target = read_target(request.raw_path)
-            command, shape = target.command or OTHER, target.shape
+            command, shape = target.command or refusal.command or OTHER, target.shape
         self._counts.other("refused", refusal.status, command, shape)
         if self._debug:
             named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": command}

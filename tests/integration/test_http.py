@@ -2,12 +2,13 @@
 
 import json
 import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Process, Receiver, load_samples, same_answer
+from support import Process, Receiver, load_samples, same_answer, wait_until
 
 NOWHERE = "redis://127.0.0.1:1/0"  # the edge needs no Redis
 
@@ -177,6 +178,21 @@ def test_refused_callbacks_leave_a_line_in_the_log_and_not_one_each(
     for _ in range(20):
         assert receiver.post("/wrong", {}, BODY)[0] == 404
     assert receiver.text().count("404 no callback is taken at this path") == 1
+
+
+def test_what_an_old_openim_sends_of_nobody_alarms_nobody(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    receiver = Receiver(tmp_path, NOWHERE)
+    keep(receiver)
+    (sample,) = (each for each in load_samples("refused") if each["name"] == "v2-offline-of-nobody")
+    assert receiver.post(sample["target"], sample["headers"], sample["body"])[0] == 400
+    assert receiver.post("/", {"Content-Type": "application/json"}, b"{}")[0] == 400
+    wait_until(lambda: "refused POST" in receiver.text())
+    assert receiver.text().count("refused POST") == 1
+    assert "nobody" not in receiver.text()
+    labels = 'command="callbackUserOfflineCommand",outcome="refused",shape="body",status="400"'
+    counted = f"presence_callbacks_total{{{labels}}} 1.0"
+    with urllib.request.urlopen(f"http://127.0.0.1:{receiver.admin_port}/metrics") as page:
+        assert counted in page.read().decode()
 
 
 def test_a_port_in_use_stops_the_start_with_one_line(edge: Receiver, tmp_path: Path) -> None:
