@@ -11,7 +11,7 @@ from redis import Redis
 from rig import Server, bench, row
 from topology import ClusterServers, Watched
 
-from openim_presence import reading as presence
+import openim_presence as presence
 from shared.events import Event
 from shared.redis.client import connect
 from shared.settings import load

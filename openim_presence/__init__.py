@@ -1,1 +1,41 @@
-"""Who is online, for programs that read it: keys, one-off reads, the change feed, a consumer group."""
+"""Reads what the presence servers keep in Redis: who is online, and each change of it.
+
+    from redis import Redis
+    import openim_presence
+
+    for user in openim_presence.read(Redis(), ["alice", "bob"]):
+        print(user.user_id, user.status)
+
+Everything takes a Redis or a RedisCluster client, with decode_responses or without, and has a twin for asyncio. The
+prefix is the servers' `PRESENCE_KEY_PREFIX`.
+"""
+
+from openim_presence.feed import AsyncFeed, Change, Feed, Missed
+from openim_presence.group import AsyncConsumerGroup, ConsumerGroup
+from openim_presence.reading import (
+    Presence,
+    read,
+    read_all,
+    read_all_async,
+    read_async,
+    users_online,
+    users_online_async,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncConsumerGroup",
+    "AsyncFeed",
+    "Change",
+    "ConsumerGroup",
+    "Feed",
+    "Missed",
+    "Presence",
+    "read",
+    "read_all",
+    "read_all_async",
+    "read_async",
+    "users_online",
+    "users_online_async",
+]

@@ -1,31 +1,29 @@
-"""Following the feed of changes, for programs that may import this package.
+"""The feed of changes, for one reader that keeps its own place.
 
     feed = Feed(Redis())
     while True:
         for change in feed.poll():
             print(change.user_id, change.status)
 
-One reader, which keeps its own place. Several that share the work are a consumer group: docs/change-feed.md has one.
+Several readers that share the work are a consumer group: see group.py.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from redis.client import NEVER_DECODE
-
-from openim_presence.keys import Keys
-from openim_presence.reading import DEFAULT, Client
+from openim_presence.client import AsyncClient, Client, Steps, run, run_async
+from openim_presence.keys import DEFAULT_PREFIX, Keys
 
 BATCH = 1000
-#: How far back to look again where a server has lost its last moments. The next ids may then be lower than those
-#: already read, if its clock was set back or a replica with another clock took over.
+#: How far back to read again where a server has lost its last moments. New ids may then be lower than those already
+#: read, if its clock was set back or a replica with another clock took over.
 REWIND_MS = 10_000
 FIELDS = ("user_id", "status", "previous", "seq", "changed_at", "command", "conn_id", "platform_id", "operation_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a user's status. id: of the stream's entry, `<ms>-<n>`; the others as docs/redis-keys.md says."""
+    """One change of a user's status. id: of the stream's entry, `<ms>-<n>`; docs/redis-keys.md has the other fields."""
 
     id: str
     user_id: str = ""
@@ -39,73 +37,118 @@ class Change:
     operation_id: str = ""
 
     def as_json(self) -> dict[str, Any]:
+        """All fields, for programs."""
         return asdict(self)
 
 
 class Missed(Exception):
-    """Changes may be gone unread, and those of the last seconds may come again. The users' hashes hold what is true."""
+    """Changes may be gone unread. The users' hashes hold what is true: read all users, then poll again.
+
+    newest: the id of the newest change at that moment, "0-0" where there is none. A hash that is read from now on is at
+    least as new as that change.
+    """
+
+    def __init__(self, message: str, newest: str) -> None:
+        super().__init__(message)
+        self.newest = newest
+
+
+class _Place:
+    """Where a reader is in the stream, and the commands that move it on."""
+
+    def __init__(self, prefix: str, after: str | None) -> None:
+        self._stream = Keys(prefix).changes
+        self.last = after
+        self._has_read_last = False
+
+    def poll(self, wait_seconds: float) -> Steps[list[Change]]:
+        if self.last is None:
+            self.last = yield from newest(self._stream)
+            self._has_read_last = self.last != "0-0"
+        # The last one read is asked for again: whether it is still there comes in the same step as what follows it.
+        start = self.last if self._has_read_last else f"({self.last}"
+        entries = yield ("XRANGE", self._stream, start, "+", "COUNT", BATCH + 1)
+        if self._has_read_last:
+            if not entries or entries[0][0].decode() != self.last:
+                yield from self._rewind()
+            entries = entries[1:]
+        if not entries:
+            # Only to wait: what came is read as above.
+            yield ("XREAD", "COUNT", 1, "BLOCK", int(wait_seconds * 1000), "STREAMS", self._stream, self.last)
+            return []
+        changes = [change(entry_id, fields) for entry_id, fields in entries]
+        self.last, self._has_read_last = changes[-1].id, True
+        return changes
+
+    def _rewind(self) -> Steps[None]:
+        lost = self.last or ""
+        milliseconds = int(lost.partition("-")[0])
+        back = f"{max(0, milliseconds - REWIND_MS)}-0"
+        there = yield from newest(self._stream)
+        # A clock may even have been set back by more than that.
+        self.last = min(back, there, key=_order)
+        self._has_read_last = False
+        raise Missed(f"changes may be missing: {self._stream} no longer has {lost}, the last one read", there)
 
 
 class Feed:
     """The changes after one point. For one thread; the client's socket_timeout must exceed the wait of a poll.
 
-    after: the id of the last change seen; None for those from now on. `last` is the same, as reading goes on.
+    after: the id of the last change seen, such as a former feed's `last`; None for the changes from the first poll on.
     """
 
-    def __init__(self, client: Client, keys: Keys = DEFAULT, after: str | None = None) -> None:
+    def __init__(self, client: Client, prefix: str = DEFAULT_PREFIX, after: str | None = None) -> None:
         self._client = client
-        self._stream = keys.changes
-        self.last = after
-        self._has_read_last = False
+        self._place = _Place(prefix, after)
+
+    @property
+    def last(self) -> str | None:
+        """The id to begin `after` next time."""
+        return self._place.last
 
     def poll(self, wait_seconds: float = 2.0) -> list[Change]:
         """The next changes, at most 1000, in order; none where there were none for about so long.
 
-        Raises RedisError where the server is away: ask again, and reading goes on where it was. Raises Missed, once,
-        where the last change read is no longer in the stream: trimmed away, or lost by a server that was restarted.
+        Raises RedisError where the server is away: poll again, and reading goes on where it was. Raises Missed, once,
+        where the last change read is no longer in the stream: trimmed away, or lost by a server that was restarted. The
+        changes of the last seconds may then come again.
         """
-        if self.last is None:
-            self.last = self._newest() or "0-0"
-            self._has_read_last = self.last != "0-0"
-        # The last one read is asked for again: whether it is still there comes in the same step as what follows it.
-        start = self.last if self._has_read_last else f"({self.last}"
-        entries = self._command("XRANGE", self._stream, start, "+", "COUNT", BATCH + 1)
-        if self._has_read_last:
-            if not entries or entries[0][0].decode() != self.last:
-                self._rewind()
-            entries = entries[1:]
-        if not entries:
-            # Only to wait: what came is read as above.
-            wait_ms = int(wait_seconds * 1000)
-            self._command("XREAD", "COUNT", 1, "BLOCK", wait_ms, "STREAMS", self._stream, self.last)
-            return []
-        changes = [_change(entry_id, fields) for entry_id, fields in entries]
-        self.last, self._has_read_last = changes[-1].id, True
-        return changes
+        return run(self._client, self._place.poll(wait_seconds))
 
-    def _rewind(self) -> None:
-        lost = self.last or ""
-        milliseconds = int(lost.partition("-")[0])
-        back = f"{max(0, milliseconds - REWIND_MS)}-0"
-        # A clock may even have been set back by more than that.
-        self.last = min(back, self._newest() or "0-0", key=_order)
-        self._has_read_last = False
-        raise Missed(f"changes may be missing: {self._stream} no longer has {lost}, the last one read")
 
-    def _newest(self) -> str:
-        entries = self._command("XREVRANGE", self._stream, "+", "-", "COUNT", 1)
-        return entries[0][0].decode() if entries else ""
+class AsyncFeed:
+    """As `Feed`, for asyncio. A poll may be cancelled: the next one goes on where it was."""
 
-    def _command(self, *words: str | int) -> Any:
-        return self._client.execute_command(*words, **{NEVER_DECODE: True})  # type: ignore[no-untyped-call]
+    def __init__(self, client: AsyncClient, prefix: str = DEFAULT_PREFIX, after: str | None = None) -> None:
+        self._client = client
+        self._place = _Place(prefix, after)
+
+    @property
+    def last(self) -> str | None:
+        """As `Feed.last`."""
+        return self._place.last
+
+    async def poll(self, wait_seconds: float = 2.0) -> list[Change]:
+        """As `Feed.poll`."""
+        return await run_async(self._client, self._place.poll(wait_seconds))
+
+
+# What the consumer group needs as well.
+
+
+def newest(stream: str) -> Steps[str]:
+    """The id of the newest entry, "0-0" where there is none."""
+    entries = yield ("XREVRANGE", stream, "+", "-", "COUNT", 1)
+    return entries[0][0].decode() if entries else "0-0"
+
+
+def change(entry_id: bytes, fields: dict[bytes, bytes]) -> Change:
+    """The change that an entry tells of; fields that it lacks are empty."""
+    found: dict[str, Any] = {name: fields.get(name.encode(), b"").decode(errors="replace") for name in FIELDS}
+    found["changed_at"] = int(found["changed_at"]) if found["changed_at"].isdecimal() else 0
+    return Change(entry_id.decode(), **found)
 
 
 def _order(entry_id: str) -> tuple[int, int]:
     milliseconds, _, number = entry_id.partition("-")
     return int(milliseconds), int(number or 0)
-
-
-def _change(entry_id: bytes, fields: dict[bytes, bytes]) -> Change:
-    found: dict[str, Any] = {name: fields.get(name.encode(), b"").decode(errors="replace") for name in FIELDS}
-    found["changed_at"] = int(found["changed_at"]) if found["changed_at"].isdecimal() else 0
-    return Change(entry_id.decode(), **found)

@@ -1,6 +1,11 @@
-"""Every Redis key this project writes, and nowhere else; RQ names its own (`rq:*`)."""
+"""Every Redis key this project writes, and nowhere else; RQ names its own (`rq:*`).
+
+Other programs may rely on those that docs/redis-keys.md promises; the rest are between the servers.
+"""
 
 from dataclasses import dataclass
+
+DEFAULT_PREFIX = "presence"
 
 
 @dataclass(frozen=True, slots=True)

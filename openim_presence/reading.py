@@ -1,14 +1,7 @@
-"""Reading presence, for programs that may import this package; the keys alone do as well.
+"""Reading presence: of some users, of everybody, and how many are online.
 
-    from redis import Redis
-    from openim_presence import reading as presence
-
-    for user in presence.read(Redis(), ["alice", "bob"]):
-        print(user.user_id, user.status)
-
-Every function takes a Redis or a RedisCluster, with decode_responses or without, and has a twin for asyncio. All raise
-redis-py's RedisError where the server cannot answer. What is wrong with one user's key (another type, say) is in that
-user's `error`, and stops nobody else's.
+Many users take few round trips. All functions raise redis-py's RedisError where the server cannot answer. What is wrong
+with one user's key (another type, say) is in that user's `error`, and stops nobody else's.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -17,22 +10,13 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from redis import Redis, RedisCluster
-from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio import RedisCluster as AsyncRedisCluster
-from redis.client import NEVER_DECODE
 from redis.exceptions import ResponseError
 
-from openim_presence.keys import Keys
+from openim_presence.client import AS_BYTES, AsyncClient, Client
+from openim_presence.keys import DEFAULT_PREFIX, Keys
 
-Client = Redis | RedisCluster
-AsyncClient = AsyncRedis | AsyncRedisCluster
-
-DEFAULT = Keys("presence")
 #: Users in one round trip (on a Cluster: one to each node).
 CHUNK = 1000
-# With one bad byte in one field, a client with decode_responses would otherwise lose the answers of a whole chunk.
-_AS_BYTES: dict[str, Any] = {NEVER_DECODE: True}
 
 #: The public fields of a user's hash; others are private.
 FIELDS = (
@@ -75,54 +59,59 @@ class Presence:
     error: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields for programs; of an unknown user only user_id and status, and error only where there is one."""
-        known = {"user_id": self.user_id, "status": self.status} if self.status == "unknown" else asdict(self)
-        known.pop("error", None)
-        if "platforms" in known:
-            known["platforms"] = ",".join(map(str, self.platforms))
-        return known | ({"error": self.error} if self.error else {})
+        """The fields as Redis has them, for programs; of an unknown user only user_id and status.
+
+        error is there only where there is one.
+        """
+        shown = {"user_id": self.user_id, "status": self.status}
+        if self.status != "unknown":
+            shown = asdict(self) | {"platforms": ",".join(map(str, self.platforms))}
+            del shown["error"]
+        return shown | ({"error": self.error} if self.error else {})
 
 
-def read(client: Client, user_ids: Iterable[str], keys: Keys = DEFAULT) -> Iterator[Presence]:
+def read(client: Client, user_ids: Iterable[str], prefix: str = DEFAULT_PREFIX) -> Iterator[Presence]:
     """Presence of users, in their order, a round trip for each thousand."""
     for chunk in _chunks(user_ids):
-        yield from _presences(chunk, _ask(client, keys, chunk).execute(raise_on_error=False))
+        yield from _presences(chunk, _ask(client, prefix, chunk).execute(raise_on_error=False))
 
 
-async def read_async(client: AsyncClient, user_ids: Iterable[str], keys: Keys = DEFAULT) -> AsyncIterator[Presence]:
+async def read_async(
+    client: AsyncClient, user_ids: Iterable[str], prefix: str = DEFAULT_PREFIX
+) -> AsyncIterator[Presence]:
     """As `read`."""
     for chunk in _chunks(user_ids):
-        for user in _presences(chunk, await _ask(client, keys, chunk).execute(raise_on_error=False)):
+        for user in _presences(chunk, await _ask(client, prefix, chunk).execute(raise_on_error=False)):
             yield user
 
 
-def read_all(client: Client, keys: Keys = DEFAULT) -> Iterator[Presence]:
+def read_all(client: Client, prefix: str = DEFAULT_PREFIX) -> Iterator[Presence]:
     """Presence of every user there is, by SCAN, in no order; two round trips for each thousand, in constant memory.
 
-    As SCAN promises: who is there from beginning to end comes at least once. Twice is possible while the server
-    resizes its table or a Cluster moves slots; who comes or goes meanwhile may be missing.
+    As SCAN promises: a user who is there from beginning to end comes at least once. A user may come twice while the
+    server resizes its table or a Cluster moves slots; one who is added or removed meanwhile may be missing.
     """
-    for chunk in _chunks(client.scan_iter(**_users(keys))):
-        yield from filter(_is_there, read(client, _user_ids(keys, chunk), keys))
+    for chunk in _chunks(client.scan_iter(**_users(prefix))):
+        yield from filter(_is_there, read(client, _user_ids(prefix, chunk), prefix))
 
 
-async def read_all_async(client: AsyncClient, keys: Keys = DEFAULT) -> AsyncIterator[Presence]:
+async def read_all_async(client: AsyncClient, prefix: str = DEFAULT_PREFIX) -> AsyncIterator[Presence]:
     """As `read_all`."""
-    async for chunk in _chunks_async(client.scan_iter(**_users(keys))):
-        async for user in read_async(client, _user_ids(keys, chunk), keys):
+    async for chunk in _chunks_async(client.scan_iter(**_users(prefix))):
+        async for user in read_async(client, _user_ids(prefix, chunk), prefix):
             if _is_there(user):
                 yield user
 
 
-def users_online(client: Client, keys: Keys = DEFAULT) -> int:
+def users_online(client: Client, prefix: str = DEFAULT_PREFIX) -> int:
     """How many users are online, in one round trip; exact on a single Redis, docs/redis-keys.md has the rest."""
-    count: Any = client.hget(keys.stats, "users_online")
+    count: Any = client.hget(Keys(prefix).stats, "users_online")
     return max(0, int(count or 0))
 
 
-async def users_online_async(client: AsyncClient, keys: Keys = DEFAULT) -> int:
+async def users_online_async(client: AsyncClient, prefix: str = DEFAULT_PREFIX) -> int:
     """As `users_online`."""
-    count: Any = await client.hget(keys.stats, "users_online")
+    count: Any = await client.hget(Keys(prefix).stats, "users_online")
     return max(0, int(count or 0))
 
 
@@ -148,22 +137,22 @@ async def _chunks_async(items: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
         yield chunk
 
 
-def _ask(client: Any, keys: Keys, user_ids: Sequence[str]) -> Any:
-    pipeline = client.pipeline(transaction=False)
+def _ask(client: Any, prefix: str, user_ids: Sequence[str]) -> Any:
+    keys, pipeline = Keys(prefix), client.pipeline(transaction=False)
     for user_id in user_ids:
         # A lone surrogate is in nobody's id, and so finds nobody.
         key = keys.user(user_id).encode(errors="surrogatepass")
-        pipeline.execute_command("HMGET", key, *FIELDS, **_AS_BYTES)
+        pipeline.execute_command("HMGET", key, *FIELDS, **AS_BYTES)
     return pipeline
 
 
-def _users(keys: Keys) -> dict[str, Any]:
-    return {"match": keys.user("*"), "count": CHUNK} | _AS_BYTES
+def _users(prefix: str) -> dict[str, Any]:
+    return {"match": Keys(prefix).user("*"), "count": CHUNK} | AS_BYTES
 
 
-def _user_ids(keys: Keys, found: Iterable[bytes]) -> list[str]:
+def _user_ids(prefix: str, found: Iterable[bytes]) -> list[str]:
     """Those of keys that SCAN found; a key that is no UTF-8 is none of ours."""
-    ids = {}
+    keys, ids = Keys(prefix), {}
     for key in found:
         with suppress(UnicodeDecodeError):
             ids[keys.user_id(key.decode())] = True
@@ -199,10 +188,11 @@ def _presence(user_id: str, values: Sequence[bytes | None]) -> Presence:
         except ValueError:
             found[name] = 0
             wrong = f"its {name} is no number"
-    platforms = found.get("platforms", "")  # hashes of release 0.1 have none
-    try:
-        found["platforms"] = tuple(map(int, platforms.split(","))) if platforms else ()
-    except ValueError:
-        found["platforms"] = ()
-        wrong = "its platforms are no numbers"
+    platforms = found.get("platforms", "")  # absent where an older release wrote the hash
+    found["platforms"] = ()
+    if platforms:
+        try:
+            found["platforms"] = tuple(map(int, platforms.split(",")))
+        except ValueError:
+            wrong = "its platforms are no numbers"
     return Presence(user_id, **found, error=wrong)

@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from support import Process, Receiver, Server, free_port, wait_until
 
-from openim_presence import reading as presence
+import openim_presence as presence
 from shared.cli import embedded
 from shared.cli.openim import request
 from shared.redis.client import connect

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from openim_presence import reading as presence
+import openim_presence
 from shared import settings
 from shared.cli.listing import Listing
 from shared.cli.openim import PLATFORMS
@@ -29,9 +29,9 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
     config = settings.load()
     with connect(config.redis_url) as client, Listing() as listing:
         if everybody:
-            found = presence.read_all(client, config.keys)
+            found = openim_presence.read_all(client, config.key_prefix)
         else:
-            found = presence.read(client, _named(users), config.keys)
+            found = openim_presence.read(client, _named(users), config.key_prefix)
         shown = 0
         for count, user in enumerate(found, 1):
             if status in (None, user.status):
@@ -50,7 +50,7 @@ def _named(users: Iterable[str]) -> Iterator[str]:
             yield user
 
 
-def _line(user: presence.Presence) -> str:
+def _line(user: openim_presence.Presence) -> str:
     name = f"{safe(user.user_id):<24} {user.status:<8}"
     if user.status == "unknown":
         return f"{name} {safe(user.error) or 'never heard of'}"

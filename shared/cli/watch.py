@@ -9,7 +9,7 @@ from contextlib import suppress
 import click
 from redis.exceptions import RedisError
 
-from openim_presence.feed import Change, Feed, Missed
+from openim_presence import Change, Feed, Missed
 from shared import settings
 from shared.cli.listing import Listing
 from shared.cli.text import moment, safe
@@ -46,7 +46,7 @@ def watch(since: str | None, as_json: bool) -> None:
     config = settings.load()
     logs.set_up(config.log_level, config.log_format)
     outage = Outage(log, settings.without_password(config.redis_url))
-    feed = Feed(connect(config.redis_url, timeout=WAIT_SECONDS + 3), config.keys, since)
+    feed = Feed(connect(config.redis_url, timeout=WAIT_SECONDS + 3), config.key_prefix, since)
     with Listing() as listing, suppress(KeyboardInterrupt):
         _follow(feed, listing, as_json, outage)
 

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from support import Process, Receiver, Server, Worker, free_port, wait_until
 from topology import SECRET, ClusterServers, Flips, changes, command
 
-from openim_presence import reading as presence
+import openim_presence as presence
 from shared.events import Event
 from shared.redis.client import connect, is_outage
 from shared.redis.cluster import Cluster

@@ -12,10 +12,11 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
-from openim_presence import reading as presence
+import openim_presence as presence
+from openim_presence import Feed
 from openim_presence.feed import FIELDS as ENTRY_FIELDS
-from openim_presence.feed import Feed
 from openim_presence.keys import Keys
+from openim_presence.reading import FIELDS
 from shared.events import Event
 from shared.settings import Settings
 from worker.store.store import Store
@@ -106,7 +107,7 @@ def test_the_code_knows_the_keys_of_the_page_and_no_other() -> None:
 
 
 def test_the_readers_know_the_fields_of_the_page_and_no_other() -> None:
-    assert set(presence.FIELDS) == contract.fields("Fields of `presence:<userID>`")
+    assert set(FIELDS) == contract.fields("Fields of `presence:<userID>`")
     assert set(ENTRY_FIELDS) == contract.fields("Fields of an entry of `presence-changes`")
 
 

@@ -16,7 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from support import Process, Server, on_one_server, wait_until
 
-from openim_presence.feed import Change, Feed, Missed
+from openim_presence import Change, Feed, Missed
 
 PRESENCE = str(Path(sys.executable).parent / "presence")
 STREAM = "presence-changes"

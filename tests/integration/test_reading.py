@@ -10,9 +10,8 @@ from redis.connection import Connection
 from redis.exceptions import ConnectionError
 from support import Server, free_port
 
-from openim_presence import reading as presence
-from openim_presence.keys import Keys
-from openim_presence.reading import Presence
+import openim_presence as presence
+from openim_presence import Presence
 from shared.redis.client import connect
 
 HASH = {"status": "online", "seq": "9223372036854775807", "changed_at": "7", "updated_at": "8", "sessions": "2"}
@@ -74,6 +73,23 @@ def test_one_broken_key_does_not_break_the_others(read: Callable[..., list[Prese
     assert "error" not in found["fine"].as_json()
 
 
+def test_platforms_are_numbers_for_programs_and_the_hashes_text_in_json(
+    read: Callable[..., list[Presence]], client: redis.Redis
+) -> None:
+    for name, platforms in {"one": "2", "more": "1,5", "none": "", "odd": "1,x"}.items():
+        client.hset(f"presence:{name}", mapping={**HASH, "platforms": platforms})
+    client.hset("presence:old", mapping=HASH)  # as a release wrote it that had no such field
+    found = {user.user_id: user for user in read("read", ["one", "more", "none", "old", "odd", "nobody"])}
+    assert {name: (user.platforms, user.as_json().get("platforms"), user.error) for name, user in found.items()} == {
+        "one": ((2,), "2", ""),
+        "more": ((1, 5), "1,5", ""),
+        "none": ((), "", ""),
+        "old": ((), "", ""),
+        "odd": ((), "", "its platforms are no numbers"),
+        "nobody": ((), None, ""),
+    }
+
+
 def test_all_are_found_and_nothing_but_users(read: Callable[..., list[Presence]], client: redis.Redis) -> None:
     for number in range(2500):
         client.hset(f"presence:u{number}", mapping=HASH)
@@ -87,9 +103,8 @@ def test_all_are_found_and_nothing_but_users(read: Callable[..., list[Presence]]
 def test_another_prefix(read: Callable[..., list[Presence]], client: redis.Redis) -> None:
     client.hset("{im}:alice", mapping=HASH)
     client.hset("presence:bob", mapping=HASH)
-    keys = Keys("{im}")
-    assert [user.status for user in read("read", ["alice", "bob"], keys)] == ["online", "unknown"]
-    assert [user.user_id for user in read("read_all", keys)] == ["alice"]
+    assert [user.status for user in read("read", ["alice", "bob"], "{im}")] == ["online", "unknown"]
+    assert [user.user_id for user in read("read_all", "{im}")] == ["alice"]
 
 
 def test_ten_thousand_users_take_ten_round_trips(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:

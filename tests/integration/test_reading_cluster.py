@@ -16,8 +16,8 @@ from redis import RedisCluster
 from support import Process, wait_until
 from topology import SECRET, ClusterServers
 
-from openim_presence import reading as presence
-from openim_presence.feed import Feed
+import openim_presence as presence
+from openim_presence import Feed
 from shared.redis.client import connect
 
 PRESENCE = str(Path(sys.executable).parent / "presence")

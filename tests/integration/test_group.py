@@ -1,0 +1,361 @@
+"""The library's consumer group: cut off, left behind, in whatever flavour, it misses nothing without saying so."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from support import Server, on_one_server
+
+from openim_presence import AsyncConsumerGroup, ConsumerGroup, Missed
+
+STREAM = "presence-changes"
+FORMS = [{"protocol": 2}, {"protocol": 3}, {}, {"decode_responses": True}, {"protocol": 3, "decode_responses": True}]
+if "legacy_responses" in inspect.signature(redis.Redis.__init__).parameters:
+    FORMS.append({"legacy_responses": False})
+
+
+class Consumer:
+    """A consumer of either flavour, called in the same way."""
+
+    def __init__(self, port: int, flavour: str, name: str, **options: Any) -> None:
+        form = options.pop("form", {})
+        self._loop = asyncio.new_event_loop() if flavour == "asyncio" else None
+        self._client: Any = (redis.asyncio if self._loop else redis).Redis(port=port, **form)
+        self._group: Any = (AsyncConsumerGroup if self._loop else ConsumerGroup)(
+            self._client, "mailer", name, **options
+        )
+
+    def _call(self, result: Any) -> Any:
+        return self._loop.run_until_complete(result) if self._loop else result
+
+    def poll(self) -> list[Any]:
+        return list(self._call(self._group.poll(0.01)))
+
+    def ids(self) -> list[str]:
+        return [change.id for change in self.poll()]
+
+    def users(self, handled: list[str] | None = None) -> list[str]:
+        """Polls, does the work, which is to add the users to those handled, and acknowledges it."""
+        users = [] if handled is None else handled
+        changes = self.poll()
+        users += [change.user_id for change in changes]
+        self._call(self._group.ack(changes))
+        return users
+
+    def ready(self) -> "Consumer":
+        """Told that the group is new, as at the very first start."""
+        with pytest.raises(Missed, match="is new"):
+            self.poll()
+        assert self.poll() == []
+        return self
+
+    def close(self) -> None:
+        if self._loop:
+            self._loop.run_until_complete(self._client.aclose())
+            self._loop.close()
+        else:
+            self._client.close()
+
+
+Make = Callable[..., Consumer]
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def consumer(request: pytest.FixtureRequest, server: Server) -> Iterator[Make]:
+    made: list[Consumer] = []
+
+    def make(name: str = "mailer-1", **options: Any) -> Consumer:
+        made.append(Consumer(server.port, request.param, name, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def add(client: redis.Redis, *users: str) -> list[str]:
+    ids: Any = [client.xadd(STREAM, {"user_id": user, "status": "online"}) for user in users]
+    return [each.decode() for each in ids]
+
+
+def pending(client: redis.Redis) -> int:
+    found: Any = client.xpending(STREAM, "mailer")
+    return int(found["pending"])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_changes_come_in_order_and_are_done_when_acknowledged(
+    consumer: Make, redis: redis.Redis, form: dict[str, Any]
+) -> None:
+    group = consumer(form=form)
+    group.ready()
+    written = add(redis, *map(str, range(250)))
+    given = [change for _ in range(2) for change in group.poll()]
+    assert [change.id for change in given] == written[:100] * 2  # not acknowledged, so it came again
+    assert (given[0].user_id, given[0].status) == ("0", "online")
+    users = [user for _ in range(3) for user in group.users()]
+    assert users == list(map(str, range(250)))
+    assert group.users() == []
+    assert pending(redis) == 0
+
+
+def test_the_group_begins_at_the_oldest_change_after_everybody_was_read(consumer: Make, redis: redis.Redis) -> None:
+    *_, last = add(redis, "before", "before, too")
+    for _ in range(2):  # a program that dies while it reads everybody reads them again
+        with pytest.raises(Missed, match="the group mailer is new") as told:
+            consumer().poll()
+        assert told.value.newest == last
+    group = consumer()
+    with pytest.raises(Missed):
+        group.poll()
+    assert group.users() == ["before", "before, too"]
+    assert consumer().users() == []  # after a restart, too
+
+
+def test_what_was_given_before_a_restart_comes_first(consumer: Make, redis: redis.Redis) -> None:
+    group = consumer().ready()
+    written = add(redis, "a", "b")
+    assert group.ids() == written
+    add(redis, "c")
+    again = consumer()
+    assert again.users() == ["a", "b"]
+    assert again.users() == ["c"]
+
+
+def test_what_a_dead_consumer_was_given_is_taken_over(consumer: Make, redis: redis.Redis) -> None:
+    consumer("mailer-1").ready()
+    add(redis, "a", "b", "c")
+    redis.xreadgroup("mailer", "mailer-2", {STREAM: ">"}, count=2)
+    assert consumer("mailer-1").users() == ["c"]
+    assert sorted(consumer("mailer-1", take_over_seconds=0).users()) == ["a", "b"]
+    assert pending(redis) == 0
+
+
+@on_one_server
+def test_several_consumers_share_the_work(consumer: Make, redis: redis.Redis) -> None:
+    both = [consumer("mailer-1").ready(), consumer("mailer-2")]
+    written = add(redis, *map(str, range(1000)))
+    given = [group.users() for _ in range(5) for group in both]
+    assert sorted(user for users in given for user in users) == sorted(map(str, range(len(written))))
+    assert all(users == sorted(users, key=int) for users in given)
+
+
+def test_a_consumer_that_was_away_for_too_long_is_told_until_everybody_was_read(
+    consumer: Make, redis: redis.Redis
+) -> None:
+    group = consumer().ready()
+    add(redis, "done")
+    assert group.users() == ["done"]
+    add(redis, "missed", "kept")
+    redis.xtrim(STREAM, maxlen=1, approximate=False)
+    for _ in range(2):
+        with pytest.raises(Missed, match="no longer has"):
+            consumer().poll()
+    with pytest.raises(Missed, match="no longer has"):
+        group.poll()
+    assert group.users() == ["kept"]
+    assert group.users() == []
+
+
+def test_a_change_that_was_trimmed_away_before_it_was_done_is_told_until_everybody_was_read(
+    consumer: Make, redis: redis.Redis
+) -> None:
+    group = consumer().ready()
+    add(redis, "given", "given, too", "kept")
+    assert len(group.poll()) == 3
+    redis.xtrim(STREAM, maxlen=1, approximate=False)
+    for _ in range(2):
+        with pytest.raises(Missed, match="2 changes were trimmed away"):
+            consumer("mailer-2", take_over_seconds=0).poll()
+    with pytest.raises(Missed, match="2 changes were trimmed away"):
+        group.poll()
+    assert group.users() == ["kept"]
+    assert pending(redis) == 0
+
+
+def test_a_change_that_was_removed_before_it_was_done_is_told_of_once(consumer: Make, redis: redis.Redis) -> None:
+    group = consumer().ready()
+    written = add(redis, "a", "removed", "c")
+    assert len(group.poll()) == 3
+    redis.xdel(STREAM, written[1])
+    with pytest.raises(Missed, match="1 changes were removed"):
+        group.poll()
+    assert group.users() == ["a", "c"]
+    assert pending(redis) == 0
+
+
+def test_what_is_trimmed_away_during_a_poll_is_noticed(
+    consumer: Make, redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = consumer().ready()
+    add(redis, "done")
+    group.users()
+    add(redis, "missed", "kept")
+    _before(monkeypatch, "XREADGROUP", lambda: redis.xtrim(STREAM, maxlen=1, approximate=False))
+    with pytest.raises(Missed, match="while they were being read"):
+        group.poll()
+    assert group.users() == ["kept"]
+
+
+def test_an_emptied_server_is_followed_from_its_first_change(consumer: Make, redis: redis.Redis) -> None:
+    group = consumer().ready()
+    redis.flushall()
+    with pytest.raises(Missed, match="is new"):
+        group.poll()
+    add(redis, "after")
+    assert group.users() == ["after"]
+
+
+def test_a_group_that_another_consumer_made_again_is_not_begun_twice(consumer: Make, redis: redis.Redis) -> None:
+    add(redis, "a", "b")
+    slow, quick = consumer("mailer-1"), consumer("mailer-2")
+    for each in (slow, quick):
+        with pytest.raises(Missed):
+            each.poll()
+    assert quick.users() == ["a", "b"]
+    assert slow.users() == []
+
+
+@pytest.mark.parametrize("command", ["XREADGROUP", "XAUTOCLAIM", "XACK"])
+@pytest.mark.parametrize("retried", [True, False])
+def test_an_answer_that_is_lost_is_not_passed_over(
+    consumer: Make, redis: redis.Redis, monkeypatch: pytest.MonkeyPatch, command: str, retried: bool
+) -> None:
+    group = consumer(take_over_seconds=0 if command == "XAUTOCLAIM" else 60).ready()
+    add(redis, *map(str, range(250)))
+    if command == "XAUTOCLAIM":
+        redis.xreadgroup("mailer", "mailer-2", {STREAM: ">"}, count=150)
+    lost = _lose_one_answer(monkeypatch, command, retried)
+    given: list[str] = []
+    for _ in range(9):
+        with suppress(RedisError):
+            group.users(given)
+    assert lost == [command]
+    assert given == list(map(str, range(250)))
+    assert pending(redis) == 0
+
+
+def test_the_last_answer_before_a_silence_is_not_passed_over(
+    consumer: Make, redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = consumer().ready()
+    add(redis, "last")
+    lost = _lose_one_answer(monkeypatch, "XREADGROUP", retried=True)
+    assert group.users() == ["last"]
+    assert lost
+
+
+def test_what_is_no_stream_is_an_error(consumer: Make, redis: redis.Redis) -> None:
+    redis.set(STREAM, "x")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        consumer().poll()
+
+
+def test_another_prefix(consumer: Make, redis: redis.Redis) -> None:
+    redis.xadd("{im}-changes", {"user_id": "alice"})
+    group = consumer(prefix="{im}")
+    with pytest.raises(Missed):
+        group.poll()
+    assert group.users() == ["alice"]
+
+
+def test_a_poll_that_is_cancelled_loses_nothing(server: Server) -> None:
+    async def main() -> None:
+        async with redis.asyncio.Redis(port=server.port) as client:
+            group = AsyncConsumerGroup(client, "mailer", "mailer-1")
+            with pytest.raises(Missed):
+                await group.poll(0.01)
+            await group.poll(0.01)
+            waiting = asyncio.create_task(group.poll(5))
+            while not any(each["cmd"] == "xreadgroup" for each in server.client.client_list()):
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            (written,) = add(server.client, "alice")
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert [change.id for change in await group.poll(0.01)] == [written]
+
+    asyncio.run(main())
+
+
+def _before(monkeypatch: pytest.MonkeyPatch, command: str, do: Callable[[], Any]) -> None:
+    """Does something right before the command is sent for the first time, by either flavour."""
+    done = threading.Event()
+
+    def once(words: Any) -> None:
+        if words[0] == command and not done.is_set():
+            done.set()
+            do()
+
+    for kind in (redis.Redis, redis.asyncio.Redis):
+        execute: Any = kind.execute_command
+
+        def first(self: Any, *words: Any, execute: Any = execute, **options: Any) -> Any:
+            once(words)
+            return execute(self, *words, **options)
+
+        monkeypatch.setattr(kind, "execute_command", first)
+
+
+def _lose_one_answer(monkeypatch: pytest.MonkeyPatch, command: str, retried: bool) -> list[str]:
+    """Lets the connection break once the server has carried the command out.
+
+    retried: redis-py then repeats it by itself, as its clients do by default.
+    """
+    lost: list[str] = []
+    sent: list[str] = []
+
+    def note(words: Any) -> None:
+        if words[0] == command:
+            sent.append(command)
+
+    def is_to_be_lost() -> bool:
+        if sent and not lost:
+            lost.append(command)
+            return True
+        return False
+
+    patch, kind, async_kind = monkeypatch.setattr, Connection, redis.asyncio.Connection
+    send, read = kind.send_command, kind.read_response
+    send_async, read_async = async_kind.send_command, async_kind.read_response
+
+    def send_it(self: Any, *words: Any, **options: Any) -> Any:
+        note(words)
+        return send(self, *words, **options)
+
+    async def send_it_async(self: Any, *words: Any, **options: Any) -> Any:
+        note(words)
+        return await send_async(self, *words, **options)
+
+    def read_it(self: Any, *arguments: Any, **options: Any) -> Any:
+        reply = read(self, *arguments, **options)
+        if is_to_be_lost():
+            self.disconnect()
+            raise _error(retried)
+        return reply
+
+    async def read_it_async(self: Any, *arguments: Any, **options: Any) -> Any:
+        reply = await read_async(self, *arguments, **options)
+        if is_to_be_lost():
+            await self.disconnect()
+            raise _error(retried)
+        return reply
+
+    patch(kind, "send_command", send_it)
+    patch(kind, "read_response", read_it)
+    patch(async_kind, "send_command", send_it_async)
+    patch(async_kind, "read_response", read_it_async)
+    return lost
+
+
+def _error(retried: bool) -> RedisError:
+    return RedisConnectionError("cut off") if retried else RedisError("cut off")
