@@ -22,6 +22,7 @@ from shared.logs.throttle import LogThrottle
 from shared.queue import KEPT_SECONDS, BatchMeta, enqueue_alone, open_queue
 from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
+from worker import rq_clock
 from worker.store.store import Outcome, Poison, Store
 
 #: While presence cannot be written a job waits for about so long, then lets others have a turn; it comes back
@@ -43,7 +44,7 @@ def _settings() -> Settings:
 
 @functools.cache
 def _store() -> Store:
-    return Store(connect(_settings().redis_url, timeout=ANSWER_SECONDS), _settings())
+    return Store(connect(_settings().redis_url, timeout=ANSWER_SECONDS), _settings(), rq_clock.now_ms)
 
 
 @functools.cache
@@ -65,9 +66,11 @@ def apply_batch(events: list[Any]) -> Retry | None:
     the others of its batch are applied. Raises Poison for such an event once it is alone, so that RQ keeps it
     among the failed jobs with this error.
     """
+    job = get_current_job()
+    meta = BatchMeta.decode(job.meta) if job else BatchMeta()
     readable, failures = _decode(events)
     try:
-        results = _apply_patiently([event for _, event in readable])
+        results = _apply_patiently([event for _, event in readable], meta.skew_ms)
     except Unavailable:
         return Retry(max=ENDLESSLY, interval=RETRY_SECONDS)
     failures += [
@@ -75,9 +78,8 @@ def apply_batch(events: list[Any]) -> Retry | None:
     ]
     if log.isEnabledFor(logging.DEBUG):
         _tell(readable, results)
-    job = get_current_job()
     if failures:
-        _set_apart(job, events, failures)
+        _set_apart(job, meta, events, failures)
     if job is not None and _settings().has_separate_queue:
         job.result_ttl = KEPT_SECONDS  # presence might forget it: the sweep knows when it is safe
     return None
@@ -98,12 +100,12 @@ def _decode(events: Sequence[Any]) -> tuple[list[tuple[int, Event]], list[tuple[
     return readable, failures
 
 
-def _apply_patiently(events: Sequence[Event]) -> list[Outcome | Poison]:
+def _apply_patiently(events: Sequence[Event], skew_ms: int) -> list[Outcome | Poison]:
     """Raises Unavailable when presence could not be written for PATIENCE_SECONDS."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            results = _store().apply(events)
+            results = _store().apply(events, skew_ms)
         except Unavailable as error:
             pause = outage().failed(error)
             if time.monotonic() + pause > give_up_at:
@@ -120,11 +122,10 @@ def _tell(readable: Sequence[tuple[int, Event]], results: Sequence[Outcome | Poi
             log.debug("%s%s", result.name, ", status changed" if result.flipped else "", extra=describe(event))
 
 
-def _set_apart(job: Job | None, events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
+def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
     """Raises Poison for an event that is alone already, or where no job of RQ's is running."""
     if job is None:
         raise failures[0][1]
-    meta = BatchMeta.decode(job.meta)
     if meta.attempts:
         _note_failure(job, replace(meta, attempts=meta.attempts + 1), events[0], failures[0][1])
         raise failures[0][1]

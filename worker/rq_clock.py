@@ -1,4 +1,4 @@
-"""RQ's clock, set to that of the queue's server.
+"""The clock of this worker and of RQ in it, set to that of the queue's server.
 
 RQ reads the clock of its machine wherever it writes or compares a time: when a job counts as abandoned, when a retry is
 due, when a worker gave its last sign of life. Workers on machines whose clocks differ would each see other jobs as
@@ -12,11 +12,16 @@ from datetime import UTC, datetime
 from rq import utils
 
 
-def set_rq_clock(now_ms: Callable[[], int]) -> None:
-    """Makes all of RQ in this process go by `now_ms`, Unix milliseconds."""
+def now_ms() -> int:
+    """Unix milliseconds by RQ's clock: that of the machine until `set_rq_clock`, and under plain `rq worker`."""
+    return int(utils.now().timestamp() * 1000)
+
+
+def set_rq_clock(clock: Callable[[], int]) -> None:
+    """Makes all of RQ in this process go by `clock`, Unix milliseconds."""
 
     def now() -> datetime:
-        return datetime.fromtimestamp(now_ms() / 1000, UTC)
+        return datetime.fromtimestamp(clock() / 1000, UTC)
 
     before = utils.now
     # RQ's modules import the function by its name, so each of them has it; those that come later find ours in utils.

@@ -54,15 +54,20 @@ class Poison(PresenceError):
     """This one event cannot be applied as things stand, however healthy the server."""
 
 
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class Store:
     """Presence in one Redis, or in a Redis Cluster. The client must decode nothing and retry nothing.
 
     Every method raises Unavailable where the server cannot do all of it just now. Some may be done then; doing it
-    again is harmless.
+    again is harmless. clock: Unix milliseconds.
     """
 
-    def __init__(self, client: Redis, settings: Settings) -> None:
+    def __init__(self, client: Redis, settings: Settings, clock: Callable[[], int] = _now_ms) -> None:
         self._client = client
+        self._now_ms = clock
         self._keys = settings.keys
         keys = self._keys
         self._replicas = Replicas(client)
@@ -71,19 +76,20 @@ class Store:
         self._shared = () if self._outbox else (keys.changes, keys.stats, keys.leases)
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
 
-    def apply(self, events: Sequence[Event]) -> list[Outcome | Poison]:
+    def apply(self, events: Sequence[Event], skew_ms: int = 0) -> list[Outcome | Poison]:
         """Applies events; the result has, for each, its outcome or why it has none.
 
         Events of one user are one step: readers see what they came to, and not what was passed through on the way.
+        skew_ms: how far the clock of the receiver that took them is ahead of ours.
         """
-        steps, now_ms = list(_steps(events)), _now_ms()
+        steps, now_ms = list(_steps(events)), self._now_ms() + skew_ms
         calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in steps)
         replies = self._call(library.NAME, calls, read_applied)
         results: list[Outcome | Poison] = [_OUTCOMES["stale", False]] * len(events)
         for (_, indexes), reply in zip(steps, replies, strict=True):
             for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
                 results[index] = result
-        self._count_applied(events, results)
+        self._count_applied(events, results, skew_ms)
         return results
 
     def _arguments(self, events: Sequence[Event], indexes: Sequence[int], now_ms: int) -> list[object]:
@@ -103,11 +109,11 @@ class Store:
             )
         return arguments
 
-    def _count_applied(self, events: Sequence[Event], results: "Sequence[Outcome | Poison]") -> None:
+    def _count_applied(self, events: Sequence[Event], results: Sequence[Outcome | Poison], skew_ms: int) -> None:
         outcomes = [(event, each) for event, each in zip(events, results, strict=True) if isinstance(each, Outcome)]
         counts = Counter[str](each.name for _, each in outcomes)
         received = (event.received_at for event, each in outcomes if each.name == "applied")
-        counts.update(lag_counts(received, _now_ms()))
+        counts.update(lag_counts(received, self._now_ms() + skew_ms))
         self._count(counts, sum(each.flipped for _, each in outcomes))
 
     def due(self, until_ms: int, most: int) -> dict[str, float]:
@@ -124,7 +130,7 @@ class Store:
         It also gives them the leases and the retention that the settings want, counted from `now_ms`, where they were
         last written under other ones. due: as `due` returned them.
         """
-        calls = ((each, (each, *self._options, _now_ms(), until_ms, now_ms)) for each in user_ids)
+        calls = ((each, (each, *self._options, self._now_ms(), until_ms, now_ms)) for each in user_ids)
         replies = self._call(f"{library.NAME}_review", calls, read_reviewed)
         reviewed = [reply for reply in replies if not isinstance(reply, Exception)]
         expired = sum(reply.expired for reply in reviewed)
@@ -242,10 +248,6 @@ class Store:
                 if is_outage(error):
                     raise
                 log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:

@@ -44,7 +44,7 @@ class Sweeper(threading.Thread):
         self._client = connect(settings.queue_url)
         self._clock = ServerClock(self._client)
         self._presence = connect(settings.redis_url)
-        self._store = Store(self._presence, settings)
+        self._store = Store(self._presence, settings, self._clock.now_ms)
         queue = open_queue(self._client, settings)
         self._window = ReplayWindow(queue) if settings.has_separate_queue else None
         self._leases = Leases(queue, self._store, self._lease_ms) if self._lease_ms else None
