@@ -72,6 +72,14 @@ def many_batches(draw: st.DrawFn) -> list[list[Event]]:
     return history
 
 
+@st.composite
+def anything(draw: st.DrawFn) -> list[Event]:
+    """Events of many batches that share operationIDs, in no order: most come when their batch is summed up."""
+    seqs = st.sampled_from([0, 1, 2, 3, 4, 59_998, 60_001, 120_000, 180_000, 240_000])
+    batched = st.builds(of_batch, COMMANDS, seqs, PLATFORMS, st.sampled_from(["", *"abcdef"]), st.integers(0, 1))
+    return draw(st.lists(st.one_of(batched, batched, batched, unbatched(seqs)), min_size=1, max_size=25))
+
+
 def up_to_four_late(history: Sequence[Sequence[Event]], shuffler: random.Random) -> list[Event]:
     """The events of all batches in an order in which no event comes when four later batches have begun to come."""
     waiting = [list(batch) for batch in history]

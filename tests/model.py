@@ -14,28 +14,30 @@ What the rules leave open is decided here:
 - An online event that is older than the batches remembered, and has exactly the seq at which a batch that was summed up
   named its platform both online and offline and said offline, was counted in that. Otherwise one callback delivered
   twice would open what its batch has closed, for ever.
-- A batch's lease begins when the first of its online events with their highest seq was received.
+- A lease begins when the online event that raised its session's seq was received. Where an offline event raises it, as
+  in batches that end in one, the lease goes on.
 """
 
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shared.events import Event
 
-Scope = tuple[str, object]
+Scope = tuple[str, Any]
 Key = tuple[int, str]
 
 BATCH_MS = 60_000
 REMEMBERED = 4
 NEVER = -1
+EXPIRED = -1
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What is known of a platform: its highest online and offline seq, and when the lease of the first began, ms.
+    """What is known of a platform: its highest online and offline seq.
 
     mixed: the highest seq at which a batch said offline that named the platform both online and offline.
     """
@@ -43,19 +45,16 @@ class Mark:
     on: int = NEVER
     off: int = NEVER
     mixed: int = NEVER
-    received_at: int = 0
 
     def and_also(self, said: "Mark") -> "Mark":
-        newer = said if said.on > self.on else self
-        return replace(newer, off=max(self.off, said.off), mixed=max(self.mixed, said.mixed))
+        return Mark(max(self.on, said.on), max(self.off, said.off), max(self.mixed, said.mixed))
 
 
 class Opening(NamedTuple):
-    """What opened a session. received_at: ms at which its lease began."""
+    """What opened a session."""
 
     seq: int
     platform_id: int
-    received_at: int
 
 
 def sessions(events: Iterable[Event]) -> set[Scope]:
@@ -130,18 +129,16 @@ class Memory:
     def openings(self) -> dict[Scope, Opening]:
         """The sessions that are online, by scope, each with what opened it."""
         marks = self.marks()
-        found: dict[Scope, Opening] = {
-            ("platform", platform): Opening(mark.on, platform, mark.received_at) for platform, mark in marks.items()
-        }
+        return {scope: opening for scope, opening in self.heard_of().items() if self._is_open(scope, opening, marks)}
+
+    def heard_of(self) -> dict[Scope, Opening]:
+        """The same of sessions that are or were online: their highest online seqs."""
+        found = {("platform", platform): Opening(mark.on, platform) for platform, mark in self.marks().items()}
         for event in self._others:
-            opening = Opening(event.seq, event.platform_id, event.received_at)
-            # Of online events the one with the highest seq opened the session, and says which platform it is on.
-            if event.kind == "online" and opening[:2] > found.get(scope_of(event), (NEVER, 0))[:2]:
-                earlier = found.get(scope_of(event))
-                if earlier and earlier.seq == event.seq:  # its lease has begun
-                    opening = opening._replace(received_at=earlier.received_at)
-                found[scope_of(event)] = opening
-        return {scope: opening for scope, opening in found.items() if self._is_open(scope, opening, marks)}
+            if event.kind == "online":  # the one with the highest seq says which platform a connection is on
+                opening = Opening(event.seq, event.platform_id)
+                found[scope_of(event)] = max(opening, found.get(scope_of(event), opening))
+        return found
 
     def _is_open(self, scope: Scope, opening: Opening, marks: dict[int, Mark]) -> bool:
         of_platform = marks.get(opening.platform_id, Mark()).off
@@ -153,10 +150,12 @@ class Memory:
 
 def identity(event: Event) -> tuple[object, ...]:
     """The same for each delivery of one callback. Receivers of older releases gave them no id."""
-    if not event.operation_id:
-        return event.kind, event.platform_id, event.seq
-    told_by = event.id or event.received_at
-    return event.kind, event.platform_id, event.seq, event.operation_id, told_by
+    same = is_kick_off(event), event.kind, event.platform_id, event.seq
+    return (*same, event.operation_id, event.id or event.received_at) if event.operation_id else same
+
+
+def is_kick_off(event: Event) -> bool:
+    return "KickOff" in event.command
 
 
 def key(batch: list[Event]) -> Key:
@@ -191,7 +190,7 @@ def read(batch: list[Event], online: set[int]) -> dict[int, Mark]:
         offs = [event for event in named[platform] if event.kind == "offline"]
         if not ons or not offs:
             return bool(ons)
-        if len(ons) > len(offs) or all("KickOff" in event.command for event in offs):
+        if len(ons) > len(offs) or all(map(is_kick_off, offs)):
             return True
         others = set(named) - {platform}
         nothing_else = all(names_online_only(other) and other in online for other in others)
@@ -201,8 +200,7 @@ def read(batch: list[Event], online: set[int]) -> dict[int, Mark]:
     for platform, events in named.items():
         seq = newest_seq(events)
         if is_online(platform):
-            opener = max((event for event in events if event.kind == "online"), key=lambda event: event.seq)
-            said[platform] = Mark(on=seq, received_at=opener.received_at)
+            said[platform] = Mark(on=seq)
         else:
             said[platform] = Mark(off=seq, mixed=NEVER if all(e.kind == "offline" for e in events) else seq)
     return said
@@ -214,7 +212,7 @@ class Leased:
     def __init__(self, lease: int) -> None:
         self._lease = lease
         self._memory: dict[str, Memory] = {}
-        self._expired: dict[str, dict[Scope, int]] = {}
+        self._began: dict[str, dict[Scope, int]] = {}
         self._status: dict[str, str] = {}
         self.changes: list[tuple[str, str, str, str]] = []
 
@@ -223,19 +221,15 @@ class Leased:
         return self._status
 
     def sessions(self, user: str) -> dict[Scope, Opening]:
-        expired = self._expired.get(user, {})
         openings = self._memory[user].openings() if user in self._memory else {}
-        return {scope: opening for scope, opening in openings.items() if expired.get(scope, NEVER) < opening.seq}
+        return {scope: opening for scope, opening in openings.items() if self._began[user][scope] != EXPIRED}
 
     def platforms(self, user: str) -> list[int]:
         return sorted({opening.platform_id for opening in self.sessions(user).values()} - {0})
 
     def lease_ends(self, user: str) -> int | None:
-        """The end of the earliest lease. Of two online events with one seq, the one that came first began it."""
-        return min((self._ends(opening) for opening in self.sessions(user).values()), default=None)
-
-    def _ends(self, opening: Opening) -> int:
-        return opening.received_at + self._lease
+        """The end of the earliest lease."""
+        return min((self._began[user][scope] + self._lease for scope in self.sessions(user)), default=None)
 
     def apply(self, events: Iterable[Event]) -> None:
         """Events of one user that come together are one step, put down to the last that changed the status."""
@@ -244,23 +238,32 @@ class Leased:
             by_user.setdefault(event.user_id, []).append(event)
         for user, of_user in by_user.items():
             command, status = of_user[0].command, self._status.get(user, "")
-            memory = self._memory.get(user, Memory(remembered=REMEMBERED))
+            remembered = self._memory.get(user, Memory(remembered=REMEMBERED))
+            seen = remembered
             for number, event in enumerate(of_user, 1):
-                self._memory[user] = deepcopy(memory)
-                self._memory[user].add(of_user[:number])
-                before, status = status, self._status_by_sessions(user)
-                command = event.command if status != before else command
+                before, seen = seen, deepcopy(remembered)
+                seen.add(of_user[:number])
+                self._renew(event, before, seen)
+                self._memory[user] = seen
+                was, status = status, self._status_by_sessions(user)
+                command = event.command if status != was else command
             self._note(user, command)
+
+    def _renew(self, event: Event, before: Memory, after: Memory) -> None:
+        began, seqs = self._began.setdefault(event.user_id, {}), before.heard_of()
+        for scope, opening in after.heard_of().items():
+            is_raised = opening.seq > (seqs[scope].seq if scope in seqs else NEVER)
+            if is_raised and (event.kind == "online" or began.get(scope, EXPIRED) == EXPIRED):
+                began[scope] = event.received_at
 
     def sweep(self, until: int) -> None:
         for user in sorted(self._memory, key=lambda user: (self.lease_ends(user) or 0, user)):
-            for scope, opening in self.sessions(user).items():
-                if self._ends(opening) <= until:
-                    self._expired.setdefault(user, {})[scope] = opening.seq
+            began = self._began[user]
+            began |= {scope: EXPIRED for scope in self.sessions(user) if began[scope] + self._lease <= until}
             self._note(user, "lease_expired")
 
     def forget(self, user: str) -> None:
-        for of_users in (self._memory, self._expired, self._status):
+        for of_users in (self._memory, self._began, self._status):
             of_users.pop(user, None)  # type: ignore[attr-defined]
 
     def _status_by_sessions(self, user: str) -> str:

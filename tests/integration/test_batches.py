@@ -124,6 +124,15 @@ def test_batches_that_are_summed_up_are_not_opened_by_what_is_delivered_again(st
     assert sum(name.startswith(b"b:") for name in fields) == 4
 
 
+def test_one_operation_id_at_two_times_is_summed_up_as_two_batches(store: Store, redis: Redis) -> None:
+    came, left = on("b", 59_998, 3), off("b", 1, 3)
+    store.apply([came, on("c", 120_000, 2), off("d", 120_000, 1)])
+    store.apply([off("e", 120_000, 1), left, on("b", 120_000, 2)])  # which divides what is remembered of "b"
+    assert platforms(redis) == "2"
+    store.apply([came])  # once more, now that its batch is summed up
+    assert platforms(redis) == "2"
+
+
 def test_the_newest_four_batches_take_late_events(store: Store, redis: Redis) -> None:
     store.apply([on("b1", 100), off("b2", 200), on("b3", 300, 2), off("b4", 400, 2)])
     assert platforms(redis) == ""

@@ -17,19 +17,24 @@ USERS = ("alice", "bob")
 #: Unix milliseconds, of today: what was received longer ago than users are remembered opens nothing.
 NOW = time.time_ns() // 1_000_000_000 * 1000
 
-events = st.builds(
-    Event,
-    user_id=st.sampled_from(USERS),
-    command=st.sampled_from(sorted(COMMANDS)),
-    seq=st.integers(0, 12),
-    conn_id=st.sampled_from(["", "", "a", "b"]),
-    platform_id=st.integers(0, 2),
-    platform=st.just(""),
-    operation_id=st.just(""),
-    id=st.just(""),
-    peer=st.just(""),
-    received_at=st.integers(1, 60).map(lambda second: NOW + 1000 * second),
-)
+
+@st.composite
+def events(draw: st.DrawFn) -> Event:
+    """One callback; those of one operationID that are near in time are a batch, and are received together."""
+    operation_id = draw(st.sampled_from(["", "", "op1", "op2", "two containers"]))
+    seq = draw(st.integers(0, 12)) + draw(st.sampled_from([0, model.BATCH_MS] if operation_id else [0]))
+    second = 4 * len(operation_id) + seq // model.BATCH_MS if operation_id else draw(st.integers(1, 60))
+    return Event(
+        user_id=draw(st.sampled_from(USERS)),
+        command=draw(st.sampled_from(sorted(COMMANDS))),  # type: ignore[arg-type]
+        seq=seq,
+        conn_id=draw(st.sampled_from(["", "", "", "a", "b"])),
+        platform_id=draw(st.integers(0, 2)),
+        platform="",
+        operation_id=operation_id,
+        received_at=NOW + 1000 * second,
+        id=draw(st.sampled_from(["1", "2"])) if operation_id else "",
+    )
 
 
 class Presence(RuleBasedStateMachine):
@@ -41,7 +46,7 @@ class Presence(RuleBasedStateMachine):
         self.model = model.Leased(1000 * LEASE_SECONDS)
         self.applied: list[Event] = []
 
-    @rule(batch=st.lists(events, min_size=1, max_size=6))
+    @rule(batch=st.lists(events(), min_size=1, max_size=6))
     def apply(self, batch: list[Event]) -> None:
         assert not any(isinstance(result, Poison) for result in self.store.apply(batch))
         self.model.apply(batch)
@@ -77,14 +82,15 @@ class Presence(RuleBasedStateMachine):
         leases = dict(self.redis.zrange("presence-leases", 0, -1, withscores=True))
         online = 0
         for user in USERS:
-            found = self.redis.hmget(f"presence:{user}", "status", "sessions")
+            found = self.redis.hmget(f"presence:{user}", "status", "sessions", "platforms")
             sessions = self.model.sessions(user)
             if user not in self.model.status:
-                assert found == [None, None]
+                assert found == [None, None, None]
                 assert self.redis.ttl(f"presence:{user}") == -2
                 continue
             online += self.model.status[user] == "online"
-            assert found == [self.model.status[user].encode(), b"%d" % len(sessions)]
+            platforms = ",".join(map(str, self.model.platforms(user)))
+            assert found == [self.model.status[user].encode(), b"%d" % len(sessions), platforms.encode()]
             assert leases.get(user.encode()) == self.model.lease_ends(user)
             assert (self.redis.ttl(f"presence:{user}") == -1) == bool(sessions)
         assert int(self.redis.hget("presence-stats", "users_online") or 0) == online

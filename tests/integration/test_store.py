@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import histories
 import model
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -239,6 +240,16 @@ def test_a_user_known_only_as_offline_is_small(store: Store, redis: Redis) -> No
     assert redis.memory_usage(f"presence:{name}", samples=0) < 450
 
 
+def state(redis: Redis) -> tuple[str, ...]:
+    found = user(redis)
+    return found["status"], found["sessions"], found["platforms"], found["seq"]
+
+
+def expected(memory: model.Memory, events: Sequence[Event]) -> tuple[str, ...]:
+    sessions, platforms = memory.openings(), ",".join(map(str, memory.platforms()))
+    return "online" if sessions else "offline", str(len(sessions)), platforms, str(model.newest_seq(events))
+
+
 scopes = st.sampled_from(
     [("", 0), ("", 1), ("", 2), ("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 0), ("d", 1)]
 )
@@ -264,23 +275,56 @@ event_lists = st.lists(
 def test_every_order_ends_in_what_the_model_says(
     store: Store, redis: Redis, events: list[Event], shuffler: random.Random
 ) -> None:
-    expected_sessions = model.sessions(events)
-    for _ in range(4):
+    for order in histories.orders(events + histories.again(events, shuffler), 4, shuffler):
         redis.delete("presence:u")
-        _in_batches(store, events + shuffler.sample(events, len(events) // 2), shuffler)
-        state = user(redis)
-        assert state["status"] == ("online" if expected_sessions else "offline")
-        assert state["sessions"] == str(len(expected_sessions))
-        assert state["seq"] == str(model.newest_seq(events))
-        shuffler.shuffle(events)
+        for some in histories.deliveries(order, shuffler):
+            apply(store, *some)
+        assert state(redis) == expected(model.Memory(events), events)
 
 
-def _in_batches(store: Store, events: Sequence[Event], shuffler: random.Random) -> None:
-    start = 0
-    while start < len(events):
-        end = start + shuffler.randint(1, 5)
-        apply(store, *events[start:end])
-        start = end
+examples = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@examples
+@given(histories.few_batches(), st.randoms(use_true_random=False))
+def test_every_order_of_four_batches_ends_in_what_the_model_says(
+    store: Store, redis: Redis, events: list[Event], shuffler: random.Random
+) -> None:
+    for order in histories.orders(events + histories.again(events, shuffler), 3, shuffler):
+        redis.delete("presence:u")
+        for some in histories.deliveries(order, shuffler):
+            apply(store, *some)
+        assert state(redis) == expected(model.Memory(events), events)
+
+
+@examples
+@given(histories.many_batches(), st.randoms(use_true_random=False))
+def test_batches_that_are_up_to_four_late_are_not_late(
+    store: Store, redis: Redis, history: list[list[Event]], shuffler: random.Random
+) -> None:
+    redis.delete("presence:u")
+    events = histories.up_to_four_late(history, shuffler)
+    for some in histories.deliveries(events, shuffler):
+        apply(store, *some)
+    assert state(redis) == expected(model.Memory(events), events)
+    for some in histories.deliveries(histories.again(events, shuffler), shuffler):  # some of which is summed up
+        apply(store, *some)
+        assert state(redis) == expected(model.Memory(events), events)
+
+
+@examples
+@given(histories.anything(), st.randoms(use_true_random=False))
+def test_batches_that_come_later_than_that_are_read_as_far_as_they_are_remembered(
+    store: Store, redis: Redis, events: list[Event], shuffler: random.Random
+) -> None:
+    redis.delete("presence:u")
+    memory, came = model.Memory(remembered=model.REMEMBERED), []
+    for some in histories.deliveries(events + histories.again(events, shuffler), shuffler):
+        apply(store, *some)
+        memory.add(some)
+        came += some
+        assert state(redis)[:3] == expected(memory, came)[:3]
+    assert sum(name.startswith("b:") for name in user(redis)) <= model.REMEMBERED
 
 
 def test_what_is_older_than_the_retention_opens_nothing(redis: Redis) -> None:

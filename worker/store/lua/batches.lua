@@ -180,13 +180,13 @@ local function divide(state, batches, events)
       parts = parts + 1
       part = batches[parts]
       if not part then
-        part = { operation_id = operation_id, is_new = true }
+        part = { operation_id = operation_id }
         state.batches[#state.batches + 1] = part
       end
-      part.events, part.low, part.is_changed, part.kind = {}, event.seq, true, false
+      part.events, part.low, part.is_changed, part.kind, part.is_new = {}, event.seq, true, false, true
     end
     part.events[#part.events + 1] = event
-    part.high = event.seq
+    part.high, part.is_new = event.seq, part.is_new and event.is_new
   end
 end
 
@@ -263,6 +263,7 @@ local function insert(state, item, operation_id)
   for _, batch in ipairs(batches or {}) do
     for _, known in ipairs(events_of(batch)) do
       if is_same(known, item) then return false end
+      known.is_new = known.is_new or batch.is_new
       events[#events + 1] = known
     end
   end
@@ -286,7 +287,7 @@ local function remember(state, event)
     -- Within a batch eight characters tell events apart; where a receiver is too old to give them, the time does.
     id = (event.id ~= '' and event.id or event.received_at):match('%w*$'):sub(-8)
   end
-  local item = { kind = event.kind, platform_id = event.platform_id, id = id, seq = event.seq }
+  local item = { kind = event.kind, platform_id = event.platform_id, id = id, seq = event.seq, is_new = true }
   if newest then
     if operation_id ~= '' and operation_of(newest) == operation_id and fits(newest, item.seq) then
       return join_newest(state, item)
