@@ -52,16 +52,23 @@ class Request:
 
 
 def request(
-    shape: str, base_url: str, step: Step, user_id: str, seq: int, platform_id: int = 1, connection: int = 0
+    shape: str,
+    base_url: str,
+    step: Step,
+    user_id: str,
+    seq: int,
+    platform_id: int = 1,
+    connection: int = 0,
+    operation_id: str = "",
 ) -> Request:
     """The callback as an OpenIM of that shape would send it.
 
     shape: a key of SHAPES. seq: Unix milliseconds. connection: which of the user's connections it is about,
-    where the shape names connections.
+    where the shape names connections. operation_id: one of its own where empty.
     """
     form = SHAPES[shape]
     command = form.command.format(step=step)
-    operation_id = f"{seq}-{safe(user_id)}"  # goes into a header
+    operation_id = operation_id or f"{seq}-{safe(user_id)}"  # goes into a header
     headers = {"Content-Type": "application/json; charset=utf-8"}
     body: dict[str, Any] = {"userID": user_id, "callbackCommand": command, "seq": seq}
     if form.header:

@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 import click
 
 from shared import settings
+from shared.cli import churn
 from shared.cli.openim import SHAPES, Request, Step, request
 from shared.cli.text import safe
 
@@ -55,7 +56,7 @@ class Tally:
     type=click.Choice(list(SCRIPTS)),
     default="offline",
     show_default=True,
-    help="What happens to each user; a session is online, then offline.",
+    help="What happens to each user. A session is online, then offline; with v3.8 users come and go as phones do.",
 )
 @click.option("--users", type=click.IntRange(1), default=1, show_default=True, help="How many, user1 to userN.")
 @click.option("--user", "names", multiple=True, help="One user by name; may be repeated.")
@@ -89,9 +90,12 @@ def send(
     if names and users > 1:
         raise click.UsageError("either --users or --user")
     everybody = names or tuple(f"user{number}" for number in range(1, users + 1))
-    steps = SCRIPTS[event]
-    total = len(everybody) * len(steps)
-    requests = _doubled(_requests(url, shape, steps, everybody), duplicates)
+    if event == "session" and shape == "v3.8":
+        total, requests = churn.count(len(everybody)), _churn(url, everybody)
+    else:
+        steps = SCRIPTS[event]
+        total, requests = len(everybody) * len(steps), _requests(url, shape, steps, everybody)
+    requests = _doubled(requests, duplicates)
     if reorder:
         requests = _shuffled(requests)
     started = time.monotonic()
@@ -134,6 +138,16 @@ def _requests(url: str, shape: str, steps: tuple[Step, ...], users: tuple[str, .
     for place, step in enumerate(steps):
         for user in users:
             yield request(shape, url, step, user, max(first + place, time.time_ns() // 1_000_000))
+
+
+def _churn(url: str, users: tuple[str, ...]) -> Iterator[Request]:
+    seq = 0
+    for batch in churn.batches(users, random.Random()):
+        seq = max(seq + 2, time.time_ns() // 1_000_000)
+        for step, user_id, platform_id, operation_id in batch:
+            # A real gateway's clock moved on within one callback of a hundred.
+            a_moment_later = random.randrange(100) == 0
+            yield request("v3.8", url, step, user_id, seq + a_moment_later, platform_id, operation_id=operation_id)
 
 
 def _doubled(requests: Iterator[Request], percent: int) -> Iterator[Request]:
