@@ -42,7 +42,7 @@ class Change:
 
 
 class Missed(Exception):
-    """Changes may be gone unread. The users' hashes hold what is true: read all users, then poll again.
+    """Changes may be gone unread. The users' hashes hold what is true: read all users, then go on.
 
     newest: the id of the newest change at that moment, "0-0" where there is none. A hash that is read from now on is at
     least as new as that change.

@@ -4,14 +4,15 @@
     while True:
         try:
             changes = group.poll()
-        except Missed:
+        except Missed as missed:
             ...  # read all users
-            continue
-        for change in changes:
-            ...  # the work
-        group.ack(changes)
+            group.ack(missed)
+        else:
+            for change in changes:
+                ...  # the work
+            group.ack(changes)
 
-Its place is in Redis. docs/change-feed.md says what is promised, and has a whole program.
+What is acknowledged is kept in Redis. docs/change-feed.md says what is promised.
 """
 
 from collections.abc import Iterable
@@ -31,10 +32,7 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 class _Consumer:
-    """What one consumer knows of its group and of itself, and the commands that move both on.
-
-    Whatever happens, a change is acknowledged after it was handled, or after Missed told of it.
-    """
+    """What one consumer knows of its group and of itself, and the commands that move both on."""
 
     def __init__(self, prefix: str, group: str, name: str, take_over_seconds: float) -> None:
         self._stream = Keys(prefix).changes
@@ -44,20 +42,22 @@ class _Consumer:
         self._cursor = "0-0"
         #: The changes given to this consumer and not acknowledged; None: only Redis knows.
         self._held: set[str] | None = None
-        #: The lost place that Missed told of; None: the place is not lost.
-        self._told: str | None = None
-        #: The changes given to a consumer and gone before they were acknowledged, of which Missed told.
+        #: Why changes may be missing, until that is acknowledged.
+        self._missed = ""
+        #: What follows from it then: the place that was lost, and changes that nobody can be given any more.
+        self._lost: str | None = None
         self._gone: list[str] = []
+        #: True from a beginning on until the group is given something.
+        self._has_begun = False
 
     def poll(self, wait_seconds: float) -> Steps[list[Change]]:
-        if self._gone:
-            yield ("XACK", self._stream, self._group, *self._gone)
-            self._gone = []
+        if self._missed:
+            yield from self._miss(self._missed)
         place, pending = yield from self._find_place()
-        if (yield from self._is_lost(place)):
-            place = yield from self._begin(place)
+        if not (yield from self._is_there(place)):
+            yield from self._notice_lost(place)
         else:
-            self._told = None
+            self._has_begun = False
         if pending:
             yield from self._notice_trimmed()
         if self._held is None or self._held:
@@ -69,19 +69,27 @@ class _Consumer:
         entries = (yield from self._claim()) if pending else []
         if not entries:
             entries = yield from self._read(">", wait_seconds)
-            if entries and place != _BEGINNING and (yield from self._is_lost(place)):
-                yield from self._miss("changes were trimmed away while they were being read")
+            if entries and place != _BEGINNING and not (yield from self._is_there(place)):
+                yield from self._miss("some were trimmed away while they were being read")
         # redis-py may have repeated a command whose answer was lost: then older ones were given before.
         if (entries[0][0] if entries else b"") != (yield from self._oldest_held()):
             entries = yield from self._read("0")
         return (yield from self._give(entries))
 
-    def ack(self, changes: Iterable[Change]) -> Steps[None]:
-        ids = [each.id for each in changes]
-        if ids:
-            yield ("XACK", self._stream, self._group, *ids)
+    def ack(self, done: Iterable[Change] | Missed) -> Steps[None]:
+        if isinstance(done, Missed):
+            if self._gone:
+                yield from self._ack(self._gone)
+            if self._lost is not None:
+                yield from self._begin(self._lost)
+            self._missed, self._lost, self._gone = "", None, []
+        elif ids := [change.id for change in done]:
+            yield from self._ack(ids)
             if self._held:
                 self._held.difference_update(ids)
+
+    def _ack(self, ids: list[str]) -> Steps[None]:
+        yield ("XACK", self._stream, self._group, *ids)
 
     def _find_place(self) -> Steps[tuple[str, int]]:
         """The last id that the group was given, "" where there is no group; how many changes are not acknowledged."""
@@ -96,35 +104,38 @@ class _Consumer:
                 return each["last-delivered-id"].decode(), each["pending"]
         return "", 0
 
-    def _is_lost(self, place: str) -> Steps[bool]:
-        return not place or not (yield ("XRANGE", self._stream, place, place))
+    def _is_there(self, place: str) -> Steps[bool]:
+        return bool(place and (yield ("XRANGE", self._stream, place, place)))
 
-    def _begin(self, place: str) -> Steps[str]:
-        """Begins at the oldest change that there is, once Missed was raised and the next poll shows that it was heard.
+    def _notice_lost(self, place: str) -> Steps[None]:
+        if self._has_begun and place == _BEGINNING:
+            return
+        self._lost = place
+        yield from self._miss(
+            f"{self._stream} no longer has {place}, the last one that the group {self._group} was given"
+            if place
+            else f"the group {self._group} is new"
+        )
 
-        So a crash while all users are read repeats that. At the newest change, what happened between the loss of a
-        group (a Redis restored from a backup, say) and its making would be passed over.
+    def _begin(self, lost: str) -> Steps[None]:
+        """Moves the group to the oldest change there is, if no other consumer has done so.
+
+        At the newest one it would pass over what happened between the loss of a group (a Redis restored from a backup,
+        say) and its making.
         """
-        if self._told is None or place not in (self._told, _BEGINNING):
-            self._told = place
-            yield from self._miss(
-                f"{self._stream} no longer has {place}, the last change that the group {self._group} was given"
-                if place
-                else f"the group {self._group} is new"
-            )
-        if not place:
+        place, _ = yield from self._find_place()
+        if place == lost == "":
             try:
                 yield ("XGROUP CREATE", self._stream, self._group, "0", "MKSTREAM")
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
                     raise
-        elif place != _BEGINNING:
+        elif place == lost:
             yield ("XGROUP SETID", self._stream, self._group, "0")
-        self._told = _BEGINNING
-        return _BEGINNING
+        self._has_begun = True
 
     def _notice_trimmed(self) -> Steps[None]:
-        """Raises Missed where changes were trimmed away that a consumer was given and did not acknowledge."""
+        """Looks for changes that a consumer was given, and that were trimmed away before it acknowledged them."""
         oldest = yield ("XRANGE", self._stream, "-", "+", "COUNT", 1)
         end = f"({oldest[0][0].decode()}" if oldest else "+"
         start, gone = "-", []
@@ -133,7 +144,7 @@ class _Consumer:
             start = f"({gone[-1]}"
         if gone:
             self._gone = gone
-            yield from self._miss(f"{len(gone)} changes were trimmed away before they were acknowledged")
+            yield from self._miss(f"{len(gone)} were trimmed away before they were acknowledged")
 
     def _read(self, place: str, wait_seconds: float | None = None) -> Steps[_Entries]:
         """place: "0" for what this consumer holds, ">" for what nobody was given."""
@@ -147,7 +158,7 @@ class _Consumer:
         cursor, entries, *gone = yield (*words, "COUNT", BATCH)
         self._cursor = cursor.decode()
         if gone and gone[0]:
-            yield from self._miss("changes were removed before they were acknowledged")
+            yield from self._miss("some were removed before they were acknowledged")
         return list(entries)
 
     def _oldest_held(self) -> Steps[bytes]:
@@ -158,12 +169,12 @@ class _Consumer:
         gone = [entry_id.decode() for entry_id, fields in entries if not fields]
         if gone:
             self._gone = gone
-            yield from self._miss(f"{len(gone)} changes were removed before they were acknowledged")
+            yield from self._miss(f"{len(gone)} were removed before they were acknowledged")
         self._held = {entry_id.decode() for entry_id, _ in entries}
         return [change(entry_id, fields) for entry_id, fields in entries]
 
     def _miss(self, why: str) -> Steps[None]:
-        self._held = None
+        self._held, self._missed = None, why
         raise Missed(f"changes may be missing: {why}", (yield from newest(self._stream)))
 
 
@@ -188,15 +199,17 @@ class ConsumerGroup:
     def poll(self, wait_seconds: float = 2.0) -> list[Change]:
         """The next changes, at most 100, in order; none where there were none for about so long.
 
-        Those that are not acknowledged come again, after a restart of this program as well. Raises RedisError where the
-        server is away: poll again. Raises Missed where the group is new, and where changes may be gone unread: read all
-        users, then poll again. Until then it is raised after every restart.
+        What is not acknowledged comes again, after a restart of this program as well. Raises RedisError where the
+        server is away: poll again. Raises Missed where the group is new, and where changes may be gone unread.
         """
         return run(self._client, self._consumer.poll(wait_seconds))
 
-    def ack(self, changes: Iterable[Change]) -> None:
-        """Says that these are done. Raises RedisError where the server is away: then they may come again."""
-        run(self._client, self._consumer.ack(changes))
+    def ack(self, done: Iterable[Change] | Missed) -> None:
+        """Says that these changes are handled; of a Missed, that all users have been read since.
+
+        Raises RedisError where the server is away: then they come again.
+        """
+        run(self._client, self._consumer.ack(done))
 
 
 class AsyncConsumerGroup:
@@ -217,9 +230,9 @@ class AsyncConsumerGroup:
         """As `ConsumerGroup.poll`."""
         return await run_async(self._client, self._consumer.poll(wait_seconds))
 
-    async def ack(self, changes: Iterable[Change]) -> None:
+    async def ack(self, done: Iterable[Change] | Missed) -> None:
         """As `ConsumerGroup.ack`."""
-        await run_async(self._client, self._consumer.ack(changes))
+        await run_async(self._client, self._consumer.ack(done))
 
 
 def _entries(reply: Any) -> _Entries:

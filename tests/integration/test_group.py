@@ -48,15 +48,26 @@ class Consumer:
         users = [] if handled is None else handled
         changes = self.poll()
         users += [change.user_id for change in changes]
-        self._call(self._group.ack(changes))
+        self.ack(changes)
         return users
 
+    def ack(self, done: Any) -> None:
+        self._call(self._group.ack(done))
+
     def ready(self) -> "Consumer":
-        """Told that the group is new, as at the very first start."""
-        with pytest.raises(Missed, match="is new"):
-            self.poll()
+        """Begun, as at the very first start."""
+        self.missed("the group mailer is new")
         assert self.poll() == []
         return self
+
+    def missed(self, why: str, acknowledged: bool = True) -> Missed:
+        """The polls say why changes may be missing, until all users have been read, as they are now."""
+        for _ in range(2):
+            with pytest.raises(Missed, match=why) as raised:
+                self.poll()
+        if acknowledged:
+            self.ack(raised.value)
+        return raised.value
 
     def close(self) -> None:
         if self._loop:
@@ -110,13 +121,9 @@ def test_changes_come_in_order_and_are_done_when_acknowledged(
 
 def test_the_group_begins_at_the_oldest_change_after_everybody_was_read(consumer: Make, redis: redis.Redis) -> None:
     *_, last = add(redis, "before", "before, too")
-    for _ in range(2):  # a program that dies while it reads everybody reads them again
-        with pytest.raises(Missed, match="the group mailer is new") as told:
-            consumer().poll()
-        assert told.value.newest == last
-    group = consumer()
-    with pytest.raises(Missed):
-        group.poll()
+    consumer().missed("the group mailer is new", acknowledged=False)
+    group = consumer()  # a program that dies while it reads all users reads them again
+    assert group.missed("the group mailer is new").newest == last
     assert group.users() == ["before", "before, too"]
     assert consumer().users() == []  # after a restart, too
 
@@ -157,11 +164,8 @@ def test_a_consumer_that_was_away_for_too_long_is_told_until_everybody_was_read(
     assert group.users() == ["done"]
     add(redis, "missed", "kept")
     redis.xtrim(STREAM, maxlen=1, approximate=False)
-    for _ in range(2):
-        with pytest.raises(Missed, match="no longer has"):
-            consumer().poll()
-    with pytest.raises(Missed, match="no longer has"):
-        group.poll()
+    consumer().missed("no longer has", acknowledged=False)
+    group.missed("no longer has")
     assert group.users() == ["kept"]
     assert group.users() == []
 
@@ -173,11 +177,8 @@ def test_a_change_that_was_trimmed_away_before_it_was_done_is_told_until_everybo
     add(redis, "given", "given, too", "kept")
     assert len(group.poll()) == 3
     redis.xtrim(STREAM, maxlen=1, approximate=False)
-    for _ in range(2):
-        with pytest.raises(Missed, match="2 changes were trimmed away"):
-            consumer("mailer-2", take_over_seconds=0).poll()
-    with pytest.raises(Missed, match="2 changes were trimmed away"):
-        group.poll()
+    consumer("mailer-2", take_over_seconds=0).missed("2 were trimmed away", acknowledged=False)
+    group.missed("2 were trimmed away")
     assert group.users() == ["kept"]
     assert pending(redis) == 0
 
@@ -187,8 +188,7 @@ def test_a_change_that_was_removed_before_it_was_done_is_told_of_once(consumer: 
     written = add(redis, "a", "removed", "c")
     assert len(group.poll()) == 3
     redis.xdel(STREAM, written[1])
-    with pytest.raises(Missed, match="1 changes were removed"):
-        group.poll()
+    group.missed("1 were removed")
     assert group.users() == ["a", "c"]
     assert pending(redis) == 0
 
@@ -201,28 +201,39 @@ def test_what_is_trimmed_away_during_a_poll_is_noticed(
     group.users()
     add(redis, "missed", "kept")
     _before(monkeypatch, "XREADGROUP", lambda: redis.xtrim(STREAM, maxlen=1, approximate=False))
-    with pytest.raises(Missed, match="while they were being read"):
-        group.poll()
+    group.missed("while they were being read")
     assert group.users() == ["kept"]
 
 
 def test_an_emptied_server_is_followed_from_its_first_change(consumer: Make, redis: redis.Redis) -> None:
     group = consumer().ready()
     redis.flushall()
-    with pytest.raises(Missed, match="is new"):
-        group.poll()
     add(redis, "after")
+    group.missed("is new")
     assert group.users() == ["after"]
 
 
 def test_a_group_that_another_consumer_made_again_is_not_begun_twice(consumer: Make, redis: redis.Redis) -> None:
     add(redis, "a", "b")
     slow, quick = consumer("mailer-1"), consumer("mailer-2")
-    for each in (slow, quick):
-        with pytest.raises(Missed):
-            each.poll()
+    missed = slow.missed("is new", acknowledged=False)
+    quick.missed("is new")
     assert quick.users() == ["a", "b"]
+    slow.ack(missed)
     assert slow.users() == []
+
+
+def test_a_server_that_is_emptied_while_all_users_are_read_is_told_of_again(consumer: Make, redis: redis.Redis) -> None:
+    group = consumer().ready()
+    add(redis, "done")
+    group.users()
+    redis.xtrim(STREAM, maxlen=0, approximate=False)
+    missed = group.missed("no longer has", acknowledged=False)
+    redis.flushall()
+    group.ack(missed)
+    add(redis, "after")
+    group.missed("is new")
+    assert group.users() == ["after"]
 
 
 @pytest.mark.parametrize("command", ["XREADGROUP", "XAUTOCLAIM", "XACK"])
@@ -263,8 +274,7 @@ def test_what_is_no_stream_is_an_error(consumer: Make, redis: redis.Redis) -> No
 def test_another_prefix(consumer: Make, redis: redis.Redis) -> None:
     redis.xadd("{im}-changes", {"user_id": "alice"})
     group = consumer(prefix="{im}")
-    with pytest.raises(Missed):
-        group.poll()
+    group.missed("is new")
     assert group.users() == ["alice"]
 
 
@@ -272,9 +282,9 @@ def test_a_poll_that_is_cancelled_loses_nothing(server: Server) -> None:
     async def main() -> None:
         async with redis.asyncio.Redis(port=server.port) as client:
             group = AsyncConsumerGroup(client, "mailer", "mailer-1")
-            with pytest.raises(Missed):
+            with pytest.raises(Missed) as raised:
                 await group.poll(0.01)
-            await group.poll(0.01)
+            await group.ack(raised.value)
             waiting = asyncio.create_task(group.poll(5))
             while not any(each["cmd"] == "xreadgroup" for each in server.client.client_list()):
                 await asyncio.sleep(0.01)
