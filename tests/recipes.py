@@ -1,4 +1,7 @@
-"""The programs in the documentation, taken out of it and run as they stand."""
+"""The programs of examples/, run as they stand.
+
+The documents show some of them. `python tests/recipes.py` puts them there again after a change.
+"""
 
 import os
 import re
@@ -10,29 +13,35 @@ from pathlib import Path
 import pytest
 from support import ROOT, Process
 
-URL, ADDRESS = "redis://127.0.0.1:6379/0", "127.0.0.1:6379"
+EXAMPLES = ROOT / "examples"
+ADDRESS = "127.0.0.1:6379"
 #: Where Debian's package puts redigo.
 GOPATH = Path("/usr/share/gocode")
 
 
-def block(page: str, name: str) -> str:
-    """The code block of docs/<page> whose first line is a comment with this name."""
-    blocks = re.findall(r"^```\w+\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
-    (found,) = (each for each in blocks if re.match(rf"(#|//|--) {re.escape(name)}\n", each))
-    return str(found)
+def text(name: str) -> str:
+    """The program, whose first line is a comment with its name."""
+    return (EXAMPLES / name).read_text()
 
 
-def write(directory: Path, page: str, name: str, port: int, **constants: str) -> Path:
+def with_programs(page: str) -> str:
+    """The text of a page with each program in it as it is in examples/."""
+    names = "|".join(re.escape(path.name) for path in EXAMPLES.iterdir())
+    shown = re.compile(rf"^(```\w+\n)(?:#|//|--) ({names})\n.*?^```$", re.MULTILINE | re.DOTALL)
+    return shown.sub(lambda found: f"{found[1]}{text(found[2])}```", page)
+
+
+def write(directory: Path, name: str, port: int, **constants: str) -> Path:
     """Writes a program where it can be run, with the server's port and with other constants at its top.
 
     constants: the new value for each `NAME = value` of the program.
     """
-    text = block(page, name)
+    program = text(name)
     for constant, value in constants.items():
-        text, count = re.subn(rf"^(\s*)({constant}\s*=) .*$", rf"\1\2 {value}", text, flags=re.MULTILINE)
+        program, count = re.subn(rf"^(\s*)({constant}\s*=) [^#\n]*", rf"\1\2 {value} ", program, flags=re.MULTILINE)
         assert count == 1, constant
     path = directory / name
-    path.write_text(text.replace(ADDRESS, f"127.0.0.1:{port}"))
+    path.write_text(program.replace(ADDRESS, f"127.0.0.1:{port}"))
     return path
 
 
@@ -78,3 +87,8 @@ class Recipe(Process):
 
     def __init__(self, path: Path) -> None:
         super().__init__(command(path), {}, path.parent, path.name)
+
+
+if __name__ == "__main__":
+    for page in (ROOT / "docs").glob("*.md"):
+        page.write_text(with_programs(page.read_text()))

@@ -1,4 +1,4 @@
-"""Each program of docs/cookbook.md does what the page says, as it stands there."""
+"""Each program of docs/cookbook.md does what the page says."""
 
 import os
 import random
@@ -24,7 +24,6 @@ from shared.settings import Settings
 from worker.store.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
-PAGE = "cookbook.md"
 ON, OFF = "callbackUserOnlineCommand", "callbackUserOfflineCommand"
 
 pytestmark = on_one_server
@@ -64,14 +63,14 @@ PRINTED = {
     "who.mjs": "online [ 'alice' ] [ 'now', '2024-11-23T07:07:59.000Z', 'never' ]\n",
     "who.go": "true [alice]\nalice now\nbob 2024-11-23T07:07:59Z\nnobody never\n",
     "phone.py": "alice True\nbob False\nnobody False\n",
-    "read.py": "1 users are online\nalice online 1732345678000 1\nbob offline 1732345679000 0\nnobody unknown 0 0\n",
+    "everybody.py": "1 users are online:\nalice 1732345678000 (1,)\n",
 }
 
 
 @pytest.mark.usefixtures("three")
 @pytest.mark.parametrize("name", PRINTED)
 def test_who_is_online_and_when_the_others_were(name: str, server: Server, tmp_path: Path) -> None:
-    path = recipes.write(tmp_path, PAGE, name, server.port)
+    path = recipes.write(tmp_path, name, server.port)
     assert recipes.run(path, "alice", "bob", "nobody") == PRINTED[name]
 
 
@@ -82,7 +81,7 @@ def test_the_same_from_a_shell(server: Server, tmp_path: Path) -> None:
     (tmp_path / "redis-cli").chmod(0o755)
     (tmp_path / "users.txt").write_text("alice\nbob\nnobody\nwith a space\n")
     done = subprocess.run(
-        ["bash", "-ec", recipes.block(PAGE, "who.sh")],
+        ["bash", "-ec", recipes.text("who.sh")],
         cwd=tmp_path,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
@@ -98,8 +97,7 @@ def test_the_same_from_a_shell(server: Server, tmp_path: Path) -> None:
 def test_a_push_goes_to_who_stays_away_and_to_nobody_else(
     gateway: Gateway, redis: Redis, server: Server, tmp_path: Path, keep: Keep
 ) -> None:
-    recipes.write(tmp_path, "change-feed.md", "consumer.py", server.port, WAIT_MS="50")
-    push = recipes.Recipe(recipes.write(tmp_path, PAGE, "push.py", server.port, AWAY_SECONDS="0.5"))
+    push = recipes.Recipe(recipes.write(tmp_path, "push.py", server.port, AWAY_SECONDS="0.5", POLL_SECONDS="0.05"))
     keep(push)
 
     def pushed() -> list[str]:
@@ -176,7 +174,7 @@ def test_the_mirror_says_what_redis_says(
     with kind(tmp_path) as database:
         wait_until(lambda: connects(database))
         with closing(connect(database)) as connection:
-            connection.execute(recipes.block(PAGE, "presence.sql"))
+            connection.execute(recipes.text("presence.sql"))
 
             def mirrored() -> dict[str, tuple[str, int]]:
                 rows = connection.execute("SELECT user_id, status, changed_at FROM presence").fetchall()
@@ -188,10 +186,10 @@ def test_the_mirror_says_what_redis_says(
 
             gateway(ON, "here before")
             redis.delete("presence-changes")
-            recipes.write(tmp_path, "change-feed.md", "consumer.py", server.port, WAIT_MS="50", TAKE_OVER_MS="200")
             mirrors = []
             for number in (1, 2):
-                program = recipes.write(tmp_path, PAGE, "mirror.py", server.port, DATABASE=repr(database))
+                constants = {"DATABASE": repr(database), "TAKE_OVER_SECONDS": "0.2"}
+                program = recipes.write(tmp_path, "mirror.py", server.port, **constants)
                 program = program.rename(tmp_path / f"mirror{number}.py")
                 program.write_text(program.read_text().replace('"mirror-1"', f'"mirror-{number}"'))
                 mirrors.append(recipes.Recipe(program))

@@ -98,9 +98,11 @@ def test_a_consumer_group_needs_only_another_client(
     cluster: ClusterServers, tmp_path: Path, keep: Callable[[Process], Process]
 ) -> None:
     port = cluster.primaries[0].port
-    path = recipes.write(tmp_path, "change-feed.md", "consumer.py", port)
-    text = path.read_text().replace("redis.Redis.", "redis.RedisCluster.").replace("redis://", f"redis://:{SECRET}@")
-    path.write_text(text)
+    path = recipes.write(tmp_path, "consumer.py", port)
+    text = (
+        path.read_text().replace("Redis.from_url", "RedisCluster.from_url").replace("redis://", f"redis://:{SECRET}@")
+    )
+    path.write_text(text.replace("import Redis\n", "import RedisCluster\n"))
     consumer = recipes.Recipe(path)
     keep(consumer)
     cluster.client.xadd("presence-changes", {"user_id": "carol", "status": "online"})

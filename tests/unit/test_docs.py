@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import recipes
 
 from shared.cli import cli
 from shared.settings import Settings
@@ -58,10 +59,16 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), (page, target)
 
 
-def test_every_program_in_the_docs_is_run_by_a_test() -> None:
+def test_the_docs_show_the_programs_as_they_are() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text()
+        assert recipes.with_programs(text) == text, f"{page} shows an older program: run python tests/recipes.py"
+
+
+def test_every_program_is_named_in_the_docs_and_run_by_a_test() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests" / "integration").glob("*.py"))
-    for page in ("cookbook.md", "change-feed.md"):
-        blocks = re.findall(r"^```\w+\n(.*)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
-        assert blocks
-        for first_line in blocks:
-            assert f'"{first_line.split()[-1]}"' in tests, first_line
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    for path in recipes.EXAMPLES.iterdir():
+        assert path.read_text().splitlines()[0].split(" ", 1)[1] == path.name
+        assert f'"{path.name}"' in tests
+        assert re.search(rf"\s{re.escape(path.name)}$|examples/{re.escape(path.name)}\)", pages, re.MULTILINE)
