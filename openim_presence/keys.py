@@ -43,6 +43,11 @@ class Keys:
         return f"{self.prefix}-receivers"
 
     @property
+    def gateways(self) -> str:
+        """The hash of what was heard of OpenIM's gateway processes; on the queue's Redis."""
+        return f"{self.prefix}-gateways"
+
+    @property
     def sweep(self) -> str:
         """The hash of what the sweep of leases must remember; on the queue's Redis."""
         return f"{self.prefix}-sweep"

@@ -22,7 +22,7 @@ from shared.logs.throttle import LogThrottle
 from shared.queue import KEPT_SECONDS, BatchMeta, enqueue_alone, open_queue
 from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
-from worker import rq_clock
+from worker import gateways, rq_clock
 from worker.store.store import Outcome, Poison, Store
 
 #: While presence cannot be written a job waits for about so long, then lets others have a turn; it comes back
@@ -78,6 +78,8 @@ def apply_batch(events: list[Any]) -> Retry | None:
     ]
     if log.isEnabledFor(logging.DEBUG):
         _tell(readable, results)
+    if job is not None:
+        gateways.note(job.connection, _settings().keys, [event for _, event in readable])
     if failures:
         _set_apart(job, meta, events, failures)
     if job is not None and _settings().has_separate_queue:

@@ -13,6 +13,7 @@ import click
 from shared import settings
 from shared.cli.here import ask_receiver
 from shared.cli.text import age, moment, safe
+from shared.gateways import Gateway
 from shared.observe import health
 from shared.observe.counters import Stats
 from shared.observe.poller import Poller
@@ -22,6 +23,8 @@ from shared.settings import Settings, without_password
 
 BETWEEN_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
+#: With one receiver for hundreds of gateways, --json has all.
+GATEWAYS_SHOWN = 8
 #: A worker gives a sign of life every three seconds or so, and counts as alive for fifteen.
 QUIET_SECONDS = 6
 
@@ -91,6 +94,7 @@ class View:
             "receiver_here": self._local.as_json() if self._local else None,
             "receivers": [asdict(each) for each in queue.receivers] if knows_queue else None,
             "workers": [asdict(each) for each in queue.workers] if knows_queue else None,
+            "gateways": [asdict(each) for each in queue.gateways] if knows_queue else None,
             "queue": {name: getattr(queue, name) for name in ("jobs", "oldest_ms", "running", "retrying", "failed")}
             if knows_queue
             else None,
@@ -137,12 +141,14 @@ class View:
             + (f", last sign of life {age(each.seen_ms, now)} ago" if now - each.seen_ms > QUIET_SECONDS * 1000 else "")
             for each in queue.workers
         ]
+        gateways = [_gateway(each, now) for each in queue.gateways[:GATEWAYS_SHOWN]]
         since = f", oldest event received {age(queue.oldest_ms, now)} ago" if queue.oldest_ms else ""
         return [
             *_rows("receivers", receivers),
             _row("queue", f"{health.counted(queue.jobs, 'batch')} waiting{since}"),
             _row("", f"{queue.running:,} running, {queue.retrying:,} to be tried again, {queue.failed:,} failed"),
             *_rows("workers", workers),
+            *(_rows("gateways", gateways) if gateways else ()),
         ]
 
     def _presence_rows(self) -> list[str]:
@@ -174,6 +180,14 @@ class View:
             _row("Redis", f"for the queue: {_server(config.queue_url, queue)}"),
             _row("", f"for presence: {_server(config.redis_url, presence)}"),
         ]
+
+
+def _gateway(gateway: Gateway, now_ms: int) -> str:
+    when = f"heard of {age(gateway.last_at_ms, now_ms)} ago"
+    heard = f"OpenIM at {gateway.peer}, pid {gateway.pid}: {gateway.state}, {when}"
+    if gateway.lost is None:
+        return f"{heard}; {gateway.note}"
+    return f"{heard}, {health.counted(gateway.heard, 'batch')} heard, {gateway.lost:,} lost"
 
 
 def _receiver_here(local: Readiness) -> str:

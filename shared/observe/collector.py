@@ -10,7 +10,7 @@ from rq.job import Job
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from shared import reports
+from shared import gateways, reports
 from shared.observe.counters import Stats
 from shared.observe.snapshot import PresenceState, QueueState, Server, Worker
 from shared.queue import SKEW_FIELD, BatchMeta, open_queue
@@ -32,6 +32,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         "workers": ("SMEMBERS", WORKERS_BY_QUEUE_KEY % queue.name),
         settings.keys.receivers: ("HGETALL", settings.keys.receivers),
         settings.keys.sweep: ("HGET", settings.keys.sweep, "held"),
+        settings.keys.gateways: ("HGETALL", settings.keys.gateways),
     }
     answers = dict(zip(asked, _ask(client, list(asked.values())), strict=True))
     # Of a wrong type, say. The first word after the command is the key.
@@ -46,9 +47,10 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         [("HMGET", key, "meta", "created_at") for key in oldest]
         + [("HMGET", key, "state", "birth", "last_heartbeat", SKEW_FIELD) for key in keys],
     )
+    at_ms = int((good["server"] or {}).get("server_time_usec", 0)) // 1000
     return QueueState(
         _server(good["server"] or {}),
-        at_ms=int((good["server"] or {}).get("server_time_usec", 0)) // 1000,
+        at_ms=at_ms,
         jobs=good[queue.key] or 0,
         oldest_ms=_received_ms(found[0]) if oldest else 0,
         running=good[queue.started_job_registry.key] or 0,
@@ -57,6 +59,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         workers=tuple(_workers(keys, found[len(oldest) :])),
         receivers=tuple(_reports(good[settings.keys.receivers] or {})),
         leases_held=_decode(good[settings.keys.sweep] or b""),
+        gateways=tuple(gateways.view(gateways.decode_all(good[settings.keys.gateways] or {}), at_ms)),
         troubles=tuple(troubles),
     )
 

@@ -12,6 +12,8 @@ SILENT_SECONDS = 15
 #: So long nothing should wait that could go on.
 WAITING_SECONDS = 30
 FULL = 0.9
+#: What is worth a line about a gateway that has ended.
+RECENT_MS = 3_600_000
 
 
 def problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = None) -> list[str]:
@@ -37,9 +39,21 @@ def notes(snapshot: Snapshot) -> list[str]:
     if silent:
         lines.append(f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
     lines += _of_clocks(queue)
+    lines += _of_gateways(queue)
     if queue.leases_held:
         lines.append(f"no lease runs out now: {queue.leases_held}")
     return lines
+
+
+def _of_gateways(queue: QueueState) -> Iterator[str]:
+    for each in queue.gateways:
+        name = f"OpenIM's gateway at {each.peer}, pid {each.pid}"
+        if each.state == "silent":
+            yield f"{name}, is silent: if it was stopped or killed, nobody said that its users are gone"
+        elif each.state == "restarted" and queue.at_ms - each.last_at_ms < RECENT_MS:
+            yield f"{name}, has ended and another runs: it said nothing of the users that it had"
+        if each.lost:
+            yield f"{name}, sent {counted(each.lost, 'batch')} of callbacks that never came"
 
 
 def _of_clocks(queue: QueueState) -> Iterator[str]:

@@ -7,10 +7,12 @@ them lives: take `max` of it, not `sum`. Of a server that does not answer nothin
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from shared.gateways import Gateway, State
 from shared.observe.counters import LAG_BOUNDS_MS
 from shared.observe.snapshot import Snapshot
 
@@ -66,6 +68,7 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
         skew.add_metric(["receiver"], max((abs(each.skew_ms) / 1000 for each in queue.receivers), default=0.0))
         skew.add_metric(["worker"], max((abs(each.skew_ms) / 1000 for each in queue.workers), default=0.0))
         yield skew
+        yield from _of_gateways(queue.gateways)
         yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)
     if not presence.server.error:
         stats = presence.stats
@@ -82,6 +85,19 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
             stats.lag_seconds,
         )
         yield gauge("presence_users_online", "Users online.", stats.users_online)
+
+
+def _of_gateways(gateways: Sequence[Gateway]) -> Iterator[Metric]:
+    batches = CounterMetricFamily(
+        "presence_gateway_batches", "Batches of callbacks, by OpenIM's own numbers of them.", labels=["outcome"]
+    )
+    batches.add_metric(["heard"], sum(each.heard for each in gateways))
+    batches.add_metric(["lost"], sum(each.most_lost for each in gateways))
+    yield batches
+    states = GaugeMetricFamily("presence_gateways", "OpenIM's gateway processes of the last day.", labels=["state"])
+    for state in get_args(State):
+        states.add_metric([state], sum(each.state == state for each in gateways))
+    yield states
 
 
 def of_log(lines_dropped: float) -> Metric:

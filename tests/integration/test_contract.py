@@ -39,7 +39,7 @@ def callback(receiver: Receiver, name: str, user: str, seq: int, conn: str = "",
     body = {"userID": user, "callbackCommand": command, "seq": seq, "connID": conn, "platformID": platform}
     status, _ = receiver.post(
         f"/?command={command}",
-        {"Content-Type": "application/json", "operationID": "op"},
+        {"Content-Type": "application/json", "operationID": "p_7_1"},
         json.dumps(body).encode(),
     )
     assert status == 200
