@@ -39,10 +39,7 @@ class ClusterServers:
         self.nodes: list[Server] = []
         buses = [free_port() for _ in range(2 * primaries)]
         for number, bus in enumerate(buses):
-            options = {"cluster_enabled": "yes", "cluster_node_timeout": SILENCE_MS, "cluster_port": str(bus)}
-            # A replica that has not heard of its primary for very long would refuse to follow it.
-            options |= {"cluster_replica_validity_factor": "0", **_REPLICATED}
-            self.nodes.append(Server(directory / f"node{number}", binary, **options))
+            self.nodes.append(self._node(directory / f"node{number}", bus, binary))
         self.primaries, self.replicas = self.nodes[:primaries], self.nodes[primaries:]
         self.url = f"redis+cluster://:{SECRET}@" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
         for number, node in enumerate(self.primaries):
@@ -56,6 +53,26 @@ class ClusterServers:
             command(replica, "REPLICATE", command(primary, "MYID").decode())
         self.wait(self.nodes)
         self.client = connect(self.url)
+
+    @staticmethod
+    def _node(directory: Path, bus: int, binary: Path | None) -> Server:
+        options = {"cluster_enabled": "yes", "cluster_node_timeout": SILENCE_MS, "cluster_port": str(bus)}
+        # A replica that has not heard of its primary for very long would refuse to follow it.
+        options |= {"cluster_replica_validity_factor": "0", **_REPLICATED}
+        return Server(directory, binary, **options)
+
+    def add(self, directory: Path, binary: Path | None = None) -> Server:
+        """One more primary, without slots; it is not among `nodes`."""
+        bus = free_port()
+        node = self._node(directory, bus, binary)
+        command(self.nodes[0], "MEET", "127.0.0.1", node.port, bus)
+        known = len(self.nodes) + 1
+        wait_until(
+            lambda: all(len(command(each, "NODES").splitlines()) == known for each in [*self.nodes, node]),
+            what="the nodes to meet",
+        )
+        wait_until(lambda: b"cluster_state:ok" in command(node, "INFO"), what="the new node to find the cluster whole")
+        return node
 
     def _knows_all(self, node: Server) -> bool:
         return len(command(node, "NODES").splitlines()) == len(self.nodes)

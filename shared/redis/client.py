@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
-from redis import Redis, RedisCluster
+from redis import Redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
@@ -33,7 +33,7 @@ from redis.sentinel import (
     SentinelManagedSSLConnection,
 )
 
-from shared.redis.cluster import Cluster
+from shared.redis.cluster import Cluster, FollowingCluster
 from shared.redis.url import Address, parse
 
 CONNECT_TIMEOUT_SECONDS = 2.0
@@ -158,11 +158,11 @@ def _once() -> Retry:
     return Retry(NoBackoff(), 0)
 
 
-def _cluster(address: Address, options: dict[str, Any]) -> RedisCluster:
+def _cluster(address: Address, options: dict[str, Any]) -> FollowingCluster:
     nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
     if address.tls:
         options = {**options, "ssl": True}
-    return RedisCluster(startup_nodes=nodes, retry=_once(), **options)
+    return FollowingCluster(startup_nodes=nodes, retry=_once(), **options)
 
 
 class _Sentinels(Sentinel):

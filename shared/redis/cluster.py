@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from redis import Redis, RedisCluster
+from redis.cluster import ClusterNode
 from redis.commands import CoreCommands
 from redis.commands.cluster import RedisClusterCommands
 from redis.event import EventDispatcher
@@ -34,10 +35,37 @@ T = TypeVar("T")
 
 @contextmanager
 def as_redis_says() -> Iterator[None]:
+    """Whatever the library raises that is no answer of the server's counts as no answer: nothing else is known."""
     try:
         yield
+    except RedisError:
+        raise
     except RedisClusterException as error:
         raise ConnectionError(str(error)) from error
+    except Exception as error:
+        raise ConnectionError(f"redis-py failed: {type(error).__name__}: {error}") from error
+
+
+class FollowingCluster(RedisCluster):
+    """redis-py's client, which also follows ASK to a node that it does not know.
+
+    A primary that was just added is in no table of slots, until it has the first one whole; redis-py 8.1 looks for it
+    there and raises AttributeError.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        #: Nodes that ASK named, by name.
+        self.unlisted: dict[str, ClusterNode] = {}
+        super().__init__(**options)
+
+    def get_node(self, host: Any = None, port: Any = None, node_name: Any = None) -> Any:
+        node = super().get_node(host, port, node_name)  # type: ignore[no-untyped-call]
+        if node is None and node_name:
+            if node_name not in self.unlisted:
+                host, _, port = node_name.rpartition(":")
+                self.unlisted[node_name] = ClusterNode(host, int(port))  # type: ignore[no-untyped-call]
+            node = self.unlisted[node_name]
+        return node
 
 
 class Cluster(RedisClusterCommands):
@@ -49,12 +77,12 @@ class Cluster(RedisClusterCommands):
 
     _event_dispatcher = EventDispatcher()  # redis-py's commands want one; nothing here uses it
 
-    def __init__(self, make: Callable[[], RedisCluster]) -> None:
+    def __init__(self, make: Callable[[], FollowingCluster]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._made: RedisCluster | None = None
+        self._made: FollowingCluster | None = None
 
-    def client(self) -> RedisCluster:
+    def client(self) -> FollowingCluster:
         """redis-py's. Raises RedisClusterException."""
         with self._lock:
             if self._made is None:
@@ -83,7 +111,8 @@ class Cluster(RedisClusterCommands):
 
     def _primaries(self) -> list[Redis]:
         client = self.client()
-        return [client.get_redis_connection(node) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
+        nodes = {node.name: node for node in (*client.unlisted.values(), *client.get_primaries())}  # type: ignore[no-untyped-call]
+        return [client.get_redis_connection(node) for node in nodes.values()]
 
     @contextmanager
     def _or_know_better(self) -> Iterator[None]:
@@ -98,13 +127,16 @@ class Cluster(RedisClusterCommands):
     def refresh(self) -> None:
         """Asks the cluster anew which node has which keys. Raises RedisError."""
         with as_redis_says(), self._or_start_over():
+            self.client().unlisted.clear()
             self.client().nodes_manager.initialize()
 
     @contextmanager
     def _or_start_over(self) -> Iterator[None]:
         try:
             yield
-        except RedisClusterException:
+        except RedisError:
+            raise
+        except Exception:
             self.close()
             raise
 

@@ -23,7 +23,7 @@ from shared.redis.client import connect, is_outage
 from shared.redis.cluster import Cluster
 from shared.settings import Settings, load
 from worker.store.outbox import Outbox
-from worker.store.store import Outcome, Store
+from worker.store.store import Outcome, Poison, Store
 
 Keep = Callable[[Process], Process]
 
@@ -138,6 +138,39 @@ def test_a_slot_on_the_move_is_followed(servers: ClusterServers, store: Store, c
     store.apply([event(f"{{moving}}{number}", "Offline", 2) for number in range(3)])
     found = presence.read(cluster, ["{moving}0", "{moving}1", "{moving}2", "elsewhere"])
     assert [user.status for user in found] == ["offline"] * 4
+
+
+def test_the_first_slot_on_its_way_to_a_new_primary_is_followed(
+    servers: ClusterServers, store: Store, cluster: Redis, tmp_path: Path, keep: Keep
+) -> None:
+    slot = key_slot(b"presence:{growing}0")
+    source = next(node for node in servers.primaries if owns(node, slot))
+    target = servers.add(tmp_path / "new")
+    keep(target)
+    names = {node: command(node, "MYID").decode() for node in (source, target)}
+    store.apply([event("{growing}0", "Online", 1)])
+    command(target, "SETSLOT", slot, "IMPORTING", names[source])
+    command(source, "SETSLOT", slot, "MIGRATING", names[target])
+    try:
+        users = ["{growing}0", "{growing}1", *(f"elsewhere{number}" for number in range(20))]
+        assert not any(isinstance(each, Poison) for each in store.apply([event(user, "Online", 2) for user in users]))
+        assert [user.status for user in presence.read(cluster, users)] == ["online"] * len(users)
+        assert cluster.hget("presence:{growing}1", "seq") == b"2"
+        assert target.client.execute_command("CLUSTER COUNTKEYSINSLOT", slot) == 1
+    finally:
+        command(source, "SETSLOT", slot, "STABLE")
+        for node in servers.nodes:
+            command(node, "FORGET", names[target])
+
+
+def test_what_redis_py_raises_that_is_no_answer_is_an_outage(cluster: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.ping()
+    monkeypatch.setattr(RedisCluster, "execute_command", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(RedisCluster, "get_node_from_key", lambda *_, **__: None.anything)  # type: ignore[attr-defined]
+    for ask in (lambda: cluster.get("a"), lambda: cluster.pipeline().get("a").execute()):
+        with pytest.raises(ConnectionError, match=r"redis-py failed: (ZeroDivision|Attribute)Error") as caught:
+            ask()
+        assert is_outage(caught.value)
 
 
 def owns(node: Server, slot: int) -> bool:
