@@ -19,7 +19,7 @@ from shared.errors import Unavailable
 from shared.events import EVENT, EVENTS, Event, describe
 from shared.logs.outage import Outage
 from shared.logs.throttle import LogThrottle
-from shared.queue import KEPT_SECONDS, BatchMeta, enqueue_alone, open_queue
+from shared.queue import EVENT_RETRY_SECONDS, KEPT_SECONDS, BatchMeta, enqueue_alone, open_queue
 from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
 from worker import gateways, rq_clock
@@ -64,7 +64,8 @@ def apply_batch(events: list[Any]) -> Retry | None:
 
     An event that cannot be applied goes on alone, as a job of its own with growing pauses between its tries;
     the others of its batch are applied. Raises Poison for such an event once it is alone, so that RQ keeps it
-    among the failed jobs with this error.
+    among the failed jobs with this error. A batch of which all fail with one error stays together: then hardly each
+    of the events is at fault.
     """
     job = get_current_job()
     meta = BatchMeta.decode(job.meta) if job else BatchMeta()
@@ -73,6 +74,10 @@ def apply_batch(events: list[Any]) -> Retry | None:
         results = _apply_patiently([event for _, event in readable], meta.skew_ms)
     except Unavailable:
         return Retry(max=ENDLESSLY, interval=RETRY_SECONDS)
+    except Exception as error:  # a mistake of ours, or settings that are wrong: RQ would try again without a pause
+        poison = Poison(f"{type(error).__name__}: {error}")
+        poison.__cause__ = error
+        results = [poison] * len(readable)
     failures += [
         (index, result) for (index, _), result in zip(readable, results, strict=True) if isinstance(result, Poison)
     ]
@@ -125,12 +130,18 @@ def _tell(readable: Sequence[tuple[int, Event]], results: Sequence[Outcome | Poi
 
 
 def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
-    """Raises Poison for an event that is alone already, or where no job of RQ's is running."""
+    """Raises Poison where the events are not to be parted, or no job of RQ's is running."""
+    poison = failures[0][1]
     if job is None:
-        raise failures[0][1]
-    if meta.attempts:
-        _note_failure(job, replace(meta, attempts=meta.attempts + 1), events[0], failures[0][1])
-        raise failures[0][1]
+        raise poison
+    if len(events) > 1 and _fail_alike(events, failures):
+        if not meta.attempts:
+            job.retries_left, job.retry_intervals = len(EVENT_RETRY_SECONDS), list(EVENT_RETRY_SECONDS)
+        _note_failure(job, meta, events, poison)
+        raise poison
+    if len(events) == 1 and meta.attempts:
+        _note_failure(job, meta, events, poison)
+        raise poison
     queue = open_queue(job.connection, _settings())
     for index, poison in failures:
         _troubles.say(
@@ -139,17 +150,27 @@ def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures
         enqueue_alone(queue, events[index], f"{job.id}-{index}", meta, str(poison))
 
 
-def _note_failure(job: Job, meta: BatchMeta, event: Any, poison: Poison) -> None:
+def _fail_alike(events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> bool:
+    """True where events of several users have all failed, with one error."""
+    users = {describe(event)["user_id"] for event in events}
+    return len(failures) == len(events) and len({str(poison) for _, poison in failures}) == 1 and len(users) > 1
+
+
+def _note_failure(job: Job, meta: BatchMeta, events: Sequence[Any], poison: Poison) -> None:
+    meta = replace(meta, attempts=meta.attempts + 1)
     job.meta = meta.encode()
     job.save_meta()  # type: ignore[no-untyped-call]
+    what = "an event" if len(events) == 1 else f"a batch of {len(events)} events"
+    extra = describe(events[0])
     if job.retries_left:
-        _troubles.say(logging.WARNING, "an event still cannot be applied: %s", poison, extra=describe(event))
+        _troubles.say(logging.WARNING, "%s still cannot be applied: %s", what, poison, extra=extra)
         return
-    _store().count_failed()
+    _store().count_failed(len(events))
     _troubles.say(
         logging.ERROR,
-        "an event has failed %d times and waits for you, see presence failed list: %s",
+        "%s has failed %d times and waits for you, see presence failed list: %s",
+        what,
         meta.attempts,
         poison,
-        extra=describe(event),
+        extra=extra,
     )

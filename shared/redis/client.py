@@ -55,12 +55,13 @@ _OUTAGES = (
     TryAgainError,
 )
 # How errors begin for which redis-py has no class: a server that cannot persist, lacks replicas or runs somebody's
-# endless script. Source: the error table of redis/src/server.c, createSharedObjects(). The last two have no code of
+# endless script. Source: the error table of redis/src/server.c, createSharedObjects(). The last three have no code of
 # their own: a function that is refused as a whole on a replica (Redis 7.0.0), and one that calls a command which our
-# user may not call (redis/src/script.c, scriptPrepareForRun() and scriptVerifyACL()).
+# user may not call (7.0, later) (redis/src/script.c, scriptPrepareForRun() and scriptVerifyACL()).
 _OUTAGES_BEGIN = (
     *("MISCONF", "NOREPLICAS", "BUSY", "NOAUTH", "UNBLOCKED", "MASTERDOWN", "CLUSTERDOWN"),
     "Can not run script with write flag on readonly replica",
+    "The user executing the script can't",
     "ACL failure in script",
 )
 

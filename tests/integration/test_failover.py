@@ -9,7 +9,11 @@ from redis.exceptions import ReadOnlyError
 from support import Process, Receiver, Server, Worker, wait_until
 from topology import Endpoint, Flips
 
+from shared.errors import Unavailable
+from shared.events import Event
 from shared.redis.client import connect
+from shared.settings import Settings
+from worker.store.store import Outcome, Store
 
 Keep = Callable[[Process], Process]
 
@@ -17,9 +21,10 @@ Keep = Callable[[Process], Process]
 class Pair:
     """Two servers behind one address, which leads to the first until `fail_over`."""
 
-    def __init__(self, directory: Path) -> None:
-        self.old = Server(directory / "old", repl_diskless_sync_delay="0")
-        self.new = Server(directory / "new", repl_diskless_sync_delay="0", replicaof=("127.0.0.1", str(self.old.port)))
+    def __init__(self, directory: Path, binary: Path) -> None:
+        self.old = Server(directory / "old", binary, repl_diskless_sync_delay="0")
+        primary = ("127.0.0.1", str(self.old.port))
+        self.new = Server(directory / "new", binary, repl_diskless_sync_delay="0", replicaof=primary)
         wait_until(lambda: self.old.client.wait(1, 100), what="the replica")
         self.endpoint = Endpoint(self.old.port)
         self.url = f"redis://127.0.0.1:{self.endpoint.port}/0"
@@ -31,8 +36,8 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, keep: Keep) -> Iterator[Pair]:
-    pair = Pair(tmp_path)
+def pair(shared_server: Server, tmp_path: Path, keep: Keep) -> Iterator[Pair]:
+    pair = Pair(tmp_path, Path(shared_server.command[0]))
     keep(pair.old)
     keep(pair.new)
     yield pair
@@ -50,6 +55,16 @@ def test_a_client_goes_where_the_address_leads_by_then(pair: Pair, ask: Callable
             ask(client)
         ask(client)
     assert pair.new.client.get("key") == b"1"
+
+
+def test_events_for_a_replica_wait_and_are_not_set_apart(pair: Pair) -> None:
+    store = Store(connect(pair.url), Settings())
+    event = Event("u", "callbackAfterUserOnlineCommand", 5, "", 1, "", "", 1000)
+    assert store.apply([event]) == [Outcome("applied", True)]
+    pair.fail_over()
+    with pytest.raises(Unavailable):
+        store.apply([event])
+    assert store.apply([event]) in ([Outcome("applied", True)], [Outcome("duplicate")])
 
 
 def test_receiver_worker_and_sweeper_go_over_to_the_new_primary(pair: Pair, tmp_path: Path, keep: Keep) -> None:

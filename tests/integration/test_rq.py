@@ -1,5 +1,7 @@
 """What we rely on in RQ, and what we work around."""
 
+from collections.abc import Sequence
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -9,11 +11,13 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from support import wait_until
 
-from shared.events import encode
+from shared.events import Event, encode
+from shared.failed import FailedBatches
 from shared.queue import BatchJob, BatchMeta, enqueue_alone, enqueue_encoded, open_queue
+from shared.redis.client import connect
 from shared.settings import Settings
 from worker import jobs
-from worker.store.store import Store
+from worker.store.store import Outcome, Poison, Store
 
 
 def abandon(redis: Redis, job_class: type[Job]) -> tuple[Queue, SimpleWorker]:
@@ -54,10 +58,10 @@ def queue(redis: Redis) -> Queue:
     return open_queue(redis, Settings())
 
 
-def run(queue: Queue, redis: Redis) -> None:
+def run(queue: Queue, redis: Redis, presence: Redis | None = None) -> None:
     worker = SimpleWorker([queue], connection=redis, serializer=JSONSerializer, job_class=BatchJob)
     with (
-        patch.object(jobs, "_store", lambda: Store(redis, Settings())),
+        patch.object(jobs, "_store", lambda: Store(presence or redis, Settings())),
         patch.object(jobs, "_settings", Settings),
     ):
         worker.work(burst=True, logging_level="CRITICAL")
@@ -120,3 +124,58 @@ def test_what_the_receiver_puts_on_the_queue_is_what_the_worker_reads(queue: Que
     again = BatchJob.fetch(job.id, redis, JSONSerializer)
     assert EVENT.validate_python(again.args[0][0]) == event
     wait_until(lambda: again.func_name == "worker.jobs.apply_batch")
+
+
+def test_a_batch_of_which_all_fail_with_one_error_stays_together(
+    queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Store, events: Sequence[Event], *__: Any) -> list[Outcome | Poison]:
+        return [Poison("something is wrong with all of them")] * len(events)
+
+    monkeypatch.setattr(Store, "apply", fail)
+    job = enqueue_encoded(queue, [EVENT_JSON % user for user in (b"a", b"b", b"c")], 7)
+    for tries in range(1, 6):
+        run(queue, redis)
+        assert not queue.job_ids, "each try but the last is followed by a pause"
+        if tries < 5:
+            (job_id,) = queue.scheduled_job_registry.get_job_ids()
+            assert job_id == job.id
+            queue.scheduled_job_registry.remove(job_id)
+            queue.enqueue_job(BatchJob.fetch(job_id, redis, JSONSerializer))
+    assert queue.failed_job_registry.get_job_ids() == [job.id]
+    assert BatchJob.fetch(job.id, redis, JSONSerializer).meta == {"since": 7, "events": 3, "attempts": 5}
+    assert redis.hget("presence-stats", "failed") == b"3"
+    monkeypatch.undo()
+    FailedBatches(redis, Settings()).requeue(job.id)
+    run(queue, redis)
+    assert redis.hget("presence:c", "status") == b"offline"
+
+
+@pytest.mark.parametrize("users", [(b"a",), (b"a", b"b")])
+def test_no_try_follows_a_mistake_of_ours_without_a_pause(
+    queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch, users: tuple[bytes, ...]
+) -> None:
+    monkeypatch.setattr(Store, "apply", lambda *_: 1 / 0)
+    enqueue_encoded(queue, [EVENT_JSON % user for user in users], 0)
+    run(queue, redis)
+    (job_id,) = queue.scheduled_job_registry.get_job_ids()
+    assert BatchJob.fetch(job_id, redis, JSONSerializer).retry_intervals == [2, 10, 30, 60]
+
+
+def test_a_forbidden_command_is_an_outage_of_ours_and_no_events_fault(queue: Queue, redis: Redis) -> None:
+    for forbidden in ("-xadd", "-hset", "-fcall"):
+        redis.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "+@all", forbidden)
+        with connect(f"redis://worker:secret@{address(redis)}/0") as forbidding:
+            enqueue_encoded(queue, [EVENT_JSON % user for user in (b"a", b"b")], 0)
+            with patch.object(jobs, "PATIENCE_SECONDS", 0):
+                run(queue, redis, forbidding)
+        (job_id,) = queue.scheduled_job_registry.get_job_ids()
+        job = BatchJob.fetch(job_id, redis, JSONSerializer)
+        assert (job.number_of_retries, job.meta["events"]) == (1, 2)
+        queue.scheduled_job_registry.remove(job_id)
+    redis.acl_deluser("worker")
+
+
+def address(redis: Redis) -> str:
+    options = redis.connection_pool.connection_kwargs
+    return f"{options['host']}:{options['port']}"

@@ -40,6 +40,7 @@ from shared.redis.client import is_outage
         ResponseError("NOREPLICAS Not enough good replicas to write."),
         InvalidResponse('Protocol error, got "\\r" as reply type byte'),
         ResponseError("Can not run script with write flag on readonly replica."),
+        ResponseError("The user executing the script can't run this command or subcommand"),
         ResponseError("ACL failure in script: User worker has no permissions to run the 'xadd' command"),
         ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"),
         ResponseError("Command # 1 (HSET a b c) of pipeline caused error: NOREPLICAS Not enough good replicas"),

@@ -173,7 +173,7 @@ class Store:
                 raise SettingsError(
                     "PRESENCE_REDIS_URL: the server is too old; Redis 7.0 or later is needed, or Valkey"
                 ) from None
-            raise Unavailable(f"presence cannot be written: {error}") from error
+            raise Unavailable(f"presence cannot be written: {_reason(error)}") from error
 
     def _call(
         self, function: str, calls: Iterable[tuple[str, Sequence[Any]]], read: Callable[[list[Any]], R]
@@ -228,10 +228,10 @@ class Store:
         if kind not in (b"stream", b"none"):
             raise Unavailable(f"the key {self._keys.changes} is no stream; rename it, changes go there")
 
-    def count_failed(self) -> None:
-        """One event has finally failed. Raises nothing: the event matters more than its being counted."""
+    def count_failed(self, events: int) -> None:
+        """So many have finally failed. Raises nothing: the events matter more than their being counted."""
         with suppress(RedisError):
-            self._client.hincrby(self._keys.stats, "failed", 1)
+            self._client.hincrby(self._keys.stats, "failed", events)
 
     def _count(self, counts: "Counter[str]", flips: int) -> None:
         if self._outbox:  # elsewhere the step itself has counted them
@@ -262,7 +262,7 @@ def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
 
 def _results(reply: Applied | Exception, count: int) -> list[Outcome | Poison]:
     if isinstance(reply, Exception):
-        return [Poison(str(reply).partition(" script: ")[0])] * count  # the name of ours says nothing to anybody
+        return [Poison(_reason(reply))] * count
     last = count - 1
     return [_OUTCOMES[name, reply.flipped and index == last] for index, name in enumerate(reply.outcomes)]
 
@@ -272,4 +272,9 @@ def _unavailable() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        raise Unavailable(f"presence cannot be written: {error}") from error
+        raise Unavailable(f"presence cannot be written: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the server says, without the name and the line of our function, which say nothing to anybody."""
+    return str(error).partition(" script: ")[0]
