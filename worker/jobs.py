@@ -23,6 +23,7 @@ from shared.queue import EVENT_RETRY_SECONDS, KEPT_SECONDS, BatchMeta, enqueue_a
 from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
 from worker import gateways, rq_clock
+from worker.clock_ahead import correct, is_ahead
 from worker.store.store import Outcome, Poison, Store
 
 #: While presence cannot be written a job waits for about so long, then lets others have a turn; it comes back
@@ -35,6 +36,7 @@ ENDLESSLY = 10**9
 
 log = logging.getLogger("worker")
 _troubles = LogThrottle(log)
+_clocks = LogThrottle(log)
 
 
 @functools.cache
@@ -70,6 +72,8 @@ def apply_batch(events: list[Any]) -> Retry | None:
     job = get_current_job()
     meta = BatchMeta.decode(job.meta) if job else BatchMeta()
     readable, failures = _decode(events)
+    if ahead := [event for _, event in readable if is_ahead(event)]:
+        readable = [(index, correct(event)) for index, event in readable]
     try:
         results = _apply_patiently([event for _, event in readable], meta.skew_ms)
     except Unavailable:
@@ -83,6 +87,8 @@ def apply_batch(events: list[Any]) -> Retry | None:
     ]
     if log.isEnabledFor(logging.DEBUG):
         _tell(readable, results)
+    if ahead:
+        _tell_ahead(ahead)
     if job is not None:
         gateways.note(job.connection, _settings().keys, [event for _, event in readable])
     if failures:
@@ -129,6 +135,19 @@ def _tell(readable: Sequence[tuple[int, Event]], results: Sequence[Outcome | Poi
             log.debug("%s%s", result.name, ", status changed" if result.flipped else "", extra=describe(event))
 
 
+def _tell_ahead(ahead: Sequence[Event]) -> None:
+    _store().count("clock_ahead", len(ahead))
+    for event in ahead:
+        _clocks.say(
+            logging.WARNING,
+            "the clock of the gateway at %s is %.1f s ahead of the receiver's: the event counts as of its receipt. "
+            "Keep NTP running on both",
+            event.peer or "an unknown address",
+            (event.seq - event.received_at) / 1000,
+            extra=describe(event),
+        )
+
+
 def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
     """Raises Poison where the events are not to be parted, or no job of RQ's is running."""
     poison = failures[0][1]
@@ -165,7 +184,7 @@ def _note_failure(job: Job, meta: BatchMeta, events: Sequence[Any], poison: Pois
     if job.retries_left:
         _troubles.say(logging.WARNING, "%s still cannot be applied: %s", what, poison, extra=extra)
         return
-    _store().count_failed(len(events))
+    _store().count("failed", len(events))
     _troubles.say(
         logging.ERROR,
         "%s has failed %d times and waits for you, see presence failed list: %s",

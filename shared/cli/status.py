@@ -103,6 +103,7 @@ class View:
             "lag_seconds_now": self._lags(self._before) if self._before else None,
             "events": self._stats.outcomes if knows_presence else None,
             "changes": self._stats.changes if knows_presence else None,
+            "clock_ahead": self._stats.clock_ahead if knows_presence else None,
             "users_online": self._stats.users_online if knows_presence else None,
             "last_change": presence.last_change or None,
             "redis": {
@@ -158,6 +159,8 @@ class View:
         rows.append(_row("lag", self._lag()))
         counted = ", ".join(f"{count:,} {name}" for name, count in stats.outcomes.items())
         rows.append(_row("events", f"{counted}; {health.counted(stats.changes, 'change')} of status"))
+        if stats.clock_ahead:
+            rows.append(_row("", f"{stats.clock_ahead:,} from gateways whose clock was ahead: see the workers' log"))
         rows.append(_row("users", f"{stats.users_online:,} online"))
         if change:
             when = int(change.get("changed_at") or 0)

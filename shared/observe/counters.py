@@ -33,13 +33,17 @@ def lag_counts(received_at: Iterable[int], now_ms: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the hash says. lags: how many events for each bound, the last for beyond all; not cumulated."""
+    """What the hash says. lags: how many events for each bound, the last for beyond all; not cumulated.
+
+    clock_ahead: events from gateways whose clock was ahead (worker/clock_ahead.py).
+    """
 
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     changes: int = 0
     users_online: int = 0
     lags: tuple[int, ...] = (0,) * len(_LAG_FIELDS)
     lag_seconds: float = 0.0
+    clock_ahead: int = 0
 
     @property
     def events(self) -> int:
@@ -59,6 +63,7 @@ class Stats:
             max(0, number("users_online")),
             tuple(map(number, _LAG_FIELDS)),
             number(_LAG_SUM) / 1000,
+            number("clock_ahead"),
         )
 
     def lag_below(self, share: float, before: "Stats | None" = None) -> float | None:

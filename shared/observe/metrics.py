@@ -85,6 +85,9 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
             stats.lag_seconds,
         )
         yield gauge("presence_users_online", "Users online.", stats.users_online)
+        yield CounterMetricFamily(
+            "presence_clock_ahead", "Events of gateways whose clock was ahead.", value=stats.clock_ahead
+        )
 
 
 def _of_gateways(gateways: Sequence[Gateway]) -> Iterator[Metric]:

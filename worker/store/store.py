@@ -228,10 +228,10 @@ class Store:
         if kind not in (b"stream", b"none"):
             raise Unavailable(f"the key {self._keys.changes} is no stream; rename it, changes go there")
 
-    def count_failed(self, events: int) -> None:
-        """So many have finally failed. Raises nothing: the events matter more than their being counted."""
+    def count(self, name: str, events: int = 1) -> None:
+        """Adds to a counter of `presence-stats`. Raises nothing: the events matter more than their being counted."""
         with suppress(RedisError):
-            self._client.hincrby(self._keys.stats, "failed", events)
+            self._client.hincrby(self._keys.stats, name, events)
 
     def _count(self, counts: "Counter[str]", flips: int) -> None:
         if self._outbox:  # elsewhere the step itself has counted them
