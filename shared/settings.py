@@ -2,8 +2,9 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -25,6 +26,12 @@ _NEEDS = {
     "forward_ours": "forward_url",
 }
 
+#: What Kubernetes sets in every container for a Service whose name begins with "presence".
+_INJECTED = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
+
+_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
+
 Network = IPv4Network | IPv6Network
 
 
@@ -39,10 +46,22 @@ def _queue_url(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    if ":" in inner or inner != value:
+        try:
+            IPv6Address(inner)
+        except ValueError:
+            raise ValueError("must be an address or a name alone; the port is a setting of its own") from None
+    return inner
+
+
 def _path_prefix(value: str) -> str:
     value = value.rstrip("/")
     if value and not value.startswith("/"):
         raise ValueError("must begin with a slash")
+    if set(value) & set(" ?#"):
+        raise ValueError("must be written as in a URL: no blank, question mark or number sign, but %20, %3F or %23")
     return value
 
 
@@ -87,9 +106,12 @@ def _http_url(value: str) -> str:
 def _key_prefix(value: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_.{}-]+", value):
         raise ValueError("may have letters, digits and _ . - { } only")
+    if value == "rq":
+        raise ValueError("rq is what the names of RQ's own keys begin with; choose another")
     return value
 
 
+Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url), Field(repr=False)]
 QueueUrl = Annotated[str, AfterValidator(_queue_url), Field(repr=False)]
@@ -105,10 +127,10 @@ class Settings(BaseModel):
     queue_url: QueueUrl = Field(
         default_factory=lambda data: data.get("redis_url", DEFAULT_REDIS_URL), validate_default=True
     )
-    host: str = "0.0.0.0"  # noqa: S104  # OpenIM is on another machine or in another container
+    host: Host = "0.0.0.0"  # noqa: S104  # OpenIM is on another machine or in another container
     port: Port = 10006
     processes: int = Field(1, ge=1, le=64)
-    admin_host: str = "127.0.0.1"
+    admin_host: Host = "127.0.0.1"
     admin_port: Port = 10016
     worker_admin_port: Port = 0
     callback_path: Annotated[str, AfterValidator(_path_prefix)] = Field("", repr=False)
@@ -145,17 +167,19 @@ class Settings(BaseModel):
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """Reads `PRESENCE_*`; a variable set to the empty string counts as not set.
 
-    Raises SettingsError, whose one line names the variable and what it should be.
+    Raises SettingsError, whose one line names the variable and what it should be, and never shows its value.
     """
-    given = {
-        name.removeprefix(PREFIX): value for name, value in environ.items() if name.startswith(PREFIX) and value != ""
-    }
     values = {}
-    for name, value in sorted(given.items()):
+    for variable, value in sorted(environ.items()):
+        name = variable.removeprefix(PREFIX)
+        if name == variable or value == "":
+            continue
         if name.lower() in Settings.model_fields:
+            if trouble := _trouble(name, value):
+                raise SettingsError(f"{variable}: {trouble}")
             values[name.lower()] = value
-        else:
-            raise SettingsError(f"{PREFIX}{name}: there is no such setting; see the README's table")
+        elif not _INJECTED.fullmatch(name):
+            raise SettingsError(f"{variable}: there is no such setting; see the README's table")
     try:
         settings = Settings(**values)  # type: ignore[arg-type]  # pydantic turns the strings into what each is
     except ValidationError as error:
@@ -166,6 +190,34 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         if getattr(settings, name) and not getattr(settings, needed):
             raise SettingsError(f"{PREFIX}{name.upper()}: does nothing without {PREFIX}{needed.upper()}; set both")
     return settings
+
+
+def _trouble(name: str, value: str) -> str:
+    """What no setting's value may look like, or ""."""
+    if name.endswith("PORT") and _INJECTED_VALUE.match(value):
+        service = (PREFIX + name).removesuffix("_PORT").lower().replace("_", "-")
+        return (
+            f"Kubernetes has set it, for its Service {service}: say enableServiceLinks: false in the pod's spec, "
+            "give the Service another name, or set the port yourself"
+        )
+    for end, char in (("begins", value[0]), ("ends", value[-1])):
+        if char.isspace() or _is_control(char):
+            return f"{end} with {_named(char)}; take it out"
+    if control := next(filter(_is_control, value), None):
+        return f"has {_named(control)} in it; take it out"
+    if len(value) > 1 and _QUOTES.get(value[0]) == value[-1]:
+        return f"stands in quotes, {_named(value[0])}; take them off"
+    return ""
+
+
+def _is_control(char: str) -> bool:
+    """Also what steers a line without being seen, such as a byte order mark."""
+    return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")
+
+
+def _named(char: str) -> str:
+    usual = {" ": "a blank", "\t": "a tab", "\n": "a newline", "\r": "a carriage return"}
+    return f"{usual.get(char) or unicodedata.name(char, 'a control character').lower()} (U+{ord(char):04X})"
 
 
 def without_password(url: str) -> str:

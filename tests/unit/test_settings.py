@@ -47,6 +47,13 @@ def test_an_empty_variable_is_not_set() -> None:
         ("PRESENCE_JOURNAL_FSYNC", "never"),
         ("PRESENCE_KEY_PREFIX", "a b"),
         ("PRESENCE_KEY_PREFIX", "a:b"),
+        ("PRESENCE_KEY_PREFIX", "rq"),
+        ("PRESENCE_CALLBACK_PATH", "/my secret"),
+        ("PRESENCE_CALLBACK_PATH", "/s?x"),
+        ("PRESENCE_HOST", "[::"),
+        ("PRESENCE_HOST", "[localhost]"),
+        ("PRESENCE_HOST", "127.0.0.1:10006"),
+        ("PRESENCE_ADMIN_HOST", "[::1]:10016"),
         ("PRESENCE_CHANGES_MAXLEN", "-1"),
         ("PRESENCE_CHANGES_MAXLEN", "1" + "0" * 20),
         ("PRESENCE_RETENTION_SECONDS", "1" + "0" * 16),
@@ -60,6 +67,89 @@ def test_a_wrong_value_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: ") as error:
         load({name: value})
     assert "\n" not in str(error.value)
+
+
+SOUND = {
+    "basic_auth": "openim:geheim",
+    "callback_path": "/geheim",
+    "redis_url": "redis://:geheim@host/0",
+    "journal_dir": "/journal",
+    "key_prefix": "im",
+    "log_level": "debug",
+    "port": "10006",
+    "allowed_networks": "10.0.0.0/8",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), SOUND.items())
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("{}\n", r"ends with a newline \(U\+000A\)"),
+        ("{}\r", r"ends with a carriage return \(U\+000D\)"),
+        ("{}\r\n", "ends with a newline"),
+        ("{} ", r"ends with a blank \(U\+0020\)"),
+        ("\t{}", r"begins with a tab \(U\+0009\)"),
+        ("{}\u00a0", r"ends with no-break space \(U\+00A0\)"),
+        ("\ufeff{}", r"begins with zero width no-break space \(U\+FEFF\)"),
+        ("{}\x00", r"ends with a control character \(U\+0000\)"),
+        ('"{}"', r"stands in quotes, quotation mark \(U\+0022\)"),
+        ("'{}'", r"stands in quotes, apostrophe \(U\+0027\)"),
+        ("\u201c{}\u201d", "stands in quotes, left double quotation mark"),
+    ],
+)
+def test_what_files_and_shells_bring_in_is_named_and_no_secret_shown(
+    name: str, value: str, form: str, words: str
+) -> None:
+    variable = f"PRESENCE_{name.upper()}"
+    load({variable: value})
+    with pytest.raises(SettingsError, match=f"^{variable}: {words}") as error:
+        load({variable: form.format(value)})
+    assert "geheim" not in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_a_control_character_within_a_value_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"^PRESENCE_BASIC_AUTH: has a newline \(U\+000A\) in it"):
+        load({"PRESENCE_BASIC_AUTH": "openim:ge\nheim"})
+
+
+def test_quotes_that_belong_to_a_value_are_kept() -> None:
+    assert load({"PRESENCE_BASIC_AUTH": 'openim:"x"'}).basic_auth == 'openim:"x"'
+
+
+def test_what_kubernetes_injects_for_its_services_is_ignored() -> None:
+    injected = {
+        "PRESENCE_SERVICE_HOST": "10.96.0.7",
+        "PRESENCE_SERVICE_PORT": "10006",
+        "PRESENCE_SERVICE_PORT_CALLBACKS": "10006",
+        "PRESENCE_PORT_10006_TCP": "tcp://10.96.0.7:10006",
+        "PRESENCE_PORT_10006_TCP_ADDR": "10.96.0.7",
+        "PRESENCE_PORT_10006_TCP_PORT": "10006",
+        "PRESENCE_PORT_10006_TCP_PROTO": "tcp",
+        "PRESENCE_RECEIVER_SERVICE_HOST": "10.96.0.8",
+        "PRESENCE_RECEIVER_PORT": "tcp://10.96.0.8:10006",
+        "PRESENCE_RECEIVER_PORT_53_UDP_ADDR": "10.96.0.8",
+    }
+    assert load(injected) == load({})
+
+
+@pytest.mark.parametrize(
+    ("variable", "service"),
+    [("PRESENCE_PORT", "presence"), ("PRESENCE_WORKER_ADMIN_PORT", "presence-worker-admin")],
+)
+def test_a_port_that_kubernetes_has_set_says_where_it_comes_from(variable: str, service: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"^{variable}: Kubernetes has set it, for its Service {service}: "
+    ) as error:
+        load({variable: "tcp://10.96.0.7:10006"})
+    assert "enableServiceLinks: false" in str(error.value)
+
+
+@pytest.mark.parametrize(("given", "taken"), [("[::]", "::"), ("::1", "::1"), ("localhost", "localhost")])
+def test_a_host_may_be_written_as_in_a_url(given: str, taken: str) -> None:
+    settings = load({"PRESENCE_HOST": given, "PRESENCE_ADMIN_HOST": given})
+    assert (settings.host, settings.admin_host) == (taken, taken)
 
 
 def test_settings_cannot_be_changed() -> None:
