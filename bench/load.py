@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import uvloop
 
+from shared.cli.gateways import Callback
+
 _REQUEST = (
     b"POST /callbackExample/callbackAfterUser%sCommand HTTP/1.1\r\n"
     b"Host: 127.0.0.1\r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: %d\r\n"
@@ -17,10 +19,24 @@ _BODY = (
 )
 
 
+_BATCHED = _REQUEST.replace(b"%d-user%d", b"%s")
+_BATCHED_BODY = (
+    b'{"userID":"%s","callbackCommand":"callbackAfterUser%sCommand","seq":%d,"connID":"",'
+    b'"platformID":%d,"platform":"Android","operationID":"%s"}'
+)
+
+
 def request(number: int, seq: int, step: bytes) -> bytes:
     """The callback of user `number`, as OpenIM 3.8.2 sends it. step: Online, Offline or KickOff."""
     body = _BODY % (number, step, seq, seq, number)
     return _REQUEST % (step, len(body), seq, number, body)
+
+
+def callback(each: Callback, seq: int) -> bytes:
+    """The request that a gateway of 3.8.2 or later makes of one callback of a batch."""
+    operation_id = each.operation_id.encode()
+    body = _BATCHED_BODY % (each.user_id.encode(), each.step.encode(), seq, each.platform_id, operation_id)
+    return _BATCHED % (each.step.encode(), len(body), operation_id, body)
 
 
 @dataclass
