@@ -2,10 +2,13 @@
 
 Against one RQ job an event, which writes the same hash with HSET and nothing else, on RQ's SimpleWorker; and against
 the raw limit: the same function called through pipelines of 1,000 by a bare redis-py loop, no RQ and no validation.
-Then a worker's memory, and what one user costs Redis.
+Then users who come and go, in batches as OpenIM 3.8.2 and later sends them, by a worker and by its store alone; there
+against the same callbacks without operationIDs, where each is a batch of its own. Then a worker's memory, and what one
+user costs Redis.
 """
 
 import functools
+import random
 import subprocess
 import sys
 import time
@@ -17,6 +20,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from receiver.relay.relay import BATCH_EVENTS
+from shared.cli import churn
 from shared.events import Event, encode
 from shared.queue import enqueue_encoded, open_queue
 from shared.redis.client import connect
@@ -36,6 +40,27 @@ def events(count: int, first: int = 0) -> list[Event]:
         Event(f"user{n}", command, seq + n, "", 2, "Android", f"{seq + n}-user{n}", seq + n)  # type: ignore[arg-type]
         for n in range(first, first + count)
     ]
+
+
+def churned(users: int = EVENTS // 5) -> list[Event]:
+    """The callbacks of users who come and go, some five each."""
+    found: list[Event] = []
+    for seq, batch in enumerate(churn.batches((f"user{n}" for n in range(users)), random.Random(1)), 1732345678901):
+        for step, user_id, platform, operation_id in batch:
+            command, event_id = f"callbackAfterUser{step}Command", f"{len(found):x}"
+            found.append(Event(user_id, command, seq, "", platform, "", operation_id, seq, event_id))  # type: ignore[arg-type]
+    return found
+
+
+def by_store(server: Server, batch: list[Event]) -> float:
+    """Events/s that the store alone applies, as many at a time as a job has."""
+    server.client.flushall()
+    store = Store(connect(server.url), Settings())
+    store.prepare()
+    started = time.perf_counter()
+    for start in range(0, len(batch), BATCH_EVENTS):
+        store.apply(batch[start : start + BATCH_EVENTS])
+    return len(batch) / (time.perf_counter() - started)
 
 
 def fill(client: Redis, batch: list[Event]) -> None:
@@ -134,16 +159,25 @@ def main() -> None:
     with bench() as (directory, programs):
         server = Server(directory / "redis", appendonly="no")
         programs.append(server)
-        ours, raw, single = [], [], []
+        ours, raw, single, coming, batched, unbatched = [], [], [], [], [], []
+        come_and_go = churned()
+        each_by_itself = [event._replace(operation_id="") for event in come_and_go]
         for _ in range(ROUNDS):
             single.append(by_single_jobs(server, directory))
             raw.append(by_bare_loop(server))
             server.client.flushall()
             ours.append(by_worker(server, directory, events(EVENTS)))
+            server.client.flushall()
+            coming.append(by_worker(server, directory, come_and_go))
+            unbatched.append(by_store(server, each_by_itself))
+            batched.append(by_store(server, come_and_go))
         row("one RQ job an event", single, "/s")
         row("bare pipeline of the same function", raw, "/s")
         row("one worker", ours, "/s", raw)
         row("one worker, against one job an event", ours, "/s", single)
+        row("one worker, users who come and go", coming, "/s", ours)
+        row("store, users who come and go, no batches", unbatched, "/s")
+        row("store, users who come and go", batched, "/s", unbatched)
         memory(server, directory)
 
 

@@ -9,7 +9,7 @@ import random
 import time
 from pathlib import Path
 
-from load import callback
+from load import request
 from rig import Receiver, Server, Worker, applied, bench, wait_until
 
 from shared.cli.gateways import Callback, Connection, Gateways
@@ -40,7 +40,7 @@ class Senders:
         seq = time.time_ns() // 1_000_000
         random.shuffle(batch)
         for each in batch:
-            self._queues[gateway].put_nowait(callback(each, seq))
+            self._queues[gateway].put_nowait(request(each, seq))
         self.sent += len(batch)
 
     async def done(self) -> None:

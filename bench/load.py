@@ -1,42 +1,47 @@
 """A load generator: raw HTTP over kept-alive connections, one request at a time on each, as OpenIM's senders do."""
 
 import asyncio
+import itertools
+import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import uvloop
 
+from shared.cli import churn
 from shared.cli.gateways import Callback
 
 _REQUEST = (
     b"POST /callbackExample/callbackAfterUser%sCommand HTTP/1.1\r\n"
     b"Host: 127.0.0.1\r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: %d\r\n"
-    b"Content-Type: application/json; charset=utf-8\r\noperationID: %d-user%d\r\nAccept-Encoding: gzip\r\n\r\n%s"
+    b"Content-Type: application/json; charset=utf-8\r\noperationID: %s\r\nAccept-Encoding: gzip\r\n\r\n%s"
 )
 _BODY = (
-    b'{"userID":"user%d","callbackCommand":"callbackAfterUser%sCommand","seq":%d,"connID":"",'
-    b'"platformID":2,"platform":"Android","operationID":"%d-user%d"}'
-)
-
-
-_BATCHED = _REQUEST.replace(b"%d-user%d", b"%s")
-_BATCHED_BODY = (
     b'{"userID":"%s","callbackCommand":"callbackAfterUser%sCommand","seq":%d,"connID":"",'
     b'"platformID":%d,"platform":"Android","operationID":"%s"}'
 )
+BATCH_CALLBACKS = 64
 
 
-def request(number: int, seq: int, step: bytes) -> bytes:
-    """The callback of user `number`, as OpenIM 3.8.2 sends it. step: Online, Offline or KickOff."""
-    body = _BODY % (number, step, seq, seq, number)
-    return _REQUEST % (step, len(body), seq, number, body)
+def request(callback: Callback, seq: int) -> bytes:
+    """What a gateway of 3.8.2 or later makes of one callback."""
+    step, user_id, platform_id, operation_id = callback
+    encoded = step.encode(), operation_id.encode()
+    body = _BODY % (user_id.encode(), encoded[0], seq, platform_id, encoded[1])
+    return _REQUEST % (encoded[0], len(body), encoded[1], body)
 
 
-def callback(each: Callback, seq: int) -> bytes:
-    """The request that a gateway of 3.8.2 or later makes of one callback of a batch."""
-    operation_id = each.operation_id.encode()
-    body = _BATCHED_BODY % (each.user_id.encode(), each.step.encode(), seq, each.platform_id, operation_id)
-    return _BATCHED % (each.step.encode(), len(body), operation_id, body)
+def callbacks(step: str, first: int, most: int | None) -> Iterator[Callback]:
+    """One callback for each of so many users; or, for the step Session, all of users who come and go."""
+    numbers = itertools.islice(itertools.count(first + 1), most)
+    if step == "Session":
+        for batch in churn.batches((f"user{number}" for number in numbers), random.Random()):
+            yield from batch
+    else:
+        pid = random.randrange(1000, 100_000)
+        for number in numbers:
+            yield Callback(step, f"user{number}", 2, f"p_{pid}_{number // BATCH_CALLBACKS}")  # type: ignore[arg-type]
 
 
 @dataclass
@@ -103,22 +108,21 @@ class _Run:
         self.done = asyncio.get_running_loop().create_future()
         self._open = connections
         self._rate = rate
-        self._first = self._number = first
-        self._last = first + most if most else None
-        self._step = step.encode()
+        self._taken = 0
+        self._callbacks = callbacks(step, first, most)
         self._started = time.perf_counter()
         self._until = self._started + seconds
 
     def wait(self) -> float:
         if not self._rate:
             return 0.0
-        return self._started + (self._number - self._first) / self._rate - time.perf_counter()
+        return self._started + self._taken / self._rate - time.perf_counter()
 
     def take(self) -> bytes | None:
-        if time.perf_counter() >= self._until or self._number == self._last:
+        if time.perf_counter() >= self._until or (each := next(self._callbacks, None)) is None:
             return None
-        self._number += 1
-        return request(self._number, int(time.time() * 1000), self._step)
+        self._taken += 1
+        return request(each, time.time_ns() // 1_000_000)
 
     def ended(self) -> None:
         self._open -= 1
@@ -136,9 +140,10 @@ def drive(
     most: int | None = None,
     step: str = "Offline",
 ) -> Result:
-    """Sends until the seconds or the most requests are over; users are numbered from first + 1.
+    """Sends until the seconds are over, or all callbacks of the most users are; these are numbered from first + 1.
 
-    rate: requests/s over all connections, 0 for as many as there is an answer to.
+    step: Online, Offline, KickOff, or Session for users who come and go. rate: requests/s over all connections, 0 for
+    as many as there is an answer to.
     """
 
     async def main() -> Result:

@@ -1,6 +1,7 @@
 """A gateway restarts: 100,000 users online, then all offline from 8 gateways of 2 connections, two workers.
 
-`python bench/storm.py` prints how long until the last is offline, and how much memory that took at its peak.
+`python bench/storm.py` prints how long until the last is offline, and how much memory that took at its peak. Before
+that, how fast users come and go as phones do, in and out within a second, replaced, kicked and moved.
 """
 
 import time
@@ -8,7 +9,22 @@ import time
 from load import drive
 from rig import Receiver, Server, Worker, applied, bench, resident_mb, wait_until
 
+from shared.cli import churn
+
 USERS = 100_000
+
+
+def come_and_go(server: Server, receiver: Receiver) -> None:
+    started = time.perf_counter()
+    result = drive(receiver.port, 4, 600, most=USERS // 5, step="Session")
+    assert result.accepted == churn.count(USERS // 5)
+    wait_until(lambda: applied(server) == result.accepted, 300)
+    elapsed = time.perf_counter() - started
+    assert server.client.hget("presence-stats", "users_online") == b"0"
+    print(
+        f"{result.accepted} callbacks of {USERS // 5} users who come and go: "
+        f"{result.accepted / elapsed:.0f}/s applied, answers p99 {result.percentile_ms(99):.1f} ms"
+    )
 
 
 def main() -> None:
@@ -17,6 +33,8 @@ def main() -> None:
         receiver = Receiver(directory, server.url)
         workers = [Worker(directory, server.url, f"worker{number}") for number in range(2)]
         programs += [server, receiver, *workers]
+        come_and_go(server, receiver)
+        server.client.flushall()
         online = drive(receiver.port, 16, 600, most=USERS, step="Online")
         assert online.accepted == USERS
         wait_until(lambda: applied(server) == USERS, 300)
