@@ -44,17 +44,17 @@ def mirror(changes):
     save((user, newest[user.user_id]) for user in read(client, newest))
 
 
-def mirror_everybody(newest):
+def mirror_everybody(last_id):
     everybody = read_all(client)
     while users := list(islice(everybody, 1000)):
-        save((user, newest) for user in users)
+        save((user, last_id) for user in users)
 
 
 def step():
     try:
         changes = group.poll()
     except Missed as missed:
-        mirror_everybody(missed.newest)
+        mirror_everybody(missed.last_id)
         group.ack(missed)
     else:
         mirror(changes)

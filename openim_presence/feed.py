@@ -11,6 +11,8 @@ Several readers that share the work are a consumer group: see group.py.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from openim_presence.client import AsyncClient, Client, Steps, run, run_async
 from openim_presence.keys import DEFAULT_PREFIX, Keys
 
@@ -44,13 +46,13 @@ class Change:
 class Missed(Exception):
     """Changes may be gone unread. The users' hashes hold what is true: read all users, then go on.
 
-    newest: the id of the newest change at that moment, "0-0" where there is none. A hash that is read from now on is at
-    least as new as that change.
+    last_id: the highest id that a change had at that moment, "0-0" where there was none. A hash that is read from now
+    on is at least as new as that change.
     """
 
-    def __init__(self, message: str, newest: str) -> None:
+    def __init__(self, message: str, last_id: str) -> None:
         super().__init__(message)
-        self.newest = newest
+        self.last_id = last_id
 
 
 class _Place:
@@ -63,7 +65,7 @@ class _Place:
 
     def poll(self, wait_seconds: float) -> Steps[list[Change]]:
         if self.last is None:
-            self.last = yield from newest(self._stream)
+            self.last = yield from self._newest()
             self._has_read_last = self.last != "0-0"
         # The last one read is asked for again: whether it is still there comes in the same step as what follows it.
         start = self.last if self._has_read_last else f"({self.last}"
@@ -84,11 +86,15 @@ class _Place:
         lost = self.last or ""
         milliseconds = int(lost.partition("-")[0])
         back = f"{max(0, milliseconds - REWIND_MS)}-0"
-        there = yield from newest(self._stream)
         # A clock may even have been set back by more than that.
-        self.last = min(back, there, key=_order)
+        self.last = min(back, (yield from self._newest()), key=_order)
         self._has_read_last = False
-        raise Missed(f"changes may be missing: {self._stream} no longer has {lost}, the last one read", there)
+        raise (yield from missed(self._stream, f"the stream no longer has {lost}, the last one read"))
+
+    def _newest(self) -> Steps[str]:
+        """The id of the newest entry, "0-0" where there is none."""
+        entries = yield ("XREVRANGE", self._stream, "+", "-", "COUNT", 1)
+        return entries[0][0].decode() if entries else "0-0"
 
 
 class Feed:
@@ -136,10 +142,21 @@ class AsyncFeed:
 # What the consumer group needs as well.
 
 
-def newest(stream: str) -> Steps[str]:
-    """The id of the newest entry, "0-0" where there is none."""
-    entries = yield ("XREVRANGE", stream, "+", "-", "COUNT", 1)
-    return entries[0][0].decode() if entries else "0-0"
+def missed(stream: str, why: str) -> Steps[Missed]:
+    """The exception, with the stream's last id."""
+    try:
+        about = yield ("XINFO STREAM", stream)
+    except ResponseError as error:
+        if not is_no_such_key(error):
+            raise
+        return Missed(f"changes may be missing: {why}", "0-0")
+    # The newest entry may have been removed, and ids go on from here nevertheless.
+    return Missed(f"changes may be missing: {why}", about["last-generated-id"].decode())
+
+
+def is_no_such_key(error: ResponseError) -> bool:
+    """XINFO's word for a key that is not there."""
+    return "no such key" in str(error)
 
 
 def change(entry_id: bytes, fields: dict[bytes, bytes]) -> Change:

@@ -21,7 +21,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from openim_presence.client import AsyncClient, Client, Steps, run, run_async
-from openim_presence.feed import Change, Missed, change, newest
+from openim_presence.feed import Change, Missed, change, is_no_such_key, missed
 from openim_presence.keys import DEFAULT_PREFIX, Keys
 
 BATCH = 100
@@ -96,7 +96,7 @@ class _Consumer:
         try:
             groups = yield ("XINFO GROUPS", self._stream)
         except ResponseError as error:
-            if "no such key" not in str(error):
+            if not is_no_such_key(error):
                 raise
             groups = []
         for each in groups:
@@ -112,7 +112,7 @@ class _Consumer:
             return
         self._lost = place
         yield from self._miss(
-            f"{self._stream} no longer has {place}, the last one that the group {self._group} was given"
+            f"the stream no longer has {place}, the last one that the group {self._group} was given"
             if place
             else f"the group {self._group} is new"
         )
@@ -175,7 +175,7 @@ class _Consumer:
 
     def _miss(self, why: str) -> Steps[None]:
         self._held, self._missed = None, why
-        raise Missed(f"changes may be missing: {why}", (yield from newest(self._stream)))
+        raise (yield from missed(self._stream, why))
 
 
 class ConsumerGroup:

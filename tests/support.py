@@ -1,6 +1,7 @@
 """Real servers and real processes for the tests, and waiting for conditions."""
 
 import http.client
+import inspect
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 from redis.exceptions import RedisError
 
 from shared.cli import embedded
@@ -23,6 +25,11 @@ ROOT = Path(__file__).parent.parent
 
 #: For tests that ask nothing of a server that one would do otherwise than another: the bundled Valkey alone.
 on_one_server = pytest.mark.parametrize("shared_server", [embedded.find_server()], indirect=True, ids=["valkey"])
+
+#: Options of redis-py's clients that give replies another form.
+REPLY_FORMS: list[dict[str, Any]] = [{}, {"protocol": 2}, {"protocol": 3}, {"protocol": 3, "decode_responses": True}]
+if "legacy_responses" in inspect.signature(Redis.__init__).parameters:
+    REPLY_FORMS.append({"legacy_responses": False})
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:

@@ -205,3 +205,25 @@ def test_the_mirror_says_what_redis_says(
             gateway(OFF, "last", at=5)
             wait_until(lambda: mirrored() == known())
             assert len(known()) > 5
+
+
+def test_a_mirror_that_missed_changes_renews_rows_whose_ids_are_ahead_of_the_clock(
+    gateway: Gateway, redis: Redis, server: Server, tmp_path: Path, keep: Keep
+) -> None:
+    with sqlite(tmp_path) as database, closing(connect(database)) as connection:
+        connection.execute(recipes.text("presence.sql"))
+
+        def mirrored() -> list[tuple[str, int]]:
+            return connection.execute("SELECT status, ms FROM presence WHERE user_id = 'alice'").fetchall()
+
+        gateway(ON, "alice")
+        ahead = 9_999_999_999_999
+        redis.xadd("presence-changes", {"user_id": "alice", "status": "online"}, id=f"{ahead}-1")
+        mirror = recipes.Recipe(recipes.write(tmp_path, "mirror.py", server.port, DATABASE=repr(database)))
+        keep(mirror)
+        wait_until(lambda: mirrored() == [("online", ahead)])
+        mirror.kill()
+        gateway(OFF, "alice")
+        redis.xtrim("presence-changes", maxlen=0, approximate=False)
+        mirror.start()
+        wait_until(lambda: mirrored() == [("offline", ahead)])

@@ -1,22 +1,25 @@
 """Following the changes: `presence watch` and the module under it."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as redis_py
+import redis.asyncio as redis_asyncio
 from redis import Redis
 from redis.exceptions import RedisError
-from support import Process, Server, on_one_server, wait_until
+from support import REPLY_FORMS, Process, Server, on_one_server, wait_until
 
-from openim_presence import Change, Feed, Missed
+from openim_presence import AsyncFeed, Change, Feed, Missed
 
 PRESENCE = str(Path(sys.executable).parent / "presence")
 STREAM = "presence-changes"
@@ -37,31 +40,68 @@ def change(user: str, **fields: str) -> dict[Any, Any]:
     } | fields
 
 
-def users(feed: Feed) -> list[str]:
-    return [each.user_id for each in feed.poll(0.01)]
+class Following:
+    """A feed of either flavour, called in the same way."""
+
+    def __init__(self, port: int, flavour: str, after: str | None = None, **form: Any) -> None:
+        self._loop = asyncio.new_event_loop() if flavour == "asyncio" else None
+        self._client: Any = (redis_asyncio if self._loop else redis_py).Redis(port=port, **form)
+        self.feed: Any = (AsyncFeed if self._loop else Feed)(self._client, after=after)
+
+    def poll(self) -> list[Change]:
+        found = self.feed.poll(0.01)
+        return list(self._loop.run_until_complete(found) if self._loop else found)
+
+    def close(self) -> None:
+        if self._loop:
+            self._loop.run_until_complete(self._client.aclose())
+            self._loop.close()
+        else:
+            self._client.close()
+
+
+Make = Callable[..., Following]
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def follow(request: pytest.FixtureRequest, server: Server) -> Iterator[Make]:
+    made: list[Following] = []
+
+    def make(after: str | None = None, **form: Any) -> Following:
+        made.append(Following(server.port, request.param, after, **form))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def users(feed: Following) -> list[str]:
+    return [each.user_id for each in feed.poll()]
 
 
 # The module
 
 
-@pytest.mark.parametrize("decode", [False, True])
-def test_changes_come_once_and_in_order(server: Server, decode: bool) -> None:
-    with Redis(port=server.port, decode_responses=decode) as client:
-        client.xadd(STREAM, change("before"))
-        feed = Feed(client)
-        assert users(feed) == []
-        client.xadd(STREAM, change("alice"), id="9999999999999-1")
-        client.xadd(STREAM, change("bob", status="offline"), id="9999999999999-2")
-        first, second = feed.poll(0.01)
-        assert first == Change(
-            "9999999999999-1", "alice", "online", "", "1", 7, "callbackUserOnlineCommand", "", "", "op"
-        )
-        assert (second.user_id, second.status) == ("bob", "offline")
-        assert users(feed) == []
+@pytest.mark.parametrize("form", REPLY_FORMS, ids=str)
+def test_changes_come_once_and_in_order(redis: Redis, follow: Make, form: dict[str, Any]) -> None:
+    redis.xadd(STREAM, change("before"))
+    feed = follow(**form)
+    assert users(feed) == []
+    redis.xadd(STREAM, change("alice"), id="9999999999999-1")
+    redis.xadd(STREAM, change("bob", status="offline"), id="9999999999999-2")
+    first, second = feed.poll()
+    assert first == Change("9999999999999-1", "alice", "online", "", "1", 7, "callbackUserOnlineCommand", "", "", "op")
+    assert (second.user_id, second.status) == ("bob", "offline")
+    assert users(feed) == []
+    assert feed.feed.last == second.id
+    redis.delete(STREAM)
+    with pytest.raises(Missed, match="no longer has 9999999999999-2"):
+        feed.poll()
 
 
-def test_more_than_one_batch_is_read_whole(redis: Redis) -> None:
-    feed = Feed(redis, after="0")
+def test_more_than_one_batch_is_read_whole(redis: Redis, follow: Make) -> None:
+    feed = follow("0")
     pipeline = redis.pipeline()
     for number in range(2500):
         pipeline.xadd(STREAM, change(f"u{number}"))
@@ -69,35 +109,36 @@ def test_more_than_one_batch_is_read_whole(redis: Redis) -> None:
     assert [name for _ in range(3) for name in users(feed)] == [f"u{number}" for number in range(2500)]
 
 
-def test_an_empty_stream_is_followed_from_its_first_change(redis: Redis) -> None:
-    feed = Feed(redis)
+def test_an_empty_stream_is_followed_from_its_first_change(redis: Redis, follow: Make) -> None:
+    feed = follow()
     assert users(feed) == []
     redis.xadd(STREAM, change("alice"))
     assert users(feed) == ["alice"]
 
 
-def test_reading_goes_on_after_a_given_change(redis: Redis) -> None:
+def test_reading_goes_on_after_a_given_change(redis: Redis, follow: Make) -> None:
     for number in (1, 2, 3):
         redis.xadd(STREAM, change(f"u{number}"), id=f"{number}-0")
-    assert users(Feed(redis, after="1-0")) == ["u2", "u3"]
+    assert users(follow("1-0")) == ["u2", "u3"]
 
 
-def test_what_was_trimmed_unread_is_noticed_once(redis: Redis) -> None:
-    feed = Feed(redis)
+def test_what_was_trimmed_unread_is_noticed_once(redis: Redis, follow: Make) -> None:
+    feed = follow()
     users(feed)
     redis.xadd(STREAM, change("read"))
     users(feed)
     for name in ("missed", "kept"):
         redis.xadd(STREAM, change(name))
     redis.xtrim(STREAM, maxlen=1, approximate=False)
-    with pytest.raises(Missed, match="no longer has"):
-        feed.poll(0.01)
+    with pytest.raises(Missed, match="no longer has") as missed:
+        feed.poll()
+    assert missed.value.last_id == redis.xrevrange(STREAM)[0][0].decode()
     assert users(feed) == ["kept"]
     assert users(feed) == []
 
 
-def test_trimming_of_what_was_read_before_is_no_loss(redis: Redis) -> None:
-    feed = Feed(redis, after="0")
+def test_trimming_of_what_was_read_before_is_no_loss(redis: Redis, follow: Make) -> None:
+    feed = follow("0")
     for name in ("a", "b", "c"):
         redis.xadd(STREAM, change(name))
     users(feed)
@@ -107,38 +148,38 @@ def test_trimming_of_what_was_read_before_is_no_loss(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("clock", ["is right", "was set back a little", "was set back a day"])
-def test_a_server_that_lost_its_last_moments_hides_nothing(redis: Redis, clock: str) -> None:
+def test_a_server_that_lost_its_last_moments_hides_nothing(redis: Redis, follow: Make, clock: str) -> None:
     now = 1_700_000_000_000
     kept = now - 60_000 if clock != "was set back a day" else now - 90_000_000
     new = {"is right": now + 3000, "was set back a little": now - 5000, "was set back a day": now - 86_400_000}[clock]
     redis.xadd(STREAM, change("kept"), id=f"{kept}-0")
     redis.xadd(STREAM, change("lost"), id=f"{now}-0")
-    feed = Feed(redis, after="0")
+    feed = follow("0")
     assert users(feed) == ["kept", "lost"]
     redis.delete(STREAM)  # as a server does that comes back with an older file
     redis.xadd(STREAM, change("kept"), id=f"{kept}-0")
     with pytest.raises(Missed):
-        feed.poll(0.01)
+        feed.poll()
     redis.xadd(STREAM, change("new"), id=f"{new}-0")
     assert users(feed)[-1:] == ["new"]
     redis.xadd(STREAM, change("newer"), id=f"{new}-1")
     assert users(feed) == ["newer"]
 
 
-def test_an_emptied_server_is_followed_from_its_first_change(redis: Redis) -> None:
+def test_an_emptied_server_is_followed_from_its_first_change(redis: Redis, follow: Make) -> None:
     redis.xadd(STREAM, change("old"))
-    feed = Feed(redis, after="0")
+    feed = follow("0")
     assert users(feed) == ["old"]
     redis.flushall()
     with pytest.raises(Missed):
-        feed.poll(0.01)
+        feed.poll()
     assert users(feed) == []
     redis.xadd(STREAM, change("new"))
     assert users(feed) == ["new"]
 
 
-def test_an_entry_of_somebody_elses_does_not_stop_the_feed(redis: Redis) -> None:
-    feed = Feed(redis, after="0")
+def test_an_entry_of_somebody_elses_does_not_stop_the_feed(redis: Redis, follow: Make) -> None:
+    feed = follow("0")
     redis.xadd(STREAM, {"x": b"\xff", "changed_at": "soon", "user_id": b"\xff"})
     redis.xadd(STREAM, change("alice"))
     assert users(feed) == ["\ufffd", "alice"]

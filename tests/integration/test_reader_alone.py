@@ -48,7 +48,7 @@ def follow(changes: Feed | ConsumerGroup) -> list[str]:
     try:
         found = changes.poll(0.01)
     except Missed as missed:
-        return [missed.newest]
+        return [missed.last_id]
     if isinstance(changes, ConsumerGroup):
         changes.ack(found)
     return [change.user_id for change in found]
