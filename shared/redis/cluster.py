@@ -9,7 +9,7 @@ timeout of its own: a primary that hangs would hold up a batch for hours.
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from redis import Redis, RedisCluster
@@ -98,6 +98,13 @@ class Cluster(RedisClusterCommands):
             raise NotImplementedError("a Cluster has no transactions across its nodes")
         return ScatteredPipeline(self)
 
+    def _split_command_across_slots(self, command: str, *keys: Any) -> int:
+        """DEL, EXISTS and the like, with keys that may lie anywhere; redis-py's own needs more of its client."""
+        pipeline = self.pipeline()
+        for key in keys:
+            pipeline.execute_command(command, key)
+        return sum(pipeline.execute())
+
     def at_each_primary(self, do: Callable[[Redis], T]) -> list[T]:
         """What it returns for a client of each primary. Raises RedisError."""
         with self._or_know_better():
@@ -181,10 +188,10 @@ class ScatteredPipeline(CoreCommands):
         return self
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """The replies in the order of the commands; a server's error is one of them, unless it is to be raised.
+        """The replies in the order of the commands; an error is one of them, unless it is to be raised.
 
-        Raises RedisError where a server did not answer. The commands for the others were carried out nevertheless: one
-        lost primary is not to hold up everybody's users.
+        That a server did not answer is the reply to each of its commands. Those for the others were carried out: one
+        lost primary must not hold up everybody's users. Raises RedisError where no server is known at all.
         """
         commands, self._commands = self._commands, []
         with as_redis_says():
@@ -221,29 +228,33 @@ class ScatteredPipeline(CoreCommands):
             node = client.get_node_from_key(_key(commands[index]))  # type: ignore[no-untyped-call]
             nodes[node.name] = node
             at_node[node.name].append(index)
-        failures: list[RedisError] = []
+        lost: list[RedisError] = []
         for name, mine in at_node.items():
-            node = nodes[name]
-            pipeline = client.get_redis_connection(node).pipeline(transaction=False)
-            for index in mine:
-                args, options = commands[index]
-                pipeline.execute_command(*args, **options)  # type: ignore[no-untyped-call]
-            has_replica = client.get_node_from_key(_key(commands[mine[0]]), replica=True)  # type: ignore[no-untyped-call]
-            if self._wait and has_replica:
-                pipeline.execute_command(*self._wait)  # type: ignore[no-untyped-call]
-            try:
-                answers = pipeline.execute(raise_on_error=False)
-            except (ConnectionError, TimeoutError) as error:
-                failures.append(error)
-                if len(failures) == 2:  # a third would take its timeout as well
-                    break
-                continue
-            self._confirmed += answers[len(mine) :]
-            for index, answer in zip(mine, answers, strict=False):
+            if len(lost) == 2:  # a third would take its timeout as well
+                answers: list[Any] = [lost[0]] * len(mine)
+            else:
+                answers = self._ask(nodes[name], [commands[index] for index in mine])
+                lost += [answer for answer in answers[:1] if isinstance(answer, (ConnectionError, TimeoutError))]
+            for index, answer in zip(mine, answers, strict=True):
                 replies[index] = answer
-        if failures:
-            self._cluster.refresh()
-            raise failures[0]
+        if lost:
+            with suppress(RedisError):  # what is lost says more
+                self._cluster.refresh()
+
+    def _ask(self, node: Any, commands: Sequence[_Command]) -> list[Any]:
+        client = self._cluster.client()
+        pipeline = client.get_redis_connection(node).pipeline(transaction=False)
+        for args, options in commands:
+            pipeline.execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        has_replica = client.get_node_from_key(_key(commands[0]), replica=True)  # type: ignore[no-untyped-call]
+        if self._wait and has_replica:
+            pipeline.execute_command(*self._wait)  # type: ignore[no-untyped-call]
+        try:
+            answers = pipeline.execute(raise_on_error=False)
+        except (ConnectionError, TimeoutError) as error:
+            return [error] * len(commands)
+        self._confirmed += answers[len(commands) :]
+        return list(answers[: len(commands)])
 
 
 def _key(command: _Command) -> Any:

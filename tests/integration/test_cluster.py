@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +20,14 @@ from support import Process, Receiver, Server, Worker, free_port, wait_until
 from topology import SECRET, ClusterServers, Flips, changes, command
 
 import openim_presence as presence
+from shared.errors import Unavailable
 from shared.events import Event
 from shared.redis.client import connect, is_outage
 from shared.redis.cluster import Cluster
 from shared.settings import Settings, load
 from worker.store.outbox import Outbox
 from worker.store.store import Outcome, Poison, Store
+from worker.sweep.sweeper import Sweeper
 
 Keep = Callable[[Process], Process]
 
@@ -88,6 +92,17 @@ def test_leases_run_out_and_are_renewed(servers: ClusterServers, cluster: Redis)
     assert [user.status for user in presence.read(cluster, ["alice", "bob"])] == ["offline", "online"]
     assert cluster.zrange("presence-leases", 0, -1, withscores=True) == [(b"bob", 15_000)]
     assert presence.users_online(cluster) == 1
+
+
+def test_the_leases_go_when_there_are_none_any_more(
+    servers: ClusterServers, cluster: Redis, tmp_path: Path, keep: Keep
+) -> None:
+    queue = Server(tmp_path / "queue")
+    keep(queue)
+    Store(cluster, settings_of(servers, ONLINE_LEASE_SECONDS="10")).apply([event("alice", "Online", 1)])
+    assert cluster.zcard("presence-leases") == 1
+    Sweeper(settings_of(servers, QUEUE_URL=queue.url), threading.Event()).sweep()
+    assert not cluster.exists("presence-leases")
 
 
 def test_a_session_opened_while_the_sweep_is_at_its_user_keeps_its_lease(
@@ -176,6 +191,35 @@ def test_what_redis_py_raises_that_is_no_answer_is_an_outage(cluster: Redis, mon
 def owns(node: Server, slot: int) -> bool:
     name = command(node, "MYID")
     return any(name == owner[2] and first <= slot <= last for first, last, owner, *_ in command(node, "SLOTS"))
+
+
+@pytest.mark.parametrize("key", ["presence-leases", "presence-stats"])
+def test_a_key_of_a_wrong_type_beside_the_users_holds_up_nobody(
+    servers: ClusterServers, cluster: Redis, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(cluster, settings_of(servers, ONLINE_LEASE_SECONDS="10"))
+    cluster.set(key, "in the way")
+    assert store.apply([event("alice", "Online", 1)]) == [Outcome("applied", True)]
+    assert changes(cluster)["alice"] == [("online", "", 1)]
+    assert f"{key} cannot be" in caplog.text
+    cluster.delete(key)
+
+
+def test_one_lost_primary_keeps_nobody_elses_changes_from_the_stream(servers: ClusterServers, cluster: Redis) -> None:
+    with connect(servers.url, timeout=0.3) as hasty:
+        store = Store(hasty, settings_of(servers))
+        store.apply([event("anybody", "Online", 1)])
+        frozen = next(node for node in servers.primaries if not owns(node, key_slot(b"presence-changes")))
+        users = [f"user{number}" for number in range(50)]
+        elsewhere = [user for user in users if not owns(frozen, key_slot(f"presence:{user}".encode()))]
+        frozen.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable):
+                store.apply([event(user, "Online", 1) for user in users])
+            assert changes(cluster).keys() == {"anybody", *elsewhere}
+        finally:
+            frozen.signal(signal.SIGCONT)
+    servers.wait(servers.nodes)
 
 
 def test_errors_are_redis_pys_own_and_come_without_a_wait(servers: ClusterServers, cluster: Redis) -> None:

@@ -5,14 +5,21 @@ user's hash until it is on the stream: a worker that dies in between leaves it t
 next, the retried batch at the latest, sends it. Each change is on the stream at least once.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from pydantic_core import from_json
 from redis import Redis
+from redis.exceptions import ResponseError
 
+from shared.logs.throttle import LogThrottle
+from shared.redis.client import is_outage
 from shared.settings import Settings
 from worker.store.replicas import Replicas
 from worker.store.replies import OnCluster
+
+_troubles = LogThrottle(logging.getLogger("worker.store"))
 
 
 class Outbox:
@@ -32,8 +39,9 @@ class Outbox:
         """Sends what is in the outboxes, and notes the leases. todo: by the keys of users, of each the last reply."""
         leases = {self._keys.user_id(key): each.lease_ends_at_ms for key, each in todo.items() if each.lease_ends_at_ms}
         if leases:
-            # Never later than the earliest lease; the sweep corrects what is too early.
-            self._client.zadd(self._keys.leases, leases, lt=True)
+            with self._goes_on(self._keys.leases):
+                # Never later than the earliest lease; the sweep corrects what is too early.
+                self._client.zadd(self._keys.leases, leases, lt=True)
         outboxes = {key: each.outbox for key, each in todo.items() if each.outbox}
         if outboxes:
             self._send(outboxes)
@@ -60,7 +68,18 @@ class Outbox:
         online = sum(each["status"] == "online" for each in changes)
         no_more = sum(each["previous"] == "online" for each in changes)
         if online != no_more:
-            self._client.hincrby(self._keys.stats, "users_online", online - no_more)
+            with self._goes_on(self._keys.stats):
+                self._client.hincrby(self._keys.stats, "users_online", online - no_more)
+
+    @contextmanager
+    def _goes_on(self, key: str) -> Iterator[None]:
+        """A key of a wrong type must not hold up anybody's presence; on one Redis the functions pass over it too."""
+        try:
+            yield
+        except ResponseError as error:
+            if is_outage(error):
+                raise
+            _troubles.say(logging.ERROR, "the key %s cannot be written; rename or remove it: %s", key, error)
 
     def reschedule(self, due: Mapping[str, float], user_ids: Sequence[str], ends: Sequence[OnCluster | None]) -> None:
         """Corrects the leases that were due, after their users were reviewed, unless they have changed since.

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar, get_args
 
 from redis import Redis
@@ -18,6 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import PresenceError, SettingsError, Unavailable
 from shared.events import COMMANDS, Event
+from shared.logs.throttle import LogThrottle
 from shared.observe.counters import lag_counts
 from shared.redis.client import is_outage
 from shared.redis.cluster import Cluster
@@ -34,6 +34,7 @@ STEP_EVENTS = 100
 _KINDS = {name: "kick_off" if "KickOff" in name else kind for name, kind in COMMANDS.items()}
 
 log = logging.getLogger("worker.store")
+_troubles = LogThrottle(log)
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Applied | Reviewed)
@@ -195,11 +196,6 @@ class Store:
                 except SettingsError as error:  # found out late: a batch in hand must not fail for it
                     raise Unavailable(str(error)) from error
                 replies = self._send(prepared)
-            for reply in replies:
-                if isinstance(reply, Exception) and (is_outage(reply) or is_missing_function(reply)):
-                    raise reply
-            if any(isinstance(reply, Exception) for reply in replies):
-                self._check_stream()
             results = [reply if isinstance(reply, Exception) else read(reply) for reply in replies]
             if self._outbox:
                 done = [
@@ -208,19 +204,20 @@ class Store:
                     if not isinstance(each, Exception)
                 ]
                 self._outbox.carry_out({key: todo for key, todo in done if todo})
+            for reply in replies:
+                if isinstance(reply, Exception) and (is_outage(reply) or is_missing_function(reply)):
+                    raise reply
+            if any(isinstance(reply, Exception) for reply in replies):
+                self._check_stream()
         return results
 
     def _send(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         if not self._replicas.expected:
             return pipelining.execute(self._client, commands)
-        replies: list[Any] = []
-        remaining = iter(commands)
-        while some := list(islice(remaining, PIPELINE_EVENTS)):
-            pipeline = self._client.pipeline(transaction=False)
-            for command in some:
-                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-            replies += self._replicas.execute(pipeline)
-        return replies
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+        return self._replicas.execute(pipeline)
 
     def _check_stream(self) -> None:
         """A stream of a wrong type would make every change look like a poison event of its own."""
@@ -247,7 +244,7 @@ class Store:
             except ResponseError as error:
                 if is_outage(error):
                     raise
-                log.error("the counters in %s cannot be kept: %s", self._keys.stats, error)
+                _troubles.say(logging.ERROR, "the counters in %s cannot be kept: %s", self._keys.stats, error)
 
 
 def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
