@@ -1,6 +1,7 @@
 """The model that presence is tested against: held to what a real OpenIM recorded, and to what it promises itself."""
 
 import random
+import re
 from collections.abc import Iterable
 
 import model
@@ -9,8 +10,11 @@ import recorded
 from histories import again, deliveries, few_batches, many_batches, orders, up_to_four_late
 from hypothesis import given
 from hypothesis import strategies as st
+from support import ROOT
 
 from shared.events import Event
+
+PAGE = (ROOT / "docs" / "openim-versions.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -21,6 +25,7 @@ def test_the_rule_agrees_with_the_record_of_a_real_openim(name: str, acts: int, 
     comparison = recorded.compare(recording, model.platforms)
     assert (recording.acts, comparison.ghosts, comparison.false_offlines) == (acts, wrong, 0)
     assert wrong * 100 < acts
+    assert re.search(rf"^\| `{name}` .* {acts:,} .* {wrong} \(", PAGE, re.MULTILINE)
 
 
 #: OpenIM's Redis lost its record; nothing was called back.
