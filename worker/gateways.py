@@ -1,20 +1,25 @@
-"""Writes down which batches of OpenIM's gateways were heard, see shared/gateways.py."""
+"""Writes down which batches of OpenIM's gateways were heard, see shared/gateways."""
 
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from openim_presence.keys import Keys
-from shared import gateways
 from shared.events import Event
-from shared.gateways import Heard, Process
+from shared.gateways import records
+from shared.gateways.batches import Heard, Name, heard_in
+from shared.gateways.process import Process
+from shared.gateways.view import KEPT_MS
 from shared.logs.throttle import LogThrottle
 
+#: Whoever may send callbacks can make up pids.
+MOST_PROCESSES = 256
 #: When another worker was writing: how often it is tried again, and after how long a pause at the most.
 TRIES = 50
 PAUSE_SECONDS = 0.005
@@ -23,62 +28,78 @@ log = logging.getLogger("worker")
 _troubles = LogThrottle(log, most=1)
 
 
-def note(client: Redis, keys: Keys, events: Sequence[Event]) -> None:
+def note(client: Redis, keys: Keys, events: Sequence[Event], now_ms: int, skew_ms: int = 0) -> None:
     """Adds the batches in these events to what was heard. Raises nothing: presence matters more than what is known of
     gateways.
 
-    client: of the queue's server. Applied twice, in any order, it comes to the same.
+    client: of the queue's server; now_ms: by its clock; skew_ms: how far that of the events' receiver is ahead of it.
+    Events may be noted any number of times.
     """
-    heard = gateways.heard_in(events)
-    if not heard:
-        return
     try:
+        heard = heard_in(events, skew_ms)
+        if not heard:
+            return
+        if len(heard) > MOST_PROCESSES:
+            heard = dict(sorted(heard.items(), key=lambda item: len(item[1]))[-MOST_PROCESSES:])
         for _ in range(TRIES):
-            if _add(client, keys.gateways, heard):
+            if _add(client, keys.gateways, heard, now_ms):
                 return
             time.sleep(random.uniform(0, PAUSE_SECONDS))
         _troubles.say(
             logging.WARNING, "too many workers write down what was heard of gateways: a batch may count as lost"
         )
-    except (RedisError, ValueError) as error:
-        hint = f"; remove the key {keys.gateways}" if isinstance(error, (ResponseError, ValueError)) else ""
+    except RedisError as error:
+        hint = f"; remove the key {keys.gateways}" if isinstance(error, ResponseError) else ""
         _troubles.say(logging.WARNING, "what was heard of gateways is not written down: %s%s", error, hint)
+    except Exception as error:
+        _troubles.say(logging.ERROR, "what was heard of gateways is not written down: %r", error)
 
 
-def _add(client: Redis, key: str, heard: dict[tuple[str, int], dict[int, Heard]]) -> bool:
+def _add(client: Redis, key: str, heard: Mapping[Name, Mapping[int, Heard]], now_ms: int) -> bool:
     """False where another worker was writing."""
-    names = [gateways.encode_name(*process) for process in heard]
+    fields = {name: records.encode_name(name) for name in heard}
     with client.pipeline() as transaction:
         transaction.watch(key)  # type: ignore[no-untyped-call]
-        found: Any = transaction.hmget(key, names)
-        texts: dict[Any, Any] = {}
-        for name, text, batches in zip(names, found, heard.values(), strict=True):
-            texts[name] = gateways.encode(_merge(gateways.decode(text) if text else None, batches))
+        found: Any = transaction.hmget(key, list(fields.values()))
+        forgotten = _too_much(transaction, key, fields.keys(), now_ms) if None in found else {}
+        known = {name: records.decode(text) for name, text in zip(heard, found, strict=True)}
+        before = _sums(known, now_ms)
+        for name, batches in heard.items():
+            _merge(known[name], batches, now_ms)
+        after, gone = _sums(known, now_ms), _sums(forgotten, now_ms)
+
         transaction.multi()
+        if forgotten:
+            transaction.hdel(key, *map(records.encode_name, forgotten))
+        texts: dict[Any, Any] = {fields[name]: records.encode(process) for name, process in known.items()}
         transaction.hset(key, mapping=texts)
+        # The sums never go back, though a number may come that was thought lost, or a run be forgotten.
+        for index, field in enumerate((records.FORGOTTEN_HEARD, records.FORGOTTEN_LOST)):
+            if less := max(0, before[index] - after[index]) + gone[index]:
+                transaction.hincrby(key, field, less)
         try:
             transaction.execute()
         except WatchError:
             return False
-    if None in found:
-        _forget(client, key)
     return True
 
 
-def _merge(process: Process | None, batches: dict[int, Heard]) -> Process:
+def _sums(processes: Mapping[Name, Process], now_ms: int) -> tuple[int, int]:
+    """Batches heard, and lost."""
+    each = processes.values()
+    return sum(process.heard for process in each), sum(process.lost(now_ms) for process in each)
+
+
+def _merge(process: Process, batches: Mapping[int, Heard], now_ms: int) -> None:
     for number, batch in sorted(batches.items(), key=lambda item: item[1].seq):
-        process = process or Process(batch.at_ms, batch.at_ms)
-        process.hear(number, batch.seq, batch.at_ms, batch.kinds)
-    assert process  # noqa: S101  # there is no process without a batch
-    return process
+        process.hear(number, batch, now_ms)
 
 
-def _forget(client: Redis, key: str) -> None:
-    """Forgets processes that ended long ago, and whatever is too much, when a new one is heard of."""
-    fields: Any = client.hgetall(key)
-    known = gateways.decode_all(fields)
-    newest = max(process.last_at_ms for process in known.values())
-    kept = sorted(known, key=lambda name: known[name].last_at_ms, reverse=True)[: gateways.MOST_PROCESSES]
-    recent = {gateways.encode_name(*name) for name in kept if newest - known[name].last_at_ms <= gateways.KEPT_MS}
-    if gone := [name for name in fields if name.decode(errors="replace") not in recent]:
-        client.hdel(key, *gone)
+def _too_much(transaction: Pipeline, key: str, heard: Collection[Name], now_ms: int) -> dict[Name, Process]:
+    """Processes that ended long ago, and the oldest of what leaves no room for those that are heard now."""
+    fields: Any = transaction.hgetall(key)
+    others = {name: process for name, process in records.decode_all(fields).items() if name not in heard}
+    oldest = sorted(others, key=lambda name: others[name].last_at_ms)
+    excess = max(0, len(others) + len(heard) - MOST_PROCESSES)
+    gone = {*oldest[:excess], *(name for name in oldest if now_ms - others[name].last_at_ms > KEPT_MS)}
+    return {name: others[name] for name in gone}

@@ -74,8 +74,11 @@ def apply_batch(events: list[Any]) -> Retry | None:
     readable, failures = _decode(events)
     if ahead := [event for _, event in readable if is_ahead(event)]:
         readable = [(index, correct(event)) for index, event in readable]
+    received = [event for _, event in readable]
+    if job is not None:  # before they are applied: what cannot be applied now was heard all the same
+        gateways.note(job.connection, _settings().keys, received, rq_clock.now_ms(), meta.skew_ms)
     try:
-        results = _apply_patiently([event for _, event in readable], meta.skew_ms)
+        results = _apply_patiently(received, meta.skew_ms)
     except Unavailable:
         return Retry(max=ENDLESSLY, interval=RETRY_SECONDS)
     except Exception as error:  # a mistake of ours, or settings that are wrong: RQ would try again without a pause
@@ -89,8 +92,6 @@ def apply_batch(events: list[Any]) -> Retry | None:
         _tell(readable, results)
     if ahead:
         _tell_ahead(ahead)
-    if job is not None:
-        gateways.note(job.connection, _settings().keys, [event for _, event in readable])
     if failures:
         _set_apart(job, meta, events, failures)
     if job is not None and _settings().has_separate_queue:

@@ -13,7 +13,7 @@ import click
 from shared import settings
 from shared.cli.here import ask_receiver
 from shared.cli.text import age, moment, safe
-from shared.gateways import Gateway
+from shared.gateways.view import Gateway
 from shared.observe import health
 from shared.observe.counters import Stats
 from shared.observe.poller import Poller
@@ -94,7 +94,7 @@ class View:
             "receiver_here": self._local.as_json() if self._local else None,
             "receivers": [asdict(each) for each in queue.receivers] if knows_queue else None,
             "workers": [asdict(each) for each in queue.workers] if knows_queue else None,
-            "gateways": [asdict(each) for each in queue.gateways] if knows_queue else None,
+            "gateways": [asdict(each) for each in queue.gateways.processes] if knows_queue else None,
             "queue": {name: getattr(queue, name) for name in ("jobs", "oldest_ms", "running", "retrying", "failed")}
             if knows_queue
             else None,
@@ -142,7 +142,7 @@ class View:
             + (f", last sign of life {age(each.seen_ms, now)} ago" if now - each.seen_ms > QUIET_SECONDS * 1000 else "")
             for each in queue.workers
         ]
-        gateways = [_gateway(each, now) for each in queue.gateways[:GATEWAYS_SHOWN]]
+        gateways = [_gateway(each, now) for each in queue.gateways.processes[:GATEWAYS_SHOWN]]
         since = f", oldest event received {age(queue.oldest_ms, now)} ago" if queue.oldest_ms else ""
         return [
             *_rows("receivers", receivers),

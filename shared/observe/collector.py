@@ -10,7 +10,8 @@ from rq.job import Job
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from shared import gateways, reports
+from shared import reports
+from shared.gateways import records
 from shared.observe.counters import Stats
 from shared.observe.snapshot import PresenceState, QueueState, Server, Worker
 from shared.queue import SKEW_FIELD, BatchMeta, open_queue
@@ -59,7 +60,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         workers=tuple(_workers(keys, found[len(oldest) :])),
         receivers=tuple(_reports(good[settings.keys.receivers] or {})),
         leases_held=_decode(good[settings.keys.sweep] or b""),
-        gateways=tuple(gateways.view(gateways.decode_all(good[settings.keys.gateways] or {}), at_ms)),
+        gateways=records.read(good[settings.keys.gateways] or {}, at_ms),
         troubles=tuple(troubles),
     )
 

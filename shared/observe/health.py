@@ -46,14 +46,15 @@ def notes(snapshot: Snapshot) -> list[str]:
 
 
 def _of_gateways(queue: QueueState) -> Iterator[str]:
-    for each in queue.gateways:
+    for each in queue.gateways.processes:
         name = f"OpenIM's gateway at {each.peer}, pid {each.pid}"
         if each.state == "silent":
             yield f"{name}, is silent: if it was stopped or killed, nobody said that its users are gone"
         elif each.state == "restarted" and queue.at_ms - each.last_at_ms < RECENT_MS:
             yield f"{name}, has ended and another runs: it said nothing of the users that it had"
         if each.lost:
-            yield f"{name}, sent {counted(each.lost, 'batch')} of callbacks that never came"
+            numbers = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in each.missing[-3:])
+            yield f"{name}, sent {counted(each.lost, 'batch')} of callbacks that never came, the last are {numbers}"
 
 
 def _of_clocks(queue: QueueState) -> Iterator[str]:

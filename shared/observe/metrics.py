@@ -12,7 +12,7 @@ from typing import get_args
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from shared.gateways import Gateway, State
+from shared.gateways.view import Gateways, State
 from shared.observe.counters import LAG_BOUNDS_MS
 from shared.observe.snapshot import Snapshot
 
@@ -90,16 +90,16 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
         )
 
 
-def _of_gateways(gateways: Sequence[Gateway]) -> Iterator[Metric]:
+def _of_gateways(gateways: Gateways) -> Iterator[Metric]:
     batches = CounterMetricFamily(
         "presence_gateway_batches", "Batches of callbacks, by OpenIM's own numbers of them.", labels=["outcome"]
     )
-    batches.add_metric(["heard"], sum(each.heard for each in gateways))
-    batches.add_metric(["lost"], sum(each.most_lost for each in gateways))
+    batches.add_metric(["heard"], gateways.heard)
+    batches.add_metric(["lost"], gateways.lost)
     yield batches
     states = GaugeMetricFamily("presence_gateways", "OpenIM's gateway processes of the last day.", labels=["state"])
     for state in get_args(State):
-        states.add_metric([state], sum(each.state == state for each in gateways))
+        states.add_metric([state], sum(each.state == state for each in gateways.processes))
     yield states
 
 

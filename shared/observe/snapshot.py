@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from shared.gateways import Gateway
+from shared.gateways.view import Gateways
 from shared.observe.counters import Stats
 from shared.reports import Report
 
@@ -41,7 +41,7 @@ class QueueState:
 
     at_ms: when it was asked, 0 where it does not say; by its own clock, as are all times here. oldest_ms: when the
     oldest event in the queue was received, 0 where none waits. leases_held: why no lease runs out now, or "".
-    gateways: OpenIM's processes, those heard last first. troubles: keys of wrong types.
+    troubles: keys of wrong types.
     """
 
     server: Server
@@ -54,7 +54,7 @@ class QueueState:
     workers: tuple[Worker, ...] = ()
     receivers: tuple[Report, ...] = ()
     leases_held: str = ""
-    gateways: tuple[Gateway, ...] = ()
+    gateways: Gateways = field(default_factory=Gateways)
     troubles: tuple[str, ...] = ()
 
 

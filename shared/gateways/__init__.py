@@ -1,0 +1,1 @@
+"""What OpenIM did not tell: gateway processes, and batches that never came. Pure: no clock, no Redis."""

@@ -1,0 +1,58 @@
+"""OpenIM's batches, as the events of one job show them.
+
+A gateway of OpenIM 3.8.2 and later numbers its batches: operationID `p_<pid>_<n>` (open-im-server,
+internal/msggateway/online.go). Several callbacks, of several users, have one number.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared.events import Event, Kind
+
+#: A gateway process: the address that its callbacks come from, and its pid.
+Name = tuple[str, int]
+
+_BATCH = re.compile(r"p_(\d{1,10})_(\d{1,15})", re.ASCII)
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a job's events have of one batch.
+
+    seq: the lowest, by the gateway's clock. at_ms: when the first event was received, by the clock of the queue's
+    server. kinds: of the events.
+    """
+
+    seq: int
+    at_ms: int
+    kinds: set[Kind]
+
+
+def batch_of(operation_id: str) -> tuple[int, int] | None:
+    """The pid and the number in an operationID of a gateway's batch; None for any other."""
+    found = _BATCH.fullmatch(operation_id)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def heard_in(events: Iterable[Event], skew_ms: int = 0) -> dict[Name, dict[int, Heard]]:
+    """The batches in these events, by their gateway process and their number.
+
+    skew_ms: how far the clock of their receiver is ahead of that of the queue's server. Events of older receivers name
+    no peer, and are passed over.
+    """
+    found: dict[tuple[str, str], Heard] = {}
+    for event in events:
+        if event.operation_id.startswith("p_") and event.peer:
+            batch = found.get((event.peer, event.operation_id))
+            if batch is None:
+                found[event.peer, event.operation_id] = Heard(event.seq, event.received_at, {event.kind})
+            else:
+                batch.seq, batch.at_ms = min(batch.seq, event.seq), min(batch.at_ms, event.received_at)
+                batch.kinds.add(event.kind)
+    processes: dict[Name, dict[int, Heard]] = {}
+    for (peer, operation_id), batch in found.items():
+        if name := batch_of(operation_id):
+            batch.at_ms -= skew_ms
+            processes.setdefault((peer, name[0]), {})[name[1]] = batch
+    return processes
