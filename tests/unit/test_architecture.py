@@ -1,4 +1,4 @@
-"""What may import what."""
+"""Who may import whom, room by room."""
 
 import ast
 import sys
@@ -8,18 +8,69 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("openim_presence", "receiver", "worker", "shared")
+
+#: For each room the others that it may know. All but the reader may know shared's own modules as well.
+ROOMS: dict[str, set[str]] = {
+    "openim_presence": set(),
+    "shared": {"openim_presence", "shared.logs", "shared.redis"},
+    "shared.logs": set(),
+    "shared.redis": {"shared.logs"},
+    "shared.observe": {"openim_presence", "shared.logs", "shared.redis"},
+    "shared.cli": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
+    "receiver.journal": {"shared.logs"},
+    "receiver.relay": {"receiver.journal", "shared.logs", "shared.redis"},
+    "receiver.forward": {"receiver", "receiver.http", "shared.logs"},
+    "receiver.http": {"receiver", "receiver.journal", "receiver.forward", "shared.logs"},
+    "receiver": {
+        *("receiver.http", "receiver.journal", "receiver.relay", "receiver.forward"),
+        *("shared.logs", "shared.redis", "shared.observe"),
+    },
+    "worker.store": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
+    "worker.sweep": {"openim_presence", "worker.store", "shared.logs", "shared.redis"},
+    "worker": {"openim_presence", "worker.store", "worker.sweep", "shared.logs", "shared.redis", "shared.observe"},
+}
+
+#: What some modules must not know of the world outside, so that they can be tested without it.
+FORBIDDEN = [
+    ("receiver/callback.py", {"aiohttp", "redis", "rq", "os", "time"}),
+    ("receiver/journal/*.py", {"aiohttp", "redis", "rq"}),
+    ("worker/**/*.py", {"aiohttp"}),
+]
 
 
 def imports(path: Path) -> Iterator[str]:
+    """The dotted names of all modules that it imports, and of what it imports from them."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
+def room(name: str) -> str:
+    """The folder that a dotted name leads to, "" where it is none of ours."""
+    parts = name.split(".")
+    rooms = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((each for each in rooms if each in ROOMS), "")
+
+
 def packages(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(path)}
+
+
+def test_each_folder_is_a_room_that_says_what_it_is_for() -> None:
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == set(ROOMS)
+    for folder in folders:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_knows_only_those_it_may(name: str) -> None:
+    known = ROOMS[name] | {name, ""} | ({"shared"} if name != "openim_presence" else set())
+    for path in (ROOT / name.replace(".", "/")).glob("*.py"):
+        assert {room(each) for each in imports(path)} <= known, path
 
 
 def test_the_reader_needs_redis_py_and_nothing_else() -> None:
@@ -27,16 +78,7 @@ def test_the_reader_needs_redis_py_and_nothing_else() -> None:
         assert packages(path) <= {"openim_presence", "redis"} | sys.stdlib_module_names, path
 
 
-@pytest.mark.parametrize(
-    ("files", "forbidden"),
-    [
-        ("shared/**/*.py", {"receiver", "worker"}),
-        ("receiver/**/*.py", {"worker"}),
-        ("worker/**/*.py", {"receiver", "aiohttp"}),
-        ("receiver/callback.py", {"aiohttp", "redis", "rq", "os", "time"}),
-        ("receiver/journal/*.py", {"aiohttp", "redis", "rq"}),
-    ],
-)
+@pytest.mark.parametrize(("files", "forbidden"), FORBIDDEN)
 def test_nothing_imports_what_it_must_not_know(files: str, forbidden: set[str]) -> None:
     paths = list(ROOT.glob(files))
     assert paths
