@@ -38,7 +38,7 @@ def write(directory: Path, name: str, port: int, **constants: str) -> Path:
     """
     program = text(name)
     for constant, value in constants.items():
-        program, count = re.subn(rf"^(\s*)({constant}\s*=) [^#\n]*", rf"\1\2 {value} ", program, flags=re.MULTILINE)
+        program, count = re.subn(rf"^(\s*)({constant}\s*=) .*$", rf"\1\2 {value}", program, flags=re.MULTILINE)
         assert count == 1, constant
     path = directory / name
     path.write_text(program.replace(ADDRESS, f"127.0.0.1:{port}"))
