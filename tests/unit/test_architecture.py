@@ -16,8 +16,9 @@ ROOMS: dict[str, set[str]] = {
     "shared": {"openim_presence", "shared.logs", "shared.redis"},
     "shared.logs": set(),
     "shared.redis": {"shared.logs"},
-    "shared.observe": {"openim_presence", "shared.logs", "shared.redis"},
-    "shared.cli": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
+    "shared.gateways": {"openim_presence", "shared.logs", "shared.redis"},
+    "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis"},
+    "shared.cli": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.observe"},
     "receiver.journal": {"shared.logs"},
     "receiver.relay": {"receiver.journal", "shared.logs", "shared.redis"},
     "receiver.forward": {"receiver", "receiver.http", "shared.logs"},
@@ -28,7 +29,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "worker.store": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
     "worker.sweep": {"openim_presence", "worker.store", "shared.logs", "shared.redis"},
-    "worker": {"openim_presence", "worker.store", "worker.sweep", "shared.logs", "shared.redis", "shared.observe"},
+    "worker": {
+        *("openim_presence", "worker.store", "worker.sweep"),
+        *("shared.gateways", "shared.logs", "shared.redis", "shared.observe"),
+    },
 }
 
 #: What some modules must not know of the world outside, so that they can be tested without it.
