@@ -1,118 +1,28 @@
-"""Connections to Redis: how they are made, and what their errors mean for us."""
+"""Clients of Redis: one server, behind Sentinels, or a Cluster, by its URL alone."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterError,
-    ConnectionError,
-    InvalidResponse,
-    MasterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TimeoutError,
-    TryAgainError,
-)
+from redis.exceptions import RedisError
 from redis.retry import Retry
-from redis.sentinel import (
-    MasterNotFoundError,
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from shared.redis.cluster import Cluster, FollowingCluster
+from shared.redis.connections import TLS, BehindSentinels, BehindSentinelsTLS, Plain, ToNode, ToNodeTLS, UnixSocket
+from shared.redis.errors import is_outage
 from shared.redis.url import Address, parse
+
+__all__ = ["connect", "is_outage", "refresh_primary"]
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 #: For the answer of a Sentinel; they are asked one after the other.
 SENTINEL_TIMEOUT_SECONDS = 1.0
 
-_OUTAGES = (
-    AskError,  # and MovedError: the cluster is being changed faster than it can be followed
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterError,  # and ClusterDownError
-    ConnectionError,  # and MasterNotFoundError: no Sentinel knows a primary that is well
-    InvalidResponse,  # Redis 7.0.0 sends an empty line too many after some refusals
-    MasterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    TimeoutError,
-    TryAgainError,
-)
-# How errors begin for which redis-py has no class: a server that cannot persist, lacks replicas or runs somebody's
-# endless script. Source: the error table of redis/src/server.c, createSharedObjects(). The last three have no code of
-# their own: a function that is refused as a whole on a replica (Redis 7.0.0), and one that calls a command which our
-# user may not call (7.0, later) (redis/src/script.c, scriptPrepareForRun() and scriptVerifyACL()).
-_OUTAGES_BEGIN = (
-    *("MISCONF", "NOREPLICAS", "BUSY", "NOAUTH", "UNBLOCKED", "MASTERDOWN", "CLUSTERDOWN"),
-    "Can not run script with write flag on readonly replica",
-    "The user executing the script can't",
-    "ACL failure in script",
-)
-
-
-def is_outage(error: Exception) -> bool:
-    """True where the server is at fault and later may be better; False where the command is."""
-    if isinstance(error, _OUTAGES):
-        return True
-    # redis-py puts the command before the error of one in a pipeline.
-    text = str(error).rpartition("of pipeline caused error: ")[2]
-    return isinstance(error, RedisError) and text.removeprefix("ERR ").startswith(_OUTAGES_BEGIN)
-
-
-class _ReconnectsOnOutage:
-    """A connection that is closed after any answer that means an outage.
-
-    An address may lead to another server by now: a Kubernetes Service, HAProxy and managed Redis keep the address of a
-    primary when they promote a replica, and leave the old connections on the old primary. Only a new connection finds
-    out. It costs little, since whoever got that answer waits before the next try.
-    """
-
-    def read_response(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
-        except ResponseError as error:
-            if is_outage(error):
-                self.mark_for_reconnect()  # type: ignore[attr-defined]
-            raise
-
-
-class _Plain(_ReconnectsOnOutage, Connection):
-    pass
-
-
-class _TLS(_ReconnectsOnOutage, SSLConnection):
-    pass
-
-
-class _UnixSocket(_ReconnectsOnOutage, UnixDomainSocketConnection):
-    pass
-
-
-class _BehindSentinels(_ReconnectsOnOutage, SentinelManagedConnection):
-    pass
-
-
-class _BehindSentinelsTLS(_ReconnectsOnOutage, SentinelManagedSSLConnection):
-    pass
-
-
-_CONNECTIONS = {"redis": _Plain, "rediss": _TLS, "unix": _UnixSocket}
+_CONNECTIONS = {"redis": Plain, "rediss": TLS, "unix": UnixSocket}
 
 
 def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None] | None = None) -> Redis:
@@ -161,12 +71,19 @@ def _once() -> Retry:
 
 def _cluster(address: Address, options: dict[str, Any]) -> FollowingCluster:
     nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
-    if address.tls:
-        options = {**options, "ssl": True}
-    return FollowingCluster(startup_nodes=nodes, retry=_once(), **options)
+    # Only by a URL does redis-py 8.1 take a class of connections; the nodes are what it goes by all the same.
+    first = f"redis://[{nodes[0].host}]:{nodes[0].port}" if ":" in nodes[0].host else f"redis://{nodes[0].name}"
+    connection_class = ToNodeTLS if address.tls else ToNode
+    return FollowingCluster(
+        url=first, startup_nodes=nodes[1:], retry=_once(), connection_class=connection_class, **options
+    )
 
 
 class _Sentinels(Sentinel):
+    def __init__(self, hosts: Sequence[tuple[str, int]], options: dict[str, Any]) -> None:
+        super().__init__([])  # type: ignore[no-untyped-call]
+        self.sentinels = [Redis.from_pool(ConnectionPool(host=host, port=port, **options)) for host, port in hosts]
+
     def discover_master(self, service_name: str) -> tuple[str, int]:
         try:
             return cast(tuple[str, int], super().discover_master(service_name))  # type: ignore[no-untyped-call]
@@ -177,9 +94,6 @@ class _Sentinels(Sentinel):
 
 def _behind_sentinels(address: Address, options: dict[str, Any]) -> Redis:
     tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    connection_class = _BehindSentinelsTLS if address.tls else _BehindSentinels
-    if address.tls:
-        tls["ssl"] = True
     sentinels = {
         **tls,
         **address.sentinel_options,
@@ -187,9 +101,11 @@ def _behind_sentinels(address: Address, options: dict[str, Any]) -> Redis:
         "socket_connect_timeout": min(options["socket_timeout"], SENTINEL_TIMEOUT_SECONDS),
         "protocol": 2,
         "retry": _once(),
+        "connection_class": TLS if address.tls else Plain,
     }
-    found = _Sentinels(address.hosts, sentinel_kwargs=sentinels)  # type: ignore[no-untyped-call]
+    found = _Sentinels(address.hosts, sentinels)
+    connection_class = BehindSentinelsTLS if address.tls else BehindSentinels
     client = found.master_for(  # type: ignore[no-untyped-call]
-        address.service, retry=_once(), **{**options, **tls, "connection_class": connection_class}
+        address.service, retry=_once(), connection_class=connection_class, **options
     )
     return cast(Redis, client)
