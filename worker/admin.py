@@ -87,6 +87,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
+        if self.server_address[0] == "::":  # IPv4 as well, whatever the machine's default
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for our name first
 
     def handle_error(self, request: object, client_address: object) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 
 from aiohttp import web
 
@@ -24,7 +25,14 @@ async def listen(runner: web.BaseRunner, host: str, port: int, variable: str, *,
     """Raises SettingsError, which names the variable, where that is not possible."""
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_port=reuse_port or None)
+        site: web.BaseSite
+        if host == "::":  # asyncio would make it IPv6 alone
+            listener = socket.create_server(
+                (host, port), family=socket.AF_INET6, backlog=BACKLOG, reuse_port=reuse_port, dualstack_ipv6=True
+            )
+            site = web.SockSite(runner, listener, backlog=BACKLOG)
+        else:
+            site = web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_port=reuse_port or None)
         await site.start()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio's own says all of it twice

@@ -1,5 +1,6 @@
 """The `presence` command; one file a subcommand."""
 
+import io
 import sys
 
 import click
@@ -31,6 +32,9 @@ for command in (up, receiver, worker, get, watch, status, failed, send):
 
 def main() -> None:
     """Runs `presence`; exit codes: 0 done, 1 could not, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may have been closed by whoever started us
+            stream.reconfigure(errors="backslashreplace")  # an id may have what the terminal's encoding lacks
     try:
         cli()
     except PresenceError as error:

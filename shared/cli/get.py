@@ -10,7 +10,7 @@ import openim_presence
 from shared import settings
 from shared.cli.listing import Listing
 from shared.cli.openim import PLATFORMS
-from shared.cli.text import age, moment, safe
+from shared.cli.text import age, moment, names_in, safe
 from shared.redis.client import connect
 
 
@@ -43,9 +43,7 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
 def _named(users: Iterable[str]) -> Iterator[str]:
     for user in users:
         if user == "-":
-            for line in sys.stdin.buffer:
-                if name := line.decode(errors="surrogateescape").rstrip("\r\n"):
-                    yield name
+            yield from names_in(sys.stdin.buffer)
         else:
             yield user
 

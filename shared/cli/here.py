@@ -1,27 +1,77 @@
 """The receiver on this machine: with Redis away, nobody else can say what waits in its journal."""
 
 import json
-from contextlib import suppress
+import socket
+from ipaddress import ip_address
 from typing import Any
+from urllib.error import URLError
 from urllib.request import HTTPErrorProcessor, ProxyHandler, Request, build_opener
 
+from shared.errors import Unavailable
 from shared.observe.readiness import Readiness, readiness_of
 from shared.settings import Settings
 
-ANSWER_SECONDS = 0.5
+#: One that sums up several processes asks each for a second.
+ANSWER_SECONDS = 1.4
 
 
 def ask_receiver(config: Settings) -> Readiness | None:
-    """What the receiver on this machine says of itself, or None where none answers."""
+    """What the receiver on this machine says of itself, or None where there is none.
+
+    Raises Unavailable where something takes the connection and then says nothing, as a frozen receiver does.
+    """
     if not config.admin_port:
         return None
-    host = "127.0.0.1" if config.admin_host in ("0.0.0.0", "::") else config.admin_host  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
-    page = Request(f"http://{host}:{config.admin_port}/readyz")  # it is http
-    opener = build_opener(ProxyHandler({}), _AnyStatus())
-    with suppress(OSError, ValueError), opener.open(page, timeout=ANSWER_SECONDS) as answer:
-        return readiness_of(json.load(answer))
-    return None
+    try:
+        return readiness_of(fetch(config, "/readyz", ANSWER_SECONDS))
+    except TimeoutError:
+        where = f"{url_host(config.admin_host)}:{config.admin_port}"
+        raise Unavailable(f"the receiver on this machine does not answer at {where}: frozen, or too busy") from None
+    except (OSError, ValueError):
+        return None
+
+
+def fetch(config: Settings, page: str, seconds: float) -> Any:
+    """The JSON of a page on the receiver's admin port, whatever its status, and through no proxy.
+
+    Raises TimeoutError, OSError where nobody listens, ValueError where the answer is no JSON.
+    """
+    request = Request(f"http://{url_host(config.admin_host)}:{config.admin_port}{page}")  # it is http
+    try:
+        with build_opener(ProxyHandler({}), _AnyStatus()).open(request, timeout=seconds) as answer:
+            return json.load(answer)
+    except URLError as error:
+        raise (error.reason if isinstance(error.reason, OSError) else error) from None
+
+
+def url_host(host: str) -> str:
+    """How a program on this machine reaches what listens on that host, as it stands in a URL."""
+    if is_everywhere(host):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def is_everywhere(host: str) -> bool:
+    """Whether that is every address of this machine."""
+    return host in ("0.0.0.0", "::")  # noqa: S104
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on that host."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listens(config: Settings, seconds: float) -> bool:
+    """Whether anything takes connections at the receiver's port."""
+    host = url_host(config.host).strip("[]")
+    try:
+        socket.create_connection((host, config.port), seconds).close()
+    except OSError:
+        return False
+    return True
 
 
 class _AnyStatus(HTTPErrorProcessor):

@@ -18,6 +18,7 @@ import click
 
 from shared import settings
 from shared.cli import churn
+from shared.cli.here import url_host
 from shared.cli.openim import SHAPES, Request, Step, request
 from shared.cli.text import safe
 
@@ -112,7 +113,8 @@ def _this_machine() -> tuple[str, Path | None]:
     user, _, password = config.basic_auth.partition(":")
     credentials = f"{quote(user, '')}:{quote(password, '')}@" if user else ""
     scheme = "https" if config.tls_cert else "http"
-    return f"{scheme}://{credentials}127.0.0.1:{config.port}{config.callback_path}/callbackExample", config.tls_cert
+    where = f"{credentials}{url_host(config.host)}:{config.port}{config.callback_path}"
+    return f"{scheme}://{where}/callbackExample", config.tls_cert
 
 
 def _without_credentials(url: str) -> tuple[str, dict[str, str]]:

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +14,7 @@ import click
 from shared import settings
 from shared.cli.here import ask_receiver
 from shared.cli.text import age, moment, safe
+from shared.errors import Unavailable
 from shared.gateways.view import Gateway
 from shared.observe import health
 from shared.observe.counters import Stats
@@ -23,6 +25,7 @@ from shared.settings import Settings, without_password
 
 BETWEEN_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
+Here = Readiness | None
 #: With one receiver for hundreds of gateways, --json has all.
 GATEWAYS_SHOWN = 8
 #: A worker gives a sign of life every three seconds or so, and counts as alive for fifteen.
@@ -39,12 +42,13 @@ def status(as_json: bool, watch: bool) -> None:
     """
     config = settings.load()
     poller = Poller(config)
-    before, snapshot = None, poller.poll()
-    if not watch and not snapshot.presence.server.error:
-        time.sleep(BETWEEN_SECONDS)
-        before, snapshot = snapshot, poller.poll()
-    view = View(config, snapshot, before)
-    with suppress(KeyboardInterrupt):
+    with ThreadPoolExecutor(1) as pool, suppress(KeyboardInterrupt):
+        here = pool.submit(ask_receiver, config)
+        before, snapshot = None, poller.poll()
+        if not watch and not snapshot.presence.server.error:
+            time.sleep(BETWEEN_SECONDS)
+            before, snapshot = snapshot, poller.poll()
+        view = View(config, snapshot, before, here)
         while True:
             if watch and not as_json and sys.stdout.isatty():
                 click.clear()
@@ -52,18 +56,27 @@ def status(as_json: bool, watch: bool) -> None:
             if not watch:
                 break
             time.sleep(REFRESH_SECONDS)
-            view = View(config, poller.poll(), view.snapshot)
+            here = pool.submit(ask_receiver, config)
+            view = View(config, poller.poll(), view.snapshot, here)
     sys.exit(1 if view.problems else 0)
+
+
+def _heard(here: "Future[Here]") -> tuple[Here, list[str]]:
+    """What the receiver on this machine said, and that it said nothing."""
+    try:
+        return here.result(), []
+    except Unavailable as error:
+        return None, [str(error)]
 
 
 class View:
     """One reading, and what has changed since the one before it."""
 
-    def __init__(self, config: Settings, snapshot: Snapshot, before: Snapshot | None) -> None:
+    def __init__(self, config: Settings, snapshot: Snapshot, before: Snapshot | None, here: "Future[Here]") -> None:
         self.snapshot = snapshot
         self._config = config
-        self._local = ask_receiver(config)
-        self.problems = health.problems(snapshot, config, self._local)
+        self._local, silent = _heard(here)
+        self.problems = [*silent, *health.problems(snapshot, config, self._local)]
         self._notes = health.notes(snapshot)
         self._before = before.presence.stats if before and not before.presence.server.error else None
         self._seconds = (snapshot.at_ms - before.at_ms) / 1000 if before else 0.0

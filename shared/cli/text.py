@@ -1,10 +1,24 @@
 """Text for a terminal."""
 
+import codecs
 import time
+from collections.abc import Iterable, Iterator
 
 from shared.logs.text import safe
 
-__all__ = ["age", "moment", "safe"]
+__all__ = ["age", "moment", "names_in", "safe"]
+
+
+def names_in(lines: Iterable[bytes]) -> Iterator[str]:
+    """The names in a list, one a line, as editors on any system save it.
+
+    A byte order mark, CRLF, blank lines and blanks at the ends are not part of a name.
+    """
+    mark = codecs.BOM_UTF8  # before the first
+    for line in lines:
+        if name := line.removeprefix(mark).decode(errors="surrogateescape").strip():
+            yield name
+        mark = b""
 
 
 def moment(unix_ms: int) -> str:

@@ -1,16 +1,13 @@
 """`presence up`: everything on this machine."""
 
 import fcntl
-import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from redis.exceptions import RedisError
 from shared import settings
 from shared.children import die_with_parent, ending
 from shared.cli import embedded
+from shared.cli.here import fetch, is_everywhere, is_loopback, listens, url_host
 from shared.errors import PresenceError, SettingsError
 from shared.logs import streams
 from shared.redis.client import connect
@@ -30,7 +28,7 @@ READY_SECONDS = 20
 STOP_SECONDS = 15
 LONGEST_PAUSE_SECONDS = 10.0
 #: What the commands in another terminal must know, where it is not the default: who sends, and who reads.
-_SENDING = ("port", "callback_path", "basic_auth", "tls_cert", "tls_key")
+_SENDING = ("host", "port", "callback_path", "basic_auth", "tls_cert", "tls_key")
 _READING = ("redis_url", "queue_url", "admin_host", "admin_port", "key_prefix")
 
 
@@ -155,15 +153,11 @@ def _receives(config: settings.Settings, receiver: Service) -> Callable[[], bool
     """Asks the receiver itself where that is possible: on a port in use, somebody else would answer."""
 
     def is_ready() -> bool:
-        host = "127.0.0.1" if config.host == "0.0.0.0" else config.host  # noqa: S104
-        with suppress(OSError, ValueError):
-            if config.admin_port:
-                page = f"http://{config.admin_host}:{config.admin_port}/healthz"
-                with urllib.request.urlopen(page, timeout=1) as answer:
-                    process = receiver.process
-                    return process is not None and json.load(answer)["pid"] == process.pid
-            with socket.create_connection((host, config.port), 1):
-                return True
+        if not config.admin_port:
+            return listens(config, 1)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            process = receiver.process
+            return process is not None and fetch(config, "/healthz", 1)["pid"] == process.pid
         return False
 
     return is_ready
@@ -180,12 +174,13 @@ def _check_servers(config: settings.Settings, *, own: bool) -> None:
 
 
 def _how_to(config: settings.Settings) -> str:
-    host = "HOST" if config.host == "0.0.0.0" else config.host  # noqa: S104  # any of this machine's
+    host = "HOST" if is_everywhere(config.host) else url_host(config.host)
     scheme = "https" if config.tls_cert else "http"
     credentials = "USER:PASSWORD@" if config.basic_auth else ""  # PRESENCE_BASIC_AUTH has them, our output does not
     url = f"{scheme}://{credentials}{host}:{config.port}{config.callback_path}"
     redis = settings.without_password(config.redis_url)
-    reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if host == "127.0.0.1" else "other machines too"
+    others = "other machines too"
+    reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if is_loopback(config.host) else others
     program = sys.argv[0] if os.sep in sys.argv[0] else "presence"
     send, read = _told(config, _SENDING) + program, _told(config, _READING) + program
     return f"""
@@ -206,8 +201,10 @@ See it work, in another terminal:
 
 def _told(config: settings.Settings, names: tuple[str, ...]) -> str:
     """Assignments for a shell of those settings that are not as by default, each with a space after it."""
-    defaults = settings.load({})
+    defaults = settings.load({"PRESENCE_HOST": "127.0.0.1"})
     values = {name: value for name in names if (value := getattr(config, name)) != getattr(defaults, name)}
+    if is_everywhere(config.host):
+        values.pop("host", None)  # it is reached at the address of loopback, the default of whoever sends
     if not config.has_separate_queue:
         values.pop("queue_url", None)
     shown = {name: settings.without_password(values[name]) for name in values if name.endswith("_url")}

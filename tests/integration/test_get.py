@@ -63,7 +63,8 @@ def test_a_key_that_holds_no_user_is_said_and_stops_nothing(server: Server) -> N
 
 @pytest.mark.usefixtures("crowd")
 def test_users_come_from_standard_input_where_a_dash_stands(server: Server) -> None:
-    lines = run(server, "u1", "-", "u2", "--json", given="u3\r\n\nuser with spaces\nu4")
+    given = "\ufeffu3\r\n\n \t\nuser with spaces \nu4"  # as an editor of Windows saves it, and by hand
+    lines = run(server, "u1", "-", "u2", "--json", given=given)
     assert [json.loads(line)["user_id"] for line in lines] == ["u1", "u3", "user with spaces", "u4", "u2"]
 
 

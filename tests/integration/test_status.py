@@ -100,6 +100,14 @@ def test_a_frozen_redis_does_not_hold_it_up(run: Run, tmp_path: Path, keep: Call
     assert "does not answer" in json.loads(result.output)["problems"][0]
 
 
+def test_a_frozen_receiver_on_this_machine_is_named_at_once(run: Run, receiver: Receiver, worker: Worker) -> None:
+    wait_until(lambda: receiver.readiness()[0] == 200)
+    receiver.signal(signal.SIGSTOP)
+    result = run("status", PRESENCE_ADMIN_PORT=str(receiver.admin_port))
+    assert result.exit_code == 1
+    assert f"does not answer at 127.0.0.1:{receiver.admin_port}: frozen" in result.output
+
+
 @pytest.mark.parametrize(
     "key", ["rq:queue:presence", "rq:failed:presence", "rq:workers:presence", "presence-receivers", "presence-stats"]
 )

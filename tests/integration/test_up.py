@@ -4,9 +4,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,58 @@ def test_the_hint_fits_the_settings(tmp_path: Path, server: Server) -> None:
         up.kill()
 
 
+def test_everywhere_is_both_ipv4_and_ipv6_and_no_proxy_is_asked(tmp_path: Path, server: Server) -> None:
+    proxy = f"http://127.0.0.1:{free_port()}"
+    everywhere = {"PRESENCE_HOST": "[::]", "PRESENCE_ADMIN_HOST": "::"}
+    up = Up(tmp_path, PRESENCE_REDIS_URL=server.url, http_proxy=proxy, ALL_PROXY=proxy, **everywhere)
+    try:
+        up.wait()
+        assert f"takes callbacks at http://HOST:{up.port} from other machines too" in up.text()
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, up.port), 1).close()
+            socket.create_connection((host, int(up.environment["PRESENCE_ADMIN_PORT"])), 1).close()
+        (line,) = (line.strip() for line in up.text().splitlines() if " send --user" in line)
+        subprocess.run(["bash", "-c", line], check=True, timeout=30, env={**os.environ, "http_proxy": proxy})
+    finally:
+        up.kill()
+
+
+@pytest.mark.parametrize(("host", "shown"), [("::1", "[::1]"), ("localhost", "localhost")])
+def test_commands_go_where_the_receiver_listens(
+    tmp_path: Path, server: Server, keep: Callable[[Process], Process], host: str, shown: str
+) -> None:
+    up = Up(tmp_path, PRESENCE_REDIS_URL=server.url, PRESENCE_HOST=host, PRESENCE_ADMIN_HOST=host)
+    keep(up)
+    up.wait()
+    assert f"takes callbacks at http://{shown}:{up.port} from this machine only" in up.text()
+    (line,) = (line.strip() for line in up.text().splitlines() if " send --user" in line)
+    subprocess.run(["bash", "-c", line], check=True, timeout=30)
+    settings = {name: value for name, value in up.environment.items() if name.startswith("PRESENCE_")}
+    assert "here         a receiver on this machine is ready" in presence("status", **settings).stdout
+
+
 # The commands that read
+
+
+@pytest.mark.parametrize("command", [["get", "--all"], ["watch", "--since", "0"], ["status"]])
+def test_a_terminal_in_gbk_shows_what_it_can(redis: Redis, server: Server, command: list[str]) -> None:
+    user = "用户👍"
+    redis.hset(f"presence:{user}", mapping={"status": "online", "changed_at": 1, "seq": 1})
+    redis.xadd("presence-changes", {"user_id": user, "status": "online", "changed_at": 1})
+    environment = {**os.environ, "PRESENCE_REDIS_URL": server.url, "PRESENCE_ADMIN_PORT": "0"}
+    environment["PYTHONIOENCODING"] = "gbk"
+    process = subprocess.Popen([PRESENCE, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout
+    found = b""
+    while b"\\U0001f44d" not in found:
+        line = process.stdout.readline()
+        assert line, found
+        found += line
+    process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    process.wait(20)
+    assert "用户".encode("gbk") in found
+    assert b"Traceback" not in found
 
 
 @pytest.fixture
