@@ -39,7 +39,7 @@ func main() {
 	}
 }
 
-// consume works off changes until something fails; what was not done by then comes again.
+// consume handles changes until something fails; what was not done by then comes again.
 func consume() error {
 	conn, err := redis.Dial("tcp", address, redis.DialConnectTimeout(2*time.Second), redis.DialReadTimeout(10*time.Second))
 	if err != nil {

@@ -75,8 +75,9 @@ class _Place:
                 yield from self._rewind()
             entries = entries[1:]
         if not entries:
-            # Only to wait: what came is read as above.
-            yield ("XREAD", "COUNT", 1, "BLOCK", int(wait_seconds * 1000), "STREAMS", self._stream, self.last)
+            if block := blocking(wait_seconds):
+                # Only to wait: what came is read as above.
+                yield ("XREAD", "COUNT", 1, *block, "STREAMS", self._stream, self.last)
             return []
         changes = [change(entry_id, fields) for entry_id, fields in entries]
         self.last, self._has_read_last = changes[-1].id, True
@@ -140,6 +141,12 @@ class AsyncFeed:
 
 
 # What the consumer group needs as well.
+
+
+def blocking(wait_seconds: float) -> tuple[str | int, ...]:
+    """How a command is told to wait for so long; to Redis a wait of 0 is for ever."""
+    wait_ms = int(wait_seconds * 1000)
+    return ("BLOCK", wait_ms) if wait_ms > 0 else ()
 
 
 def missed(stream: str, why: str) -> Steps[Missed]:

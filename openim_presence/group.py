@@ -21,7 +21,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from openim_presence.client import AsyncClient, Client, Steps, run, run_async
-from openim_presence.feed import Change, Missed, change, is_no_such_key, missed
+from openim_presence.feed import Change, Missed, blocking, change, is_no_such_key, missed
 from openim_presence.keys import DEFAULT_PREFIX, Keys
 
 BATCH = 100
@@ -146,11 +146,10 @@ class _Consumer:
             self._gone = gone
             yield from self._miss(f"{len(gone)} were trimmed away before they were acknowledged")
 
-    def _read(self, place: str, wait_seconds: float | None = None) -> Steps[_Entries]:
+    def _read(self, place: str, wait_seconds: float = 0) -> Steps[_Entries]:
         """place: "0" for what this consumer holds, ">" for what nobody was given."""
-        block = () if wait_seconds is None else ("BLOCK", int(wait_seconds * 1000))
-        who = ("XREADGROUP", "GROUP", self._group, self._name)
-        return _entries((yield (*who, "COUNT", BATCH, *block, "STREAMS", self._stream, place)))
+        words = ("XREADGROUP", "GROUP", self._group, self._name, "COUNT", BATCH, *blocking(wait_seconds))
+        return _entries((yield (*words, "STREAMS", self._stream, place)))
 
     def _claim(self) -> Steps[_Entries]:
         """What another consumer was given and has not acknowledged for too long."""

@@ -25,7 +25,7 @@ class Consumer(recipes.Recipe):
         super().__init__(recipes.write(directory, name, server.port, **short))
 
     def done(self) -> list[str]:
-        """The ids worked off, in that order. SIGKILL may tear a line where a page ends; the next goes on behind it."""
+        """The ids of the changes handled, in that order. SIGKILL may cut a line short; the next one continues it."""
         return re.findall(r"(\d{13}-\d+) \S+ \S+$", self.text(), re.MULTILINE)
 
     def resyncs(self) -> int:

@@ -91,10 +91,10 @@ def test_the_same_from_a_shell(server: Server, tmp_path: Path) -> None:
     assert (done.stdout.splitlines(), done.stderr) == (["online", "1", "offline", "1732345679000", "1"], "")
 
 
-# A push for who stays away
+# A push for those who stay away
 
 
-def test_a_push_goes_to_who_stays_away_and_to_nobody_else(
+def test_a_push_goes_to_those_who_stay_away_and_to_nobody_else(
     gateway: Gateway, redis: Redis, server: Server, tmp_path: Path, keep: Keep
 ) -> None:
     push = recipes.Recipe(recipes.write(tmp_path, "push.py", server.port, AWAY_SECONDS="0.5", POLL_SECONDS="0.05"))

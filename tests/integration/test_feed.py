@@ -1,4 +1,4 @@
-"""Following the changes: `presence watch` and the module under it."""
+"""Following the changes: `presence watch`, and the feed under it."""
 
 import asyncio
 import json
@@ -48,8 +48,8 @@ class Following:
         self._client: Any = (redis_asyncio if self._loop else redis_py).Redis(port=port, **form)
         self.feed: Any = (AsyncFeed if self._loop else Feed)(self._client, after=after)
 
-    def poll(self) -> list[Change]:
-        found = self.feed.poll(0.01)
+    def poll(self, wait_seconds: float = 0.01) -> list[Change]:
+        found = self.feed.poll(wait_seconds)
         return list(self._loop.run_until_complete(found) if self._loop else found)
 
     def close(self) -> None:
@@ -137,6 +137,12 @@ def test_what_was_trimmed_unread_is_noticed_once(redis: Redis, follow: Make) -> 
     assert users(feed) == []
 
 
+def test_a_poll_without_a_wait_does_not_wait(follow: Make) -> None:
+    feed = follow("0")
+    assert feed.poll(0) == []
+    assert feed.poll(0.0001) == []
+
+
 def test_trimming_of_what_was_read_before_is_no_loss(redis: Redis, follow: Make) -> None:
     feed = follow("0")
     for name in ("a", "b", "c"):
@@ -178,7 +184,7 @@ def test_an_emptied_server_is_followed_from_its_first_change(redis: Redis, follo
     assert users(feed) == ["new"]
 
 
-def test_an_entry_of_somebody_elses_does_not_stop_the_feed(redis: Redis, follow: Make) -> None:
+def test_an_entry_that_somebody_else_wrote_does_not_stop_the_feed(redis: Redis, follow: Make) -> None:
     feed = follow("0")
     redis.xadd(STREAM, {"x": b"\xff", "changed_at": "soon", "user_id": b"\xff"})
     redis.xadd(STREAM, change("alice"))
@@ -258,7 +264,7 @@ def test_watch_begins_in_the_past_where_asked_to(server: Server, redis: Redis, t
 
 
 @on_one_server
-def test_watch_ends_with_who_reads_it(server: Server, redis: Redis) -> None:
+def test_watch_ends_when_nobody_reads_it_any_more(server: Server, redis: Redis) -> None:
     redis.xadd(STREAM, change("alice"))
     command = f"{PRESENCE} watch --json --since 0 | head -1; echo ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PRESENCE_REDIS_URL": server.url}

@@ -33,8 +33,8 @@ class Consumer:
     def _call(self, result: Any) -> Any:
         return self._loop.run_until_complete(result) if self._loop else result
 
-    def poll(self) -> list[Any]:
-        return list(self._call(self._group.poll(0.01)))
+    def poll(self, wait_seconds: float = 0.01) -> list[Any]:
+        return list(self._call(self._group.poll(wait_seconds)))
 
     def ids(self) -> list[str]:
         return [change.id for change in self.poll()]
@@ -262,6 +262,12 @@ def test_the_last_answer_before_a_silence_is_not_passed_over(
     lost = _lose_one_answer(monkeypatch, "XREADGROUP", retried=True)
     assert group.users() == ["last"]
     assert lost
+
+
+def test_a_poll_without_a_wait_does_not_wait(consumer: Make) -> None:
+    group = consumer().ready()
+    assert group.poll(0) == []
+    assert group.poll(0.0001) == []
 
 
 def test_what_is_no_stream_is_an_error(consumer: Make, redis: redis.Redis) -> None:

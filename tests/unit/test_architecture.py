@@ -16,7 +16,7 @@ ROOMS: dict[str, set[str]] = {
     "shared": {"openim_presence", "shared.logs", "shared.redis"},
     "shared.logs": set(),
     "shared.redis": {"shared.logs"},
-    "shared.gateways": {"openim_presence", "shared.logs", "shared.redis"},
+    "shared.gateways": set(),
     "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis"},
     "shared.cli": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.observe"},
     "receiver.journal": {"shared.logs"},
@@ -40,6 +40,7 @@ FORBIDDEN = [
     ("receiver/callback.py", {"aiohttp", "redis", "rq", "os", "time"}),
     ("receiver/journal/*.py", {"aiohttp", "redis", "rq"}),
     ("worker/**/*.py", {"aiohttp"}),
+    ("shared/gateways/*.py", {"redis", "rq", "os", "time"}),
 ]
 
 
