@@ -1,8 +1,10 @@
 """The presence rules, in a real server."""
 
+import itertools
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import histories
@@ -15,6 +17,7 @@ from support import Server
 
 from shared.errors import SettingsError, Unavailable
 from shared.events import SEQ_MAX, Event
+from shared.redis.client import connect
 from shared.settings import Settings
 from worker.store.store import Outcome, Poison, Store
 
@@ -295,6 +298,19 @@ def test_every_order_of_four_batches_ends_in_what_the_model_says(
         for some in histories.deliveries(order, shuffler):
             apply(store, *some)
         assert state(redis) == expected(model.Memory(events), events)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(histories.few_batches(), st.randoms(use_true_random=False))
+def test_workers_that_are_at_one_user_at_the_same_time_end_in_that_too(
+    server: Server, redis: Redis, events: list[Event], shuffler: random.Random
+) -> None:
+    redis.delete("presence:u")
+    order = shuffler.sample(events, len(events)) + histories.again(events, shuffler)
+    stores = [Store(connect(server.url), Settings()) for _ in range(3)]
+    with ThreadPoolExecutor(len(stores)) as workers:
+        list(workers.map(Store.apply, itertools.cycle(stores), histories.deliveries(order, shuffler)))
+    assert state(redis) == expected(model.Memory(events), events)
 
 
 @examples
