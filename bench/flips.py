@@ -1,7 +1,7 @@
 """How often readers are told of a flip that was none: `python bench/flips.py`.
 
 1,000 users are kicked by a new connection of theirs, and then 1,000 lose the older of two connections; all stay online.
-Four gateways with two senders each call back under light load, to one receiver process and to two.
+Sixteen gateways with two senders each call back under light load, to one receiver process and to two.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from rig import Receiver, Server, Worker, applied, bench, wait_until
 from shared.cli.gateways import Callback, Connection, Gateways
 
 USERS = 1000
-GATEWAYS = 4
+GATEWAYS = 16
 SENDERS = 2
-BATCHES_A_SECOND = 100
+BATCHES_A_SECOND = 50
 
 
 class Senders:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from shared.cli.gateways import Callback, Gateways
+from shared.cli.gateways import Callback, Connection, Gateways
 
 GATEWAYS = 2
 PLATFORMS = (1, 2, 5)
@@ -28,8 +28,12 @@ class User(NamedTuple):
 Life = Callable[[Gateways, User], Iterator[None]]
 
 
+def _opens(im: Gateways, user: User, token: str = "", gateway: int | None = None) -> Connection:
+    return im.open(user.user_id, user.platform_id, token, user.gateway if gateway is None else gateway)
+
+
 def comes_and_leaves(im: Gateways, user: User) -> Iterator[None]:
-    phone = im.open(*user[:2], gateway=user.gateway)
+    phone = _opens(im, user)
     yield
     yield
     im.close(phone)
@@ -37,15 +41,15 @@ def comes_and_leaves(im: Gateways, user: User) -> Iterator[None]:
 
 
 def is_woken_by_a_push(im: Gateways, user: User) -> Iterator[None]:
-    im.close(im.open(*user[:2], gateway=user.gateway))
+    im.close(_opens(im, user))
     yield
     yield from comes_and_leaves(im, user)
 
 
 def changes_the_network(im: Gateways, user: User) -> Iterator[None]:
-    wifi = im.open(*user[:2], gateway=user.gateway)
+    wifi = _opens(im, user)
     yield
-    mobile = im.open(*user[:2], gateway=user.gateway)
+    mobile = _opens(im, user)
     yield
     im.close(wifi)
     yield
@@ -54,10 +58,10 @@ def changes_the_network(im: Gateways, user: User) -> Iterator[None]:
 
 
 def comes_back_at_once(im: Gateways, user: User) -> Iterator[None]:
-    phone = im.open(*user[:2], gateway=user.gateway)
+    phone = _opens(im, user)
     yield
     im.close(phone)
-    phone = im.open(*user[:2], gateway=user.gateway)
+    phone = _opens(im, user)
     yield
     yield
     im.close(phone)
@@ -65,9 +69,9 @@ def comes_back_at_once(im: Gateways, user: User) -> Iterator[None]:
 
 
 def is_kicked(im: Gateways, user: User) -> Iterator[None]:
-    im.open(*user[:2], "old", user.gateway)
+    _opens(im, user, "old")
     yield
-    phone = im.open(*user[:2], "new", user.gateway)
+    phone = _opens(im, user, "new")
     yield
     yield
     im.close(phone)
@@ -75,9 +79,9 @@ def is_kicked(im: Gateways, user: User) -> Iterator[None]:
 
 
 def moves_to_another_gateway(im: Gateways, user: User) -> Iterator[None]:
-    first = im.open(*user[:2], gateway=user.gateway)
+    first = _opens(im, user)
     yield
-    second = im.open(*user[:2], gateway=1 - user.gateway)
+    second = _opens(im, user, gateway=1 - user.gateway)
     yield
     im.close(first)
     yield
@@ -87,9 +91,9 @@ def moves_to_another_gateway(im: Gateways, user: User) -> Iterator[None]:
 
 
 def has_two_platforms(im: Gateways, user: User) -> Iterator[None]:
-    phone = im.open(*user[:2], gateway=user.gateway)
+    phone = _opens(im, user)
     yield
-    desktop = im.open(user.user_id, 3, gateway=user.gateway)
+    desktop = _opens(im, user._replace(platform_id=3))
     yield
     im.close(phone)
     yield
