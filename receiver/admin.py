@@ -82,7 +82,7 @@ class SingleProcess:
         )
 
     def _oldest_seconds(self) -> float:
-        return seconds_since(self._relay.mark_ms) if self._journal.waiting_events else 0.0
+        return seconds_since(self._relay.watermark_ms) if self._journal.waiting_events else 0.0
 
 
 def _free_bytes(settings: Settings) -> int:

@@ -8,44 +8,68 @@ from dataclasses import dataclass
 class Report:
     """One process's last report. Times are Unix milliseconds by the clock of the queue's server.
 
-    name: host and process. at_ms: when it reported. mark_ms: all events received before are on the queue. events,
-    bytes: what its journal holds that the queue does not have. trouble: why it refuses events, or "".
-    healthy_at_ms: when it last had no trouble. skew_ms: how far its own clock is ahead of the queue server's; below 0
-    where it is behind.
+    name: host and process, for people. at_ms: when it reported. watermark_ms: all events received before are on the
+    queue; 0 where nobody can tell, since some cannot be read. events, bytes: what its journal holds that the queue does
+    not have. trouble: why it refuses events, or "". healthy_at_ms: when it last had no trouble. skew_ms: how far its
+    own clock is ahead of the queue server's; below 0 where it is behind. id: whose report this is, also after a
+    restart; two receivers may have one name. unreadable: journal files and folders that cannot be read. kept_bytes:
+    what is on the queue already and stays in the journal all the same. kept_reason: why it stays for longer than usual,
+    or "".
     """
 
     name: str
     at_ms: int
-    mark_ms: int
+    watermark_ms: int
     events: int
     bytes: int
     trouble: str = ""
     healthy_at_ms: int = 0
     skew_ms: int = 0
+    id: str = ""
+    unreadable: int = 0
+    kept_bytes: int = 0
+    kept_reason: str = ""
 
 
 def encode(report: Report) -> str:
-    """As it stands in the hash. There the times are by the receiver's own clock, as older releases expect."""
+    """The value of the hash's field `report.id`; its times are by the receiver's own clock, as older workers expect."""
     fields = {
+        "name": report.name,
         "at": report.at_ms + report.skew_ms,
         "well": report.healthy_at_ms + report.skew_ms,
-        "mark": report.mark_ms + report.skew_ms,
+        "mark": report.watermark_ms and report.watermark_ms + report.skew_ms,
         "events": report.events,
         "bytes": report.bytes,
         "trouble": report.trouble,
         "skew": report.skew_ms,
+        "unreadable": report.unreadable,
+        "kept": report.kept_bytes,
+        "kept_reason": report.kept_reason,
     }
     return json.dumps(fields)
 
 
-def decode(name: bytes, text: bytes) -> Report:
-    """Raises ValueError where the text is no report. Of an older release `skew` is missing, and 0."""
+def decode(field: bytes, text: bytes) -> Report:
+    """Reads the hash's field and its value, of older releases as well. Raises ValueError where it is no report."""
     try:
-        fields = json.loads(text)
-        at, mark, events, size = (int(fields[field]) for field in ("at", "mark", "events", "bytes"))
-        healthy_at, skew = int(fields.get("well", at)), int(fields.get("skew", 0))
-        trouble = str(fields.get("trouble", ""))
+        said = json.loads(text)
+        at, mark, events, size = (int(said[name]) for name in ("at", "mark", "events", "bytes"))
+        healthy_at, skew = int(said.get("well", at)), int(said.get("skew", 0))
+        unreadable, kept = int(said.get("unreadable", 0)), int(said.get("kept", 0))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("no receiver's report") from None
-    shown = name.decode("utf-8", "backslashreplace")
-    return Report(shown, at - skew, mark - skew, events, size, trouble, healthy_at - skew, skew)
+    key = field.decode("utf-8", "backslashreplace")
+    return Report(
+        name=str(said.get("name", key)),
+        at_ms=at - skew,
+        watermark_ms=mark and mark - skew,
+        events=events,
+        bytes=size,
+        trouble=str(said.get("trouble", "")),
+        healthy_at_ms=healthy_at - skew,
+        skew_ms=skew,
+        id=key,
+        unreadable=unreadable,
+        kept_bytes=kept,
+        kept_reason=str(said.get("kept_reason", "")),
+    )

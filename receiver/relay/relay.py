@@ -46,7 +46,7 @@ PACE_MOST_SECONDS = 0.1
 SETTLE_SECONDS = 5.0
 REPORT_SECONDS = 1.0
 #: An event's `received_at` is a little older than its line in the journal.
-MARK_SLACK_MS = 500
+WATERMARK_SLACK_MS = 500
 ADOPT_SECONDS = 5.0
 PUSH_TIMEOUT_SECONDS = 5.0
 
@@ -81,8 +81,8 @@ class Relay(threading.Thread):
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._next_report = 0.0
         self._told = False
-        self._mark_ms = 0
-        self._well_ms = 0
+        self._watermark_ms = 0
+        self._healthy_at_ms = 0
         #: How many pushes Redis took, and how many it did not.
         self.pushes_ok = 0
         self.pushes_failed = 0
@@ -92,9 +92,9 @@ class Relay(threading.Thread):
         return not self._outage.is_on
 
     @property
-    def mark_ms(self) -> int:
+    def watermark_ms(self) -> int:
         """Unix milliseconds: every event that was received before is on the queue."""
-        return self._mark_ms
+        return self._watermark_ms
 
     def wake(self) -> None:
         """Says that the journal has an event. Cheap, for any thread."""
@@ -134,12 +134,12 @@ class Relay(threading.Thread):
         """Pushes one batch, or waits for one; True where there was nothing to push."""
         self._adopt()
         self._waiting.clear()
-        asked_at_ms = time.time_ns() // 1_000_000 - MARK_SLACK_MS
+        asked_at_ms = time.time_ns() // 1_000_000 - WATERMARK_SLACK_MS
         # One event finds out whether Redis is back. With 4,000, redis-py spends 15 ms on wording each refusal.
         batch = self._journal.next_batch(1 if self._outage.is_on else BATCH_EVENTS)
         if batch is None:
             if not self._journal.unreadable_files():
-                self._mark_ms = asked_at_ms
+                self._watermark_ms = asked_at_ms
             if self._report():
                 self._settle()
             if not self._stopping.is_set() and self._waiting.wait(1.0):
@@ -149,7 +149,7 @@ class Relay(threading.Thread):
         started_at = time.monotonic()
         if pushing:
             since_ms = received_at(batch.payloads[0])
-            self._mark_ms = min(asked_at_ms, since_ms)
+            self._watermark_ms = min(asked_at_ms, since_ms)
             self._push(batch.payloads, since_ms)
             self._outage.over()
             batch.payloads.clear()
@@ -180,16 +180,17 @@ class Relay(threading.Thread):
         self._clock.ask()
         now_ms, trouble = self._clock.now_ms(), self._journal.trouble
         if not trouble:
-            self._well_ms = now_ms
+            self._healthy_at_ms = now_ms
         report = Report(
             self._name,
             at_ms=now_ms,
-            mark_ms=self._mark_ms - self._clock.skew_ms,
+            watermark_ms=self._watermark_ms and self._watermark_ms - self._clock.skew_ms,
             events=self._journal.waiting_events,
             bytes=self._journal.waiting_bytes,
             trouble=trouble,
-            healthy_at_ms=self._well_ms,
+            healthy_at_ms=self._healthy_at_ms,
             skew_ms=self._clock.skew_ms,
+            id=self._name,
         )
         self._tell(lambda: self._client.hset(self._reports, self._name, reports.encode(report)))
         self._outage.over()

@@ -146,7 +146,7 @@ class View:
     def _queue_rows(self) -> list[str]:
         queue, now = self.snapshot.queue, self.snapshot.at_ms
         receivers = [
-            f"{each.name}, {_waiting(each.events, each.bytes, each.mark_ms)}, heard of {age(each.at_ms, now)} ago"
+            f"{each.name}, {_waiting(each.events, each.bytes, each.watermark_ms)}, heard of {age(each.at_ms, now)} ago"
             + (" (silent)" if health.is_silent(each.at_ms, now) else "")
             for each in queue.receivers
         ]

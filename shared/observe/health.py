@@ -126,7 +126,7 @@ def _of_reports(snapshot: Snapshot) -> Iterator[str]:
             if report.events:
                 silent = f"{report.name} is silent for {_seconds(report.at_ms, snapshot.at_ms):,.0f} s"
                 yield f"the receiver {silent}; {counted(report.events, 'event')} in its journal then"
-        elif report.events and (waited := _seconds(report.mark_ms, snapshot.at_ms)) > WAITING_SECONDS:
+        elif report.events and (waited := _seconds(report.watermark_ms, snapshot.at_ms)) > WAITING_SECONDS:
             yield f"events wait in the journal of {report.name}, the oldest for {waited:,.0f} s"
 
 

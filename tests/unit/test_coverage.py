@@ -107,6 +107,21 @@ def test_nothing_runs_out_while_nobody_knows_what_waits() -> None:
     assert (coverage.held, coverage.until, coverage.since) == ("no receiver reports", BEFORE.until, BEFORE.since)
 
 
+@pytest.mark.parametrize(
+    ("reports", "why"),
+    [
+        ([replace(report(), unreadable=1)], "cannot be read"),
+        ([report(), replace(report(at=NOW - 3 * LEASE), unreadable=1)], "cannot be read"),
+        ([report(), replace(report(at=NOW - 3 * LEASE), events=1)], "a receiver that is silent"),
+    ],
+    ids=["of a live receiver", "of a silent one", "which nobody has taken over"],
+)
+def test_nothing_runs_out_while_accepted_events_wait_in_a_journal(reports: list[Report], why: str) -> None:
+    watermark = see(reports=reports)
+    assert why in watermark.held
+    assert watermark.until == BEFORE.until
+
+
 def test_a_report_from_the_future_is_one_of_now() -> None:
     assert see(reports=[report(at=NOW + LEASE)]).heard_at == NOW
 

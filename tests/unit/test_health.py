@@ -41,7 +41,10 @@ def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
             "b:2 is silent for 90 s; 3",
         ),
         (queue(receivers=(replace(REPORT, trouble="the disk is full"),)), "host:1 refuses events"),
-        (queue(receivers=(replace(REPORT, events=4, mark_ms=NOW - 40_000),)), "journal of host:1, the oldest for 40 s"),
+        (
+            queue(receivers=(replace(REPORT, events=4, watermark_ms=NOW - 40_000),)),
+            "journal of host:1, the oldest for 40 s",
+        ),
         (queue(jobs=2, oldest_ms=NOW - 31_000), "the oldest for 31 s"),
         (queue(failed=2), "presence failed list"),
         (queue(troubles=("LLEN rq:queue:presence: WRONGTYPE",)), "rq:queue:presence: WRONGTYPE"),

@@ -11,7 +11,9 @@ A lease that ended at E has run out when
 
 So after an outage of ours everybody has a whole lease to be heard of again: an outage delays an end, and never makes
 one. A receiver that fell silent may still take events into its journal, and so is a gap for one lease; no longer, since
-it may never come back, and nobody says whether another has taken its journal over.
+it may never come back. Where its last report has accepted events, or files that cannot be read, no lease runs out until
+it reports again, another receiver has taken its journal over and removes that report, or the report is too old to be
+kept (worker/sweep/receivers.py).
 """
 
 from collections.abc import Collection
@@ -72,11 +74,15 @@ def look(
         until, held = before.until, "a server may not be asked whether it was replaced (INFO is forbidden)"
     elif not fresh:
         until, held = before.until, "no receiver reports"
+    elif any(report.unreadable for report in reports):
+        until, held = before.until, "accepted events wait in a journal that cannot be read"
+    elif any(report.events for report in silent):
+        until, held = before.until, "accepted events wait in the journal of a receiver that is silent"
     elif waiting is None:
         until, held = before.until, "too many batches wait on the queue"
     else:
         # Leases count from events' own times, which are by their receiver's clock: the lower of both is safe.
-        marks = (report.mark_ms + min(0, report.skew_ms) for report in fresh)
+        marks = (report.watermark_ms + min(0, report.skew_ms) for report in fresh)
         until = int(min([now, *marks, *waiting]))
         held = "" if until - since >= lease_ms else "listening without a gap for less than a lease"
     return LeaseWatermark(now, heard_at, since, until, held, servers)
