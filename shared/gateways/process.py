@@ -35,17 +35,20 @@ class Process:
         """Takes one batch, or a part of it, that a worker hears of now. What was heard before changes nothing."""
         self.online |= "online" in batch.kinds
         self.offline |= "offline" in batch.kinds
-        if fitting := [run for run in self.runs if run.fits(number, batch.seq)]:
-            is_new = max(fitting, key=lambda run: run.last_at_ms).add(number, batch, now_ms)
-        else:
-            is_new = True
+        run = next((run for run in reversed(self.runs) if run.fits(number, batch.seq)), None)
+        is_new = True if run is None else run.add(number, batch, now_ms)
+        if run is None:
             self.runs.append(Run([(number, number, now_ms)], batch.seq, batch.seq, batch.at_ms, batch.at_ms))
-        self.runs = sorted(self.runs, key=lambda run: run.last_at_ms)[-MOST_RUNS:]
+        if len(self.runs) > 1:
+            self.runs = sorted(self.runs, key=lambda run: run.last_at_ms)[-MOST_RUNS:]
         if is_new:
-            minute = batch.at_ms // 60_000
-            self.minutes[minute] = self.minutes.get(minute, 0) + 1
-            for old in sorted(self.minutes)[: -USUAL_MINUTES - 1]:
-                del self.minutes[old]
+            self._count(batch.at_ms)
+
+    def _count(self, at_ms: int) -> None:
+        minute = at_ms // 60_000
+        self.minutes[minute] = self.minutes.get(minute, 0) + 1
+        if len(self.minutes) > USUAL_MINUTES + 1:
+            del self.minutes[min(self.minutes)]
 
     @property
     def first_at_ms(self) -> int:
