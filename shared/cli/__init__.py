@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 
 from shared import settings
 from shared.cli.failed import failed
+from shared.cli.forget import forget
 from shared.cli.get import get
 from shared.cli.send import send
 from shared.cli.services import receiver, worker
@@ -26,7 +27,7 @@ def cli() -> None:
     """
 
 
-for command in (up, receiver, worker, get, watch, status, failed, send):
+for command in (up, receiver, worker, get, watch, status, failed, forget, send):
     cli.add_command(command)
 
 

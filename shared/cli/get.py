@@ -1,8 +1,6 @@
 """`presence get`: who is online."""
 
 import json
-import sys
-from collections.abc import Iterable, Iterator
 
 import click
 
@@ -10,7 +8,7 @@ import openim_presence
 from shared import settings
 from shared.cli.listing import Listing
 from shared.cli.openim import PLATFORMS
-from shared.cli.text import age, moment, names_in, safe
+from shared.cli.text import age, moment, named, safe
 from shared.redis.client import connect
 
 
@@ -31,21 +29,13 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
         if everybody:
             found = openim_presence.read_all(client, config.key_prefix)
         else:
-            found = openim_presence.read(client, _named(users), config.key_prefix)
+            found = openim_presence.read(client, named(users), config.key_prefix)
         shown = 0
         for count, user in enumerate(found, 1):
             if status in (None, user.status):
                 shown += 1
                 listing.line(json.dumps(user.as_json()) if as_json else _line(user))
             listing.progress("{:,} users read, {:,} shown", count, shown)
-
-
-def _named(users: Iterable[str]) -> Iterator[str]:
-    for user in users:
-        if user == "-":
-            yield from names_in(sys.stdin.buffer)
-        else:
-            yield user
 
 
 def _line(user: openim_presence.Presence) -> str:

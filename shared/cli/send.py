@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import ssl
 import sys
@@ -55,10 +56,10 @@ class Tally:
 @click.option(
     "--event",
     type=click.Choice(list(SCRIPTS)),
-    default="offline",
-    show_default=True,
-    help="What happens to each user. A session is online, then offline; with v3.8 users come and go as phones do.",
+    help="What happens to each user; without it, a login and a logout. session: with v3.8, users come and go as phones "
+    "do, else the same.",
 )
+@click.option("--seq", type=click.IntRange(0, 2**63 - 1), help="The seq of all; else it is the time, as OpenIM's.")
 @click.option("--users", type=click.IntRange(1), default=1, show_default=True, help="How many, user1 to userN.")
 @click.option("--user", "names", multiple=True, help="One user by name; may be repeated.")
 @click.option("--rate", type=click.FloatRange(0), default=0, help="Callbacks a second; 0 is as fast as it goes.")
@@ -69,7 +70,8 @@ class Tally:
 def send(
     url: str | None,
     shape: str,
-    event: str,
+    event: str | None,
+    seq: int | None,
     users: int,
     names: tuple[str, ...],
     rate: float,
@@ -92,10 +94,12 @@ def send(
         raise click.UsageError("either --users or --user")
     everybody = names or tuple(f"user{number}" for number in range(1, users + 1))
     if event == "session" and shape == "v3.8":
+        if seq is not None:
+            raise click.UsageError("--seq does not go with --event session of v3.8: those are thousands of moments")
         total, requests = churn.count(len(everybody)), _churn(url, everybody)
     else:
-        steps = SCRIPTS[event]
-        total, requests = len(everybody) * len(steps), _requests(url, shape, steps, everybody)
+        steps = SCRIPTS[event or "session"]
+        total, requests = len(everybody) * len(steps), _requests(url, shape, steps, everybody, seq)
     requests = _doubled(requests, duplicates)
     if reorder:
         requests = _shuffled(requests)
@@ -135,11 +139,14 @@ def _trust(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-def _requests(url: str, shape: str, steps: tuple[Step, ...], users: tuple[str, ...]) -> Iterator[Request]:
+def _requests(
+    url: str, shape: str, steps: tuple[Step, ...], users: tuple[str, ...], seq: int | None
+) -> Iterator[Request]:
     first = time.time_ns() // 1_000_000
     for place, step in enumerate(steps):
         for user in users:
-            yield request(shape, url, step, user, max(first + place, time.time_ns() // 1_000_000))
+            now = max(first + place, time.time_ns() // 1_000_000)
+            yield request(shape, url, step, user, now if seq is None else seq)
 
 
 def _churn(url: str, users: tuple[str, ...]) -> Iterator[Request]:
@@ -209,10 +216,22 @@ async def _send(session: "aiohttp.ClientSession", each: Request, tally: Tally) -
             answer = f"{response.status} {body}"
             tally.accepted += response.status == 200 and '"actionCode":0' in body
     except (aiohttp.ClientError, TimeoutError) as error:
-        answer = f"no answer: {error or type(error).__name__}"
+        answer = f"no answer: {_reason(error)}"
     else:
         tally.seconds.append(time.perf_counter() - began)
     tally.answers[answer] += 1
+
+
+def _reason(error: Exception) -> str:
+    import aiohttp
+
+    if isinstance(error, TimeoutError):
+        return f"none within {TIMEOUT_SECONDS} s; what listens there is frozen or too busy, or a firewall is in between"
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        return f"{error.host}:{error.port}: {os.strerror(error.os_error.errno)}"
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
+        return "the connection was closed instead"
+    return str(error) or type(error).__name__
 
 
 def _report(tally: Tally, seconds: float, as_json: bool) -> None:

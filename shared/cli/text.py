@@ -1,15 +1,25 @@
 """Text for a terminal."""
 
 import codecs
+import sys
 import time
 from collections.abc import Iterable, Iterator
 
 from shared.logs.text import safe
 
-__all__ = ["age", "moment", "names_in", "safe"]
+__all__ = ["age", "moment", "named", "safe"]
 
 
-def names_in(lines: Iterable[bytes]) -> Iterator[str]:
+def named(users: Iterable[str]) -> Iterator[str]:
+    """The users that a command was given, and in the place of a dash those on standard input."""
+    for user in users:
+        if user == "-":
+            yield from _names_in(sys.stdin.buffer)
+        else:
+            yield user
+
+
+def _names_in(lines: Iterable[bytes]) -> Iterator[str]:
     """The names in a list, one a line, as editors on any system save it.
 
     A byte order mark, CRLF, blank lines and blanks at the ends are not part of a name.

@@ -7,12 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Server, free_port, wait_until
+from support import Process, Receiver, Server, free_port, wait_until
+
+from shared.queue import open_queue
+from shared.settings import Settings
 
 PRESENCE = str(Path(sys.executable).parent / "presence")
 
@@ -278,9 +282,35 @@ def test_exit_codes() -> None:
     assert presence("--help").returncode == 0
 
 
-def test_send_plays_every_shape(tmp_path: Path, server: Server) -> None:
-    from support import Receiver
+def test_send_says_why_no_answer_came() -> None:
+    port = free_port()
+    refused = presence("send", "--url", f"http://127.0.0.1:{port}/", "--user", "a", "--event", "online")
+    assert f"no answer: 127.0.0.1:{port}: Connection refused" in refused.stdout
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        threading.Thread(target=_hang_up, args=(closing,), daemon=True).start()
+        url = f"http://127.0.0.1:{closing.getsockname()[1]}/"
+        closed = presence("send", "--url", url, "--user", "a", "--event", "online")
+    assert "no answer: the connection was closed instead" in closed.stdout
+    assert closed.returncode == 1
 
+
+def _hang_up(listener: socket.socket) -> None:
+    listener.accept()[0].close()
+
+
+def test_send_plays_a_login_and_a_logout_or_one_event_with_a_given_seq(receiver: Receiver, redis: Redis) -> None:
+    url = f"http://127.0.0.1:{receiver.port}/x"
+    assert json.loads(presence("send", "--url", url, "--json").stdout)["accepted"] == 2
+    ran = presence("send", "--url", url, "--event", "online", "--seq", str(2**63 - 1), "--json")
+    assert json.loads(ran.stdout)["accepted"] == 1
+    wait_until(lambda: receiver.readiness()[1]["journal_events"] == 0)
+    jobs = open_queue(redis, Settings()).jobs
+    seqs = [event[2] for job in jobs for event in job.args[0]]
+    assert sorted(seqs)[-1] == 2**63 - 1
+    assert len(seqs) == 3
+
+
+def test_send_plays_every_shape(tmp_path: Path, server: Server) -> None:
     from shared.cli import churn
 
     receiver = Receiver(tmp_path, server.url)

@@ -1,0 +1,29 @@
+"""`presence forget`: to begin anew with a user."""
+
+import click
+
+from shared import settings
+from shared.cli.listing import Listing
+from shared.cli.text import named, safe
+from shared.forget import forget as forget_user
+from shared.redis.client import connect
+
+
+@click.command()
+@click.argument("users", nargs=-1, required=True, metavar="USER...")
+def forget(users: tuple[str, ...]) -> None:
+    """Deletes what is remembered of users; - stands for standard input, one user a line.
+
+    The next callback of each begins anew. Readers of the change feed are told that those who were online are not any
+    more. For users whose events came with a seq from a wrong clock, and for keys that are no hashes.
+
+    \b
+    Examples:
+      presence forget alice bob
+      presence get --all --status unknown --json | jq -r .user_id | presence forget -
+    """
+    config = settings.load()
+    with connect(config.redis_url) as client, Listing() as listing:
+        for user in named(users):
+            status = forget_user(client, config, user)
+            listing.line(f"{safe(user):<24} {f'forgotten, was {status}' if status else 'never heard of'}")
