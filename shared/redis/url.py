@@ -18,6 +18,24 @@ _HOST = re.compile(
 )
 
 
+#: Options that change nothing which the rest relies on; of the numbers, what they may be. All others are refused: with
+#: decode_responses, say, events would be applied and yet count as failed.
+_NUMBERS = {
+    "db": (0, 10**6),
+    "socket_timeout": (2, 60),  # more than a worker waits for a job at a time
+    "socket_connect_timeout": (0.1, 60),
+    "health_check_interval": (0, 3600),
+}
+_HARMLESS = {
+    *_NUMBERS,
+    *("username", "password", "client_name", "socket_keepalive"),
+    *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password"),
+    *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers"),
+}
+#: These redis-py's client for a Cluster would leave out without a word.
+_NOT_FOR_A_CLUSTER = {"health_check_interval", "ssl_min_version", "ssl_ciphers"}
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a Redis is, and how to speak with it.
@@ -35,7 +53,8 @@ class Address:
 
 
 def parse(url: str) -> Address:
-    """Raises ValueError, which says what the URL should be; connects to nothing."""
+    """Raises ValueError, which says what the URL should be and shows nothing of a password; connects to nothing."""
+    _check_escapes(url)
     several = _SEVERAL.fullmatch(url)
     if not several:
         return _single(url)
@@ -43,6 +62,7 @@ def parse(url: str) -> Address:
     own = {name: value for name, value in parse_qsl(query) if name.startswith("sentinel_")}
     query = urlencode([(name, value) for name, value in parse_qsl(query) if name not in own])
     service, database = _sentinel_path(path) if kind == "sentinel" else ("", _cluster_path(path))
+    _check_options(query, kind)
     # All that is not about hosts is left to redis-py, by way of a URL of its own form.
     options = _options(f"{scheme}://{credentials and credentials + '@'}host/{database}{query and '?' + query}")
     for name in ("host", "connection_class"):
@@ -57,6 +77,32 @@ def parse(url: str) -> Address:
     return Address("sentinel", _hosts(hosts, SENTINEL_PORT), service, scheme == "rediss", options, sentinel_options)
 
 
+def _check_escapes(url: str) -> None:
+    """An error further on would show a piece of a password that has such a character, or would not come at all."""
+    before, _, query = url.partition("?")
+    path = before.partition("://")[2].partition("/")[2]
+    ends_early = "@" in path and not before.startswith("unix:")
+    has_no_name = any("@" in option.partition("=")[0] for option in query.split("&"))
+    if "#" in url or ends_early or has_no_name:
+        raise ValueError("in a user or password write / ? # @ and : as %2F %3F %23 %40 and %3A; no other # is allowed")
+
+
+def _check_options(query: str, kind: str) -> None:
+    harmless = _HARMLESS - _NOT_FOR_A_CLUSTER if kind == "cluster" else _HARMLESS
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in harmless:
+            shown = "an option" if "@" in query else f"the option {name[:40]!r}"  # perhaps it is half of a password
+            raise ValueError(f"has {shown} that is not known to be harmless; there are {', '.join(sorted(harmless))}")
+        if name in _NUMBERS:
+            least, most = _NUMBERS[name]
+            try:
+                fits = least <= float(value) <= most
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(f"its option {name} must be a number from {least} to {most}")
+
+
 def _single(url: str) -> Address:
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "unix"):
@@ -65,6 +111,11 @@ def _single(url: str) -> Address:
         raise ValueError("after the host comes the number of a database, such as /0")
     if "," in parts.netloc.rpartition("@")[2]:
         raise ValueError("has several hosts; say redis+cluster:// or redis+sentinel://")
+    try:
+        _ = parts.port
+    except ValueError:  # whose text has what stands there, perhaps a piece of a password
+        raise ValueError("is no Redis URL: it must be redis://[user:password@]host:port/db") from None
+    _check_options(parts.query, "single")
     _options(url)
     return Address("single")
 
@@ -76,7 +127,7 @@ def _options(url: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"is no Redis URL: {error}") from None
     except TypeError as error:
-        raise ValueError(f"has an option that redis-py does not know: {error}") from None
+        raise ValueError(f"has an option that does not go with its scheme: {error}") from None
     return dict(options)
 
 

@@ -50,7 +50,8 @@ def test_several_hosts_are_read(url: str, address: Address) -> None:
         ("redis://one:1,two:2/0", "several hosts"),
         ("redis://host/zero", "number of a database"),
         ("redis://host:port/0", "no Redis URL"),
-        ("redis://host/0?no_such_option=1", "option that redis-py does not know"),
+        ("redis://host/0?no_such_option=1", "the option 'no_such_option' that is not known to be harmless"),
+        ("redis://host/0?ssl_ca_certs=x", "does not go with its scheme"),
         ("redis+cluster://", "'' is no host:port"),
         ("redis+cluster://one:1,", "'' is no host:port"),
         ("redis+cluster://one:x", "'one:x' is no host:port"),
@@ -58,7 +59,16 @@ def test_several_hosts_are_read(url: str, address: Address) -> None:
         ("redis+cluster://one:65536", "from 1 to 65535"),
         ("redis+cluster://one/1", "only database 0"),
         ("redis+cluster://one?db=1", "only database 0"),
-        ("redis+cluster://one?socket_timeout=soon", "no Redis URL"),
+        ("redis+cluster://one?socket_timeout=soon", "socket_timeout must be a number from 2 to 60"),
+        ("redis+cluster://one?encoding=gbk", "the option 'encoding' that is not known to be harmless"),
+        ("redis+sentinel://one/main?decode_responses=True", "'decode_responses' that is not known to be harmless"),
+        ("redis://host?decode_responses=True", "'decode_responses' that is not known to be harmless"),
+        ("redis://host?max_connections=1", "'max_connections' that is not known to be harmless"),
+        ("redis://host?protocol=3", "'protocol' that is not known to be harmless"),
+        ("redis://host?socket_timeout=0", "socket_timeout must be a number from 2 to 60"),
+        ("redis://host?socket_timeout=nan", "socket_timeout must be a number from 2 to 60"),
+        ("redis://host?db=-1", "db must be a number from 0"),
+        ("redis+cluster://one?ssl_ciphers=x", "'ssl_ciphers' that is not known to be harmless"),
         ("redis+sentinel://one,two", "what the Sentinels call the service"),
         ("redis+sentinel://one//0", "what the Sentinels call the service"),
         ("redis+sentinel://one/main/zero", "number of a database"),
@@ -74,3 +84,27 @@ def test_a_wrong_url_says_what_it_should_be(url: str, says: str) -> None:
 
 def test_no_password_is_shown_with_an_address() -> None:
     assert "geheim" not in repr(parse("redis+sentinel://a:geheim@one/main?sentinel_password=geheim"))
+
+
+@pytest.mark.parametrize(
+    "scheme", ["redis://%s/0", "rediss://%s", "redis+cluster://%s", "redis+sentinel://%s/main", "unix://%s/s"]
+)
+@pytest.mark.parametrize("mark", ["#", "?", "/", "?a=b&", "?a=", "?db=1&b="])
+def test_a_password_that_is_not_escaped_is_refused_and_not_shown(scheme: str, mark: str) -> None:
+    with pytest.raises(ValueError, match=r"%23|no Redis URL|harmless|host:port|the service") as error:
+        parse(scheme % f":first{mark}second@host")
+    assert "first" not in str(error.value) and "second" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:1%23%2F%3F%40%3A@host/0",
+        "redis://user:p@ss@host:1/2?client_name=a@b&health_check_interval=30&socket_connect_timeout=1&socket_timeout=2",
+        "rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false&ssl_ca_certs=/a@b.pem",
+        "unix://user:secret@/run/re@dis.sock?db=1",
+        "redis+sentinel://one/main?sentinel_password=a@b",
+    ],
+)
+def test_what_is_harmless_is_taken(url: str) -> None:
+    parse(url)
