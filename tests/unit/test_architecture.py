@@ -65,10 +65,11 @@ def packages(path: Path) -> set[str]:
 
 
 def test_each_folder_is_a_room_that_says_what_it_is_for() -> None:
-    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == set(ROOMS)
+    paths = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    folders = {path.parent for path in paths if "build" not in path.parts}  # pip leaves that beside the reader
+    assert {".".join(folder.parts) for folder in folders} == set(ROOMS)
     for folder in folders:
-        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+        assert ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())), folder
 
 
 @pytest.mark.parametrize("name", ROOMS)
