@@ -48,26 +48,34 @@ func consume() error {
 	defer conn.Close()
 	place, cursor, begun := "0", "0-0", false // first what this consumer was given before, then ">": what nobody was
 	for {
-		lost, err := isLost(conn)
+		last, err := lastGiven(conn)
 		if err != nil {
 			return err
 		}
-		if lost && !begun {
+		there, err := isThere(conn, last)
+		if err != nil {
+			return err
+		}
+		if !there && !begun {
 			if err := begin(conn); err != nil {
 				return err
 			}
 		}
-		begun = lost // until it was given the first change
+		begun = !there // until it was given the first change
+		if err := forget(conn); err != nil {
+			return err
+		}
 		claimed, err := redis.Values(conn.Do("XAUTOCLAIM", stream, group, consumer, takeOver.Milliseconds(), cursor, "COUNT", 100))
 		if err != nil {
 			return err
 		}
 		cursor, _ = redis.String(claimed[0], nil)
-		batch, err := entries(claimed[1])
+		batch, err := entries(claimed[1], nil)
 		if err != nil {
 			return err
 		}
 		gone, _ := redis.Values(claimed[2], nil)
+		trimmed := len(gone) > 0
 		if len(batch) == 0 {
 			if batch, err = read(conn, place); err != nil {
 				return err
@@ -75,8 +83,14 @@ func consume() error {
 			if len(batch) == 0 {
 				place = ">"
 			}
+			if there && len(batch) > 0 { // some may have been trimmed away since the last look
+				if there, err = isThere(conn, last); err != nil {
+					return err
+				}
+				trimmed = trimmed || !there
+			}
 		}
-		if err := finish(conn, batch, len(gone) > 0); err != nil {
+		if err := finish(conn, batch, trimmed); err != nil {
 			return err
 		}
 	}
@@ -118,11 +132,11 @@ func read(conn redis.Conn, place string) ([]entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return entries(first[1])
+	return entries(first[1], nil)
 }
 
-func entries(reply interface{}) ([]entry, error) {
-	values, err := redis.Values(reply, nil)
+func entries(reply interface{}, err error) ([]entry, error) {
+	values, err := redis.Values(reply, err)
 	if err != nil {
 		return nil, err
 	}
@@ -145,15 +159,15 @@ func entries(reply interface{}) ([]entry, error) {
 	return found, nil
 }
 
-// isLost is true where the group is new, or the last change that it was given is no longer there.
-func isLost(conn redis.Conn) (bool, error) {
+// lastGiven is the id of the last change that the group was given, "" where there is no group.
+func lastGiven(conn redis.Conn) (string, error) {
 	there, err := redis.Bool(conn.Do("EXISTS", stream))
 	if err != nil || !there {
-		return true, err
+		return "", err
 	}
 	groups, err := redis.Values(conn.Do("XINFO", "GROUPS", stream))
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	for _, each := range groups {
 		var info struct {
@@ -162,17 +176,59 @@ func isLost(conn redis.Conn) (bool, error) {
 		}
 		values, err := redis.Values(each, nil)
 		if err != nil {
-			return false, err
+			return "", err
 		}
 		if err := redis.ScanStruct(values, &info); err != nil {
-			return false, err
+			return "", err
 		}
 		if info.Name == group {
-			found, err := redis.Values(conn.Do("XRANGE", stream, info.Last, info.Last))
-			return len(found) == 0, err
+			return info.Last, nil
 		}
 	}
-	return true, nil
+	return "", nil
+}
+
+// isThere is false where the group is new, or the stream no longer has the change with this id.
+func isThere(conn redis.Conn, id string) (bool, error) {
+	if id == "" {
+		return false, nil
+	}
+	found, err := redis.Values(conn.Do("XRANGE", stream, id, id))
+	return len(found) > 0, err
+}
+
+// forget reads everybody where changes were trimmed away before they were done, and only then lets go of them.
+func forget(conn redis.Conn) error {
+	oldest, err := entries(conn.Do("XRANGE", stream, "-", "+", "COUNT", 1))
+	if err != nil {
+		return err
+	}
+	end := "+"
+	if len(oldest) > 0 {
+		end = "(" + oldest[0].id
+	}
+	for first := true; ; first = false {
+		gone, err := redis.Values(conn.Do("XPENDING", stream, group, "-", end, 1000))
+		if err != nil || len(gone) == 0 {
+			return err
+		}
+		if first {
+			if err := resync(); err != nil {
+				return err
+			}
+		}
+		ids := redis.Args{}.Add(stream, group)
+		for _, each := range gone {
+			pending, err := redis.Values(each, nil)
+			if err != nil {
+				return err
+			}
+			ids = ids.Add(pending[0])
+		}
+		if _, err := conn.Do("XACK", ids...); err != nil {
+			return err
+		}
+	}
 }
 
 // begin reads everybody, then starts the group at the oldest change that the stream has.
