@@ -10,6 +10,7 @@ from shared import settings
 from shared.cli.failed import failed
 from shared.cli.forget import forget
 from shared.cli.get import get
+from shared.cli.running import load_settings
 from shared.cli.send import send
 from shared.cli.services import receiver, worker
 from shared.cli.status import status
@@ -41,7 +42,7 @@ def main() -> None:
     except PresenceError as error:
         sys.exit(f"presence: {error}")
     except RedisError as error:
-        url = settings.without_password(settings.load().redis_url)
+        url = settings.without_password(load_settings().redis_url)
         sys.exit(f"presence: Redis at {url}: {error} (PRESENCE_REDIS_URL says where it is)")
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has enough

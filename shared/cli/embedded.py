@@ -1,12 +1,18 @@
 """A Redis-compatible server on this machine, for `presence up` and the tests."""
 
 import os
+import shlex
 import shutil
 import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-from shared.errors import SettingsError
+from shared.errors import PresenceError, SettingsError
+
+USUAL_PORT = 6379
+_AOF = "appendonlydir"
+_LOG = "server.log"
+_LOG_BYTES = 4096
 
 
 def find_server() -> Path:
@@ -35,7 +41,7 @@ def arguments(server: Path, port: int, data: Path) -> list[str]:
         "save": "",
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
-        "logfile": "server.log",
+        "logfile": _LOG,
     }
     return [str(server), *(f"{part}" for name, value in options.items() for part in (f"--{name}", value))]
 
@@ -51,3 +57,31 @@ def free_port(wanted: int) -> int:
                 continue
             return port
     raise SettingsError(f"no free port from {wanted} to {wanted + 99}; set PRESENCE_REDIS_URL to a server of yours")
+
+
+def check_data(data: Path) -> None:
+    """Raises PresenceError where the server would start empty beside the data that it should have."""
+    files = list((data / _AOF).glob("*.aof")) + list((data / _AOF).glob("*.rdb"))
+    if files and not list((data / _AOF).glob("*.manifest")):
+        raise PresenceError(
+            f"{data / _AOF} has append-only files and no manifest that names them: a server would begin with no user; "
+            "put appendonly.aof.manifest back from a copy; or move the directory away, to begin anew"
+        )
+
+
+def reason(server: Path, data: Path) -> str:
+    """Why the server did not start, and what to do."""
+    try:
+        lines = (data / _LOG).read_bytes()[-_LOG_BYTES:].decode(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    if not any("append only file" in line and "--fix" in line for line in lines[-5:]):
+        return f"see {data / _LOG}" + (f", whose last line is: {lines[-1]}" if lines else "")
+    # The binary is the repair tool as well, when it is called by that tool's name.
+    tool = f"{server.name.partition('-')[0]}-check-aof"
+    folder = shlex.quote(str(data / _AOF))
+    repair = f"exec -a {tool} {shlex.quote(str(server))} --fix {folder}/appendonly.aof.manifest"
+    return (
+        "its append-only file is damaged, as it is after a power cut. Keep a copy, then cut off what is no data; the "
+        f"receiver's journal has the last seconds:\n  cp -a {folder} {folder}.kept\n  bash -c {shlex.quote(repair)}"
+    )

@@ -11,6 +11,7 @@ import click
 from redis.exceptions import RedisError
 
 from shared import settings
+from shared.cli.running import load_settings
 from shared.cli.text import age, moment, safe
 from shared.errors import Unavailable
 from shared.failed import Failed, FailedBatches
@@ -70,7 +71,7 @@ def _each(ids: tuple[str, ...], everything: bool, action: Callable[[FailedBatche
 
 @contextmanager
 def _batches() -> Iterator[FailedBatches]:
-    config = settings.load()
+    config = load_settings()
     try:
         with connect(config.queue_url) as client:
             yield FailedBatches(client, config)

@@ -2,8 +2,8 @@
 
 import click
 
-from shared import settings
 from shared.cli.listing import Listing
+from shared.cli.running import load_settings
 from shared.cli.text import named, safe
 from shared.forget import forget as forget_user
 from shared.redis.client import connect
@@ -22,7 +22,7 @@ def forget(users: tuple[str, ...]) -> None:
       presence forget alice bob
       presence get --all --status unknown --json | jq -r .user_id | presence forget -
     """
-    config = settings.load()
+    config = load_settings()
     with connect(config.redis_url) as client, Listing() as listing:
         for user in named(users):
             status = forget_user(client, config, user)

@@ -5,9 +5,9 @@ import json
 import click
 
 import openim_presence
-from shared import settings
 from shared.cli.listing import Listing
 from shared.cli.openim import PLATFORMS
+from shared.cli.running import load_settings
 from shared.cli.text import age, moment, named, safe
 from shared.redis.client import connect
 
@@ -24,7 +24,7 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
     """
     if everybody == bool(users):
         raise click.UsageError("name users, or - to read them from standard input, or say --all")
-    config = settings.load()
+    config = load_settings()
     with connect(config.redis_url) as client, Listing() as listing:
         if everybody:
             found = openim_presence.read_all(client, config.key_prefix)

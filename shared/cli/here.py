@@ -23,7 +23,7 @@ def ask_receiver(config: Settings) -> Readiness | None:
     if not config.admin_port:
         return None
     try:
-        return readiness_of(fetch(config, "/readyz", ANSWER_SECONDS))
+        return readiness_of(fetch(config.admin_host, config.admin_port, "/readyz", ANSWER_SECONDS))
     except TimeoutError:
         where = f"{url_host(config.admin_host)}:{config.admin_port}"
         raise Unavailable(f"the receiver on this machine does not answer at {where}: frozen, or too busy") from None
@@ -31,12 +31,12 @@ def ask_receiver(config: Settings) -> Readiness | None:
         return None
 
 
-def fetch(config: Settings, page: str, seconds: float) -> Any:
-    """The JSON of a page on the receiver's admin port, whatever its status, and through no proxy.
+def fetch(host: str, port: int, page: str, seconds: float) -> Any:
+    """The JSON of a page on an admin port of this machine, whatever its status, and through no proxy.
 
     Raises TimeoutError, OSError where nobody listens, ValueError where the answer is no JSON.
     """
-    request = Request(f"http://{url_host(config.admin_host)}:{config.admin_port}{page}")  # it is http
+    request = Request(f"http://{url_host(host)}:{port}{page}")  # it is http
     try:
         with build_opener(ProxyHandler({}), _AnyStatus()).open(request, timeout=seconds) as answer:
             return json.load(answer)

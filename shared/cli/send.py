@@ -17,10 +17,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 import click
 
-from shared import settings
 from shared.cli import churn
 from shared.cli.here import url_host
 from shared.cli.openim import SHAPES, Request, Step, request
+from shared.cli.running import load_settings
 from shared.cli.text import safe
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def send(
 
 def _this_machine() -> tuple[str, Path | None]:
     """Where the receiver of these settings listens, and the certificate that it must show."""
-    config = settings.load()
+    config = load_settings()
     user, _, password = config.basic_auth.partition(":")
     credentials = f"{quote(user, '')}:{quote(password, '')}@" if user else ""
     scheme = "https" if config.tls_cert else "http"

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from shared import settings
 from shared.cli.here import ask_receiver
+from shared.cli.running import load_settings
 from shared.cli.text import age, moment, safe
 from shared.errors import Unavailable
 from shared.gateways.view import Gateway
@@ -40,7 +40,7 @@ def status(as_json: bool, watch: bool) -> None:
 
     Exit code 0: all is well; 1: not. Asks both Redis servers, and the receiver on this machine if there is one.
     """
-    config = settings.load()
+    config = load_settings()
     poller = Poller(config)
     with ThreadPoolExecutor(1) as pool, suppress(KeyboardInterrupt):
         here = pool.submit(ask_receiver, config)

@@ -1,79 +1,31 @@
 """`presence up`: everything on this machine."""
 
-import fcntl
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
 from redis.exceptions import RedisError
 
 from shared import settings
-from shared.children import die_with_parent, ending
 from shared.cli import embedded
 from shared.cli.here import fetch, is_everywhere, is_loopback, listens, url_host
-from shared.errors import PresenceError, SettingsError
+from shared.cli.running import hold, publish
+from shared.cli.service import Service
+from shared.errors import PresenceError
 from shared.logs import streams
 from shared.redis.client import connect
 
 READY_SECONDS = 20
-STOP_SECONDS = 15
-LONGEST_PAUSE_SECONDS = 10.0
 #: What the commands in another terminal must know, where it is not the default: who sends, and who reads.
 _SENDING = ("host", "port", "callback_path", "basic_auth", "tls_cert", "tls_key")
 _READING = ("redis_url", "queue_url", "admin_host", "admin_port", "key_prefix")
-
-
-@dataclass
-class Service:
-    """A child process that is started again when it ends."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    process: "subprocess.Popen[bytes] | None" = None
-    failures: int = 0
-    start_at: float = field(default=0.0)
-
-    def start(self) -> None:
-        # In a group of its own, so that Ctrl-C reaches us alone and we stop them in order.
-        self.process = subprocess.Popen(  # noqa: S603  # our own commands
-            self.command,
-            env=self.environment,
-            start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # it makes one system call
-        )
-
-    def stop(self) -> None:
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            click.echo(f"presence: {self.name} did not stop in {STOP_SECONDS} s and was killed", err=True)
-            self.process.kill()
-            self.process.wait()
-
-    def keep_running(self) -> None:
-        """Starts it again, after a pause that grows, when it has ended."""
-        if self.process is None:
-            if time.monotonic() >= self.start_at:
-                self.start()
-        elif (code := self.process.poll()) is not None:
-            self.process = None
-            pause = min(0.5 * 2 ** min(self.failures, 8), LONGEST_PAUSE_SECONDS)
-            self.failures += 1
-            self.start_at = time.monotonic() + pause
-            click.echo(f"presence: {self.name} ended ({ending(code)}); it starts again in {pause:g} s", err=True)
 
 
 @click.command()
@@ -87,21 +39,30 @@ def up() -> None:
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
-    with _only_one(data):
+    with hold(data):
         try:
             if "PRESENCE_REDIS_URL" not in given:
-                port = embedded.free_port(6379)
+                port = embedded.free_port(embedded.USUAL_PORT)
                 environment["PRESENCE_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
-                command = embedded.arguments(embedded.find_server(), port, data)
-                _start(services, Service("server", command, environment), stopping, _answers(environment))
+                binary = embedded.find_server()
+                embedded.check_data(data)
+                server = Service("server", embedded.arguments(binary, port, data), environment)
+                _start(services, server, stopping, _answers(environment), lambda: embedded.reason(binary, data))
             config = settings.load(environment)
             _check_servers(config, own="PRESENCE_REDIS_URL" not in given)
             receiver = Service("receiver", [sys.executable, "-m", "receiver"], environment)
-            _start(services, receiver, stopping, _receives(config, receiver))
+            _start(services, receiver, stopping, lambda: _receives(config, receiver))
+            if config.admin_port:
+                receiver.answers = lambda it: _says(config.admin_host, config.admin_port, it) is not None
             worker = Service("worker", [sys.executable, "-m", "worker"], environment)
+            worker.port = config.worker_admin_port
+            if not worker.port:  # it is asked all the same, to notice when it freezes
+                worker.port_variable = "PRESENCE_WORKER_ADMIN_PORT"
             _start(services, worker, stopping, lambda: True)
+            worker.answers = lambda it: _says(config.admin_host, it.port, it) == "alive"
+            publish(data, environment)
             if not stopping.is_set():
-                click.echo(_how_to(config))
+                click.echo(_how_to(config, own="PRESENCE_REDIS_URL" not in given))
             while not stopping.wait(0.2):
                 for service in services:
                     service.keep_running()
@@ -111,27 +72,20 @@ def up() -> None:
     click.echo("presence: stopped; what was accepted is in ./data")
 
 
-@contextmanager
-def _only_one(data: Path) -> Iterator[None]:
-    """Holds the data directory: two servers on one append-only file would ruin it. Raises SettingsError."""
-    data.mkdir(parents=True, exist_ok=True)
-    with (data / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError("another `presence up` is running in this directory") from None
-        yield
-
-
-def _start(services: list[Service], service: Service, stopping: threading.Event, is_ready: Callable[[], bool]) -> None:
+def _start(
+    services: list[Service],
+    service: Service,
+    stopping: threading.Event,
+    is_ready: Callable[[], bool],
+    reason: Callable[[], str] = lambda: "see the line above",
+) -> None:
     """Starts it for the first time, waits until it is ready. Raises PresenceError where it ends instead."""
     services.append(service)
     service.start()
     give_up_at = time.monotonic() + READY_SECONDS
     while not stopping.wait(0.05):
         if service.process is None or service.process.poll() is not None:
-            where = "data/server.log" if service.name == "server" else "the line above"
-            raise PresenceError(f"the {service.name} did not start; see {where}")
+            raise PresenceError(f"the {service.name} did not start: {reason()}")
         if is_ready():
             return
         if time.monotonic() > give_up_at:
@@ -149,18 +103,20 @@ def _answers(environment: dict[str, str]) -> Callable[[], bool]:
     return is_ready
 
 
-def _receives(config: settings.Settings, receiver: Service) -> Callable[[], bool]:
+def _receives(config: settings.Settings, receiver: Service) -> bool:
     """Asks the receiver itself where that is possible: on a port in use, somebody else would answer."""
+    if config.admin_port:
+        return _says(config.admin_host, config.admin_port, receiver) is not None
+    return listens(config, 1)
 
-    def is_ready() -> bool:
-        if not config.admin_port:
-            return listens(config, 1)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            process = receiver.process
-            return process is not None and fetch(config, "/healthz", 1)["pid"] == process.pid
-        return False
 
-    return is_ready
+def _says(host: str, port: int, service: Service) -> str | None:
+    """What the service says of itself on /healthz; None where it says nothing, or another program does."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        said = fetch(host, port, "/healthz", 1)
+        if service.process and said["pid"] == service.process.pid:
+            return str(said["status"])
+    return None
 
 
 def _check_servers(config: settings.Settings, *, own: bool) -> None:
@@ -173,7 +129,7 @@ def _check_servers(config: settings.Settings, *, own: bool) -> None:
             raise PresenceError(f"{variable}: {settings.without_password(url)}: {error}{hint}") from None
 
 
-def _how_to(config: settings.Settings) -> str:
+def _how_to(config: settings.Settings, *, own: bool) -> str:
     host = "HOST" if is_everywhere(config.host) else url_host(config.host)
     scheme = "https" if config.tls_cert else "http"
     credentials = "USER:PASSWORD@" if config.basic_auth else ""  # PRESENCE_BASIC_AUTH has them, our output does not
@@ -182,10 +138,12 @@ def _how_to(config: settings.Settings) -> str:
     others = "other machines too"
     reach = "this machine only (PRESENCE_HOST=0.0.0.0 for others)" if is_loopback(config.host) else others
     program = sys.argv[0] if os.sep in sys.argv[0] else "presence"
+    taken = f":{embedded.USUAL_PORT}/" not in redis
+    elsewhere = f" (port {embedded.USUAL_PORT} is taken by another program)" if own and taken else ""
     send, read = _told(config, _SENDING) + program, _told(config, _READING) + program
     return f"""
 presence is up; Ctrl-C stops it. It takes callbacks at {url} from {reach};
-presence is in {redis}.
+presence is in {redis}{elsewhere}. Commands run in this directory find it by themselves.
 
 In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) change these, and restart OpenIM:
   url: {url}/callbackExample

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from openim_presence import Change, Feed, Missed
 from shared import settings
 from shared.cli.listing import Listing
+from shared.cli.running import load_settings
 from shared.cli.text import moment, safe
 from shared.logs import setup as logs
 from shared.logs.outage import Outage
@@ -43,7 +44,7 @@ def watch(since: str | None, as_json: bool) -> None:
     Waits for Redis where it goes away, and goes on where it was; says so on standard error, as it does when changes
     may be missing.
     """
-    config = settings.load()
+    config = load_settings()
     logs.set_up(config.log_level, config.log_format)
     outage = Outage(log, settings.without_password(config.redis_url))
     feed = Feed(connect(config.redis_url, timeout=WAIT_SECONDS + 3), config.key_prefix, since)

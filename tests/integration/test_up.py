@@ -100,6 +100,88 @@ def test_a_child_that_dies_is_started_again(up: Up) -> None:
     wait_until(lambda: "offline" in up.run("get", "bob").stdout)
 
 
+def test_a_child_that_freezes_is_named_and_replaced(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    class Impatient(Up):
+        def start(self) -> None:
+            program = "from shared.cli import main, service; service.PROBE_SECONDS = 0.05; main()"
+            self.command = [sys.executable, "-c", program, "up"]
+            super().start()
+
+    up = Impatient(tmp_path)
+    keep(up)
+    up.wait()
+    _, *both = before = up.children()
+    for pid in both:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: len(found := up.children()) == 3 and set(found) & set(before) == {before[0]})
+    for name, pid in zip(("receiver", "worker"), both, strict=True):
+        assert f"presence: {name} (pid {pid}) no longer answers and is killed" in up.text()
+    wait_until(lambda: up.send("--user", "bob").returncode == 0)
+    wait_until(lambda: "offline" in up.run("get", "bob").stdout)
+
+
+def test_commands_in_its_directory_ask_the_server_that_it_started(up: Up, tmp_path: Path, redis: Redis) -> None:
+    def here(*arguments: str, **environment: str) -> str:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRESENCE_")}
+        ran = subprocess.run(
+            [PRESENCE, *arguments],
+            env=inherited | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return ran.stdout + ran.stderr
+
+    up.wait()
+    assert "Commands run in this directory find it by themselves" in up.text()
+    assert "2 of 2 accepted" in here("send", "--user", "alice")
+    wait_until(lambda: "offline" in here("get", "alice"))
+    assert up.redis_url in here("status")
+    assert (tmp_path / "data" / "up.json").stat().st_mode & 0o077 == 0
+    assert "never heard of" in here("get", "alice", PRESENCE_REDIS_URL=up.redis_url.replace("/0", "/1"))
+    assert up.stop(30) == 0
+    assert not (tmp_path / "data" / "up.json").exists()
+
+
+def test_a_data_directory_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("in the way")
+    up = Up(tmp_path)
+    assert up.popen.wait(20) == 1
+    assert re.fullmatch(r"presence: \S+/data cannot be written: .*\n", up.text())
+
+
+@pytest.fixture
+def with_data(up: Up, tmp_path: Path) -> Path:
+    """The append-only files of a `presence up` that knew alice."""
+    up.wait()
+    Redis.from_url(up.redis_url).hset("presence:alice", mapping={"status": "online", "changed_at": 1})
+    up.stop(30)
+    return tmp_path / "data" / "appendonlydir"
+
+
+def test_zeros_at_the_end_of_the_append_only_file_can_be_cut_off_as_it_says(up: Up, with_data: Path) -> None:
+    with (with_data / "appendonly.aof.1.incr.aof").open("ab") as file:
+        file.write(bytes(4096))  # as after a power cut
+    up.start()
+    assert up.popen.wait(20) == 1
+    assert "its append-only file is damaged" in up.text()
+    copy, repair = (line.strip() for line in up.text().splitlines()[-2:])
+    subprocess.run(["bash", "-c", f"{copy} && yes | {repair}"], check=True, timeout=30, capture_output=True)
+    assert (with_data.parent / "appendonlydir.kept").is_dir()
+    up.start()
+    up.wait()
+    assert "online" in up.run("get", "alice").stdout
+
+
+def test_append_only_files_without_their_manifest_stop_the_start(up: Up, with_data: Path) -> None:
+    (with_data / "appendonly.aof.manifest").unlink()
+    up.start()
+    assert up.popen.wait(20) == 1
+    assert "no manifest that names them: a server would begin with no user" in up.text()
+    assert "Traceback" not in up.text()
+
+
 def test_children_do_not_outlive_a_killed_parent(up: Up) -> None:
     up.wait()
     children = up.children()

@@ -1,0 +1,71 @@
+"""What a running `presence up` tells the commands that are run in its directory.
+
+It may have taken another port than 6379, and been given settings that another terminal does not have.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared import settings
+from shared.errors import SettingsError
+
+_FILE = "up.json"
+_LOCK = "lock"
+
+
+@contextmanager
+def hold(data: Path) -> Iterator[None]:
+    """Holds the data directory: two servers on one append-only file would ruin it. Raises SettingsError."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        file = (data / _LOCK).open("w")
+    except OSError as error:
+        raise SettingsError(f"{data} cannot be written: {error.strerror}; run `presence up` where it can") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError("another `presence up` is running in this directory") from None
+        (data / _FILE).unlink(missing_ok=True)  # of one that was killed
+        yield
+        (data / _FILE).unlink(missing_ok=True)
+
+
+def publish(data: Path, environment: Mapping[str, str]) -> None:
+    """Says with which settings it runs, to whoever may read this user's files alone: passwords may be among them."""
+    ours = {name: value for name, value in environment.items() if name.startswith(settings.PREFIX)}
+    descriptor = os.open(data / _FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w") as file:  # noqa: PTH123  # with that mode from the first moment on
+        json.dump(ours, file)
+
+
+def load_settings() -> settings.Settings:
+    """The environment's; with those of a `presence up` that runs in this directory, unless it names a Redis.
+
+    Raises SettingsError.
+    """
+    given = {name: value for name, value in os.environ.items() if value}
+    if "PRESENCE_REDIS_URL" in given or "PRESENCE_QUEUE_URL" in given:
+        return settings.load(given)
+    return settings.load({**_published(Path("data")), **given})
+
+
+def _published(data: Path) -> dict[str, str]:
+    try:
+        with (data / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass  # somebody holds it, so what it has written is true
+    except OSError:
+        return {}
+    else:
+        return {}
+    try:
+        said = json.loads((data / _FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(value) for name, value in said.items()} if isinstance(said, dict) else {}
