@@ -31,6 +31,8 @@ ABANDONED_SECONDS = 15
 MAINTENANCE_SECONDS = 3
 #: How long a worker counts as alive after its last sign of life.
 ALIVE_SECONDS = 15
+#: And how long it is remembered, so that `presence status` can name one that froze.
+REMEMBERED_SECONDS = 600
 #: One wait for a job: as long as a signal may go unheard. An answer of Redis may take ANSWER_SECONDS longer.
 DEQUEUE_SECONDS = 1
 ANSWER_SECONDS = 4
@@ -89,7 +91,7 @@ class PresenceWorker(SimpleWorker):
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         self._pulse.beat()
         try:
-            super().heartbeat(timeout or ALIVE_SECONDS, pipeline)
+            super().heartbeat(max(timeout or 0, REMEMBERED_SECONDS), pipeline)
         except RedisError as error:
             self._outage.failed(error)
             if self._stopping.is_set():
@@ -157,7 +159,7 @@ class PresenceWorker(SimpleWorker):
         """A worker that was cut off for long has been struck off; RQ would not put it back."""
         with self.connection.pipeline() as transaction:
             transaction.hset(self.key, mapping={**self.serialize(), SKEW_FIELD: self._clock.skew_ms})
-            transaction.expire(self.key, ALIVE_SECONDS)
+            transaction.expire(self.key, REMEMBERED_SECONDS)
             register(self, transaction)
             transaction.execute()
 

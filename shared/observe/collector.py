@@ -19,6 +19,9 @@ from shared.redis.cluster import Cluster
 from shared.reports import Report
 from shared.settings import Settings
 
+#: A worker gives a sign of life every three seconds or so.
+WORKER_ALIVE_MS = 15_000
+
 
 def collect_queue(client: Redis, settings: Settings) -> QueueState:
     """Two round trips. Raises RedisError where the server does not answer; a key of a wrong type is a trouble."""
@@ -27,6 +30,9 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         "server": ("INFO",),
         queue.key: ("LLEN", queue.key),
         "oldest": ("LINDEX", queue.key, 0),
+        # What a worker has taken and not begun: one that is frozen may never begin.
+        queue.intermediate_queue_key: ("LLEN", queue.intermediate_queue_key),
+        "oldest taken": ("LINDEX", queue.intermediate_queue_key, -1),
         queue.started_job_registry.key: ("ZCARD", queue.started_job_registry.key),
         queue.scheduled_job_registry.key: ("ZCARD", queue.scheduled_job_registry.key),
         queue.failed_job_registry.key: ("ZCARD", queue.failed_job_registry.key),
@@ -42,22 +48,27 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
     good = {name: None if _failed(reply) else reply for name, reply in answers.items()}
 
     keys = sorted(good["workers"] or ())
-    oldest = [Job.key_for(_decode(good["oldest"]))] if good["oldest"] else []
+    oldest = [
+        Job.key_for(_decode(job_id).partition(":")[0]) for job_id in (good["oldest"], good["oldest taken"]) if job_id
+    ]
     found = _ask(
         client,
         [("HMGET", key, "meta", "created_at") for key in oldest]
-        + [("HMGET", key, "state", "birth", "last_heartbeat", SKEW_FIELD) for key in keys],
+        + [("HMGET", key, "state", "birth", "last_heartbeat", SKEW_FIELD, "hostname", "pid") for key in keys],
     )
     at_ms = int((good["server"] or {}).get("server_time_usec", 0)) // 1000
+    workers = _workers(keys, found[len(oldest) :])
+    silent = [each for each in workers if at_ms - each.seen_ms > WORKER_ALIVE_MS]
     return QueueState(
         _server(good["server"] or {}),
         at_ms=at_ms,
-        jobs=good[queue.key] or 0,
-        oldest_ms=_received_ms(found[0]) if oldest else 0,
+        jobs=(good[queue.key] or 0) + (good[queue.intermediate_queue_key] or 0),
+        oldest_ms=min(map(_received_ms, found[: len(oldest)]), default=0),
         running=good[queue.started_job_registry.key] or 0,
         retrying=good[queue.scheduled_job_registry.key] or 0,
         failed=good[queue.failed_job_registry.key] or 0,
-        workers=tuple(_workers(keys, found[len(oldest) :])),
+        workers=tuple(each for each in workers if each not in silent),
+        silent_workers=tuple(silent),
         receivers=tuple(_reports(good[settings.keys.receivers] or {})),
         leases_held=_decode(good[settings.keys.sweep] or b""),
         gateways=records.read(good[settings.keys.gateways] or {}, at_ms),
@@ -128,12 +139,20 @@ def _received_ms(fields: Any) -> int:
 
 
 def _workers(keys: Sequence[Any], found: Sequence[Any]) -> list[Worker]:
-    """Those whose hash is there: it runs out when they give no sign of life."""
+    """Those whose hash is there: it runs out minutes after their last sign of life."""
     return [
         Worker(
-            _decode(key).rpartition(":")[2], _decode(state or b"?"), _moment_ms(birth), _moment_ms(seen), int(skew or 0)
+            name=_decode(key).rpartition(":")[2],
+            state=_decode(state or b"?"),
+            since_ms=_moment_ms(birth),
+            seen_ms=_moment_ms(seen),
+            skew_ms=int(skew or 0),
+            host=_decode(host or b""),
+            pid=int(pid or 0),
         )
-        for key, (state, birth, seen, skew) in ((k, f) for k, f in zip(keys, found, strict=True) if not _failed(f))
+        for key, (state, birth, seen, skew, host, pid) in (
+            (k, f) for k, f in zip(keys, found, strict=True) if not _failed(f)
+        )
         if birth
     ]
 

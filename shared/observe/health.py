@@ -40,6 +40,11 @@ def notes(snapshot: Snapshot) -> list[str]:
         lines.append(f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
     lines += _of_clocks(queue)
     lines += _of_gateways(queue)
+    for worker in queue.silent_workers:
+        lines.append(
+            f"a worker is silent for {_seconds(worker.seen_ms, snapshot.at_ms):,.0f} s, host {worker.host}, "
+            f"pid {worker.pid}: frozen, killed, or cut off from Redis; others do its work"
+        )
     if queue.leases_held:
         lines.append(f"no lease runs out now: {queue.leases_held}")
     return lines

@@ -26,13 +26,15 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One live worker; since_ms: when it started; seen_ms: its last sign of life; skew_ms: as that of a Report."""
+    """One worker; since_ms: when it started; seen_ms: its last sign of life; skew_ms: as that of a Report."""
 
     name: str
     state: str
     since_ms: int
     seen_ms: int
     skew_ms: int = 0
+    host: str = ""
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class QueueState:
     """What RQ's keys and ours on its server say.
 
     at_ms: when it was asked, 0 where it does not say; by its own clock, as are all times here. oldest_ms: when the
-    oldest event in the queue was received, 0 where none waits. leases_held: why no lease runs out now, or "".
+    oldest event in the queue was received, 0 where none waits; jobs: with those that a worker has taken and not begun.
+    silent_workers: without a sign of life for 15 s. leases_held: why no lease runs out now, or "".
     troubles: keys of wrong types.
     """
 
@@ -52,6 +55,7 @@ class QueueState:
     retrying: int = 0
     failed: int = 0
     workers: tuple[Worker, ...] = ()
+    silent_workers: tuple[Worker, ...] = ()
     receivers: tuple[Report, ...] = ()
     leases_held: str = ""
     gateways: Gateways = field(default_factory=Gateways)

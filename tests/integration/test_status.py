@@ -1,6 +1,7 @@
 """`presence status` and `presence failed`, against what is really there."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -79,6 +80,20 @@ def test_what_waits_is_shown_and_since_when(run: Run, redis: Redis) -> None:
     assert (state["queue"]["jobs"], state["queue"]["oldest_ms"]) == (1, 7)
     assert len(state["problems"]) == 3  # no receiver, no worker, and it has waited since 1970
     assert "NOT healthy" in run("status").output
+
+
+def test_what_a_frozen_worker_took_is_counted_and_the_worker_named(run: Run, worker: Worker, redis: Redis) -> None:
+    key = wait_until(lambda: next(iter(redis.smembers("rq:workers:presence")), None))
+    worker.signal(signal.SIGSTOP)
+    seen = datetime.fromtimestamp(redis.time()[0] - 20, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    redis.hset(key, "last_heartbeat", seen)
+    queue = open_queue(redis, Settings())
+    enqueue_encoded(queue, [json.dumps(EVENT).encode()], 7)
+    redis.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")  # as RQ takes a job
+    state = json.loads(run("status", "--json").output)
+    assert (state["queue"]["jobs"], state["queue"]["oldest_ms"], state["workers"]) == (1, 7, [])
+    assert any(re.search(rf"silent for 2\d s, host \S+, pid {worker.popen.pid}:", note) for note in state["notes"])
+    assert redis.ttl(key) > 60
 
 
 def test_without_redis_it_says_so_in_time(run: Run) -> None:

@@ -83,6 +83,7 @@ def test_one_server_that_does_not_answer_is_one_problem() -> None:
     "snapshot",
     [
         queue(retrying=1),
+        queue(silent_workers=(replace(WORKER, host="h", pid=7, seen_ms=NOW - 20_000),)),
         queue(leases_held="no receiver reports"),
         queue(receivers=(REPORT, GONE)),
         queue(server=replace(SERVER, on_disk=False)),
@@ -117,3 +118,8 @@ def test_several_processes_are_as_well_as_the_worst_of_them() -> None:
     assert both == Readiness(journal="/j", redis="down", journal_events=1, damaged_files=1, processes=2)
     assert combine([Readiness(), None]).trouble == "1 of 2 processes do not answer"
     assert combine([None]).redis == "down"
+
+
+def test_a_worker_that_froze_is_named() -> None:
+    (note,) = health.notes(queue(silent_workers=(replace(WORKER, host="h", pid=7, seen_ms=NOW - 20_000),)))
+    assert note.startswith("a worker is silent for 20 s, host h, pid 7: ")
