@@ -7,21 +7,21 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ResponseError, WatchError
 
-from shared.redis.cluster import Cluster
+from shared.redis.backend import Backend
 from shared.settings import Settings
 
 #: What the change feed names as the cause.
 FORGOTTEN = "forgotten"
 
 
-def forget(client: Redis, settings: Settings, user_id: str) -> str:
+def forget(client: Backend, settings: Settings, user_id: str) -> str:
     """Deletes what is remembered of the user, and says what her status was; "" where there was nothing.
 
     A key of another type than a hash, which holds no user, is deleted too, and its status is `unknown`. Where she was
     online, the change feed gets an entry. On one Redis all is one step; on a Cluster it is several. Raises RedisError.
     """
     key = settings.keys.user(user_id)
-    if isinstance(client, Cluster):
+    if client.is_cluster:
         user = _read(client, key)
         pipeline = client.pipeline(transaction=False)
         _delete(pipeline, settings, user_id, user)

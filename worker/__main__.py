@@ -6,7 +6,6 @@ import sys
 import threading
 from contextlib import suppress
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from shared.errors import PresenceError
@@ -14,6 +13,7 @@ from shared.logs import setup as logs
 from shared.logs import streams
 from shared.logs.outage import Outage
 from shared.queue import check_type, open_queue
+from shared.redis.backend import Backend
 from shared.redis.checks import inspect, queue_variable
 from shared.redis.client import connect, is_outage
 from shared.redis.clock import ServerClock
@@ -80,7 +80,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
     log.info("stopped")
 
 
-def _inspect(settings: Settings, queue: Redis) -> None:
+def _inspect(settings: Settings, queue: Backend) -> None:
     """Raises SettingsError where a server is not as it must be, RedisError where the queue's does not answer."""
     inspect(queue, queue_variable(settings), log)
     if settings.redis_url != settings.queue_url:

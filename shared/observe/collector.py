@@ -15,7 +15,7 @@ from shared.gateways import records
 from shared.observe.counters import Stats
 from shared.observe.snapshot import PresenceState, QueueState, Server, Worker
 from shared.queue import SKEW_FIELD, BatchMeta, open_queue
-from shared.redis.cluster import Cluster
+from shared.redis.backend import Backend
 from shared.reports import Report
 from shared.settings import Settings
 
@@ -76,10 +76,10 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
     )
 
 
-def collect_presence(client: Redis, settings: Settings) -> PresenceState:
+def collect_presence(client: Backend, settings: Settings) -> PresenceState:
     """Each command goes to one key or node, since this may be a Cluster. Raises RedisError where one is down."""
     keys = settings.keys
-    infos = client.at_each_primary(lambda node: node.info()) if isinstance(client, Cluster) else [client.info()]
+    infos = client.at_each_primary(lambda node: node.info())
     server = _server(*infos)
     troubles = []
     stats, last_change = Stats(), {}

@@ -12,10 +12,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from redis import Redis
-
 from shared.observe.collector import collect_presence, collect_queue
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
+from shared.redis.backend import Backend
 from shared.redis.client import connect
 from shared.settings import Settings
 
@@ -54,7 +53,7 @@ class Poller:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._clients: dict[str, Redis] = {}
+        self._clients: dict[str, Backend] = {}
         self._queue = _SingleFlight(self._read_queue)
         self._presence = _SingleFlight(self._read_presence)
 
@@ -90,7 +89,7 @@ class Poller:
             return PresenceState(Server(error=_text(error)))
 
     @contextmanager
-    def _client(self, url: str, role: str) -> Iterator[Redis]:
+    def _client(self, url: str, role: str) -> Iterator[Backend]:
         """Kept from one reading to the next, but after a failure: a Cluster may have other primaries then."""
         client = self._clients.pop(role, None) or connect(url, timeout=ANSWER_SECONDS)
         try:

@@ -4,11 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import ConnectionError
 
 from shared.errors import SettingsError
-from shared.redis.cluster import Cluster
+from shared.redis.backend import Backend
 from shared.settings import Settings
 
 #: RQ takes a job from its queue so that a killed worker does not lose it (LMOVE) only from this version on.
@@ -20,19 +19,19 @@ def queue_variable(settings: Settings) -> str:
     return "PRESENCE_REDIS_URL" if settings.queue_url == settings.redis_url else "PRESENCE_QUEUE_URL"
 
 
-def inspect(client: Redis, variable: str, log: logging.Logger) -> None:
+def inspect(client: Backend, variable: str, log: logging.Logger) -> None:
     """Warns of what endangers the data, once for all servers of a Cluster. Raises RedisError, and SettingsError where
     they are no such servers as the variable's URL says, or too old.
     """
-    infos = _infos_of_cluster(client, variable) if isinstance(client, Cluster) else [client.info()]
+    infos = _infos(client, variable)
     for info in infos:
-        if reason := incompatibility(info, is_cluster=isinstance(client, Cluster)):
+        if reason := incompatibility(info, is_cluster=client.is_cluster):
             raise SettingsError(f"{variable}: {reason}")
     if risks := [risk for info in infos if (risk := durability_risk(info))]:
         log.warning("%s: %s", variable, risks[0])
 
 
-def _infos_of_cluster(client: Cluster, variable: str) -> list[Mapping[str, Any]]:
+def _infos(client: Backend, variable: str) -> list[Mapping[str, Any]]:
     try:
         return client.at_each_primary(lambda server: server.info())
     except ConnectionError as error:

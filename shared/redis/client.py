@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
+from shared.redis.backend import Backend
 from shared.redis.cluster import Cluster, FollowingCluster
 from shared.redis.connections import TLS, BehindSentinels, BehindSentinelsTLS, Plain, ToNode, ToNodeTLS, UnixSocket
 from shared.redis.errors import is_outage
@@ -25,7 +26,7 @@ SENTINEL_TIMEOUT_SECONDS = 1.0
 _CONNECTIONS = {"redis": Plain, "rediss": TLS, "unix": UnixSocket}
 
 
-def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None] | None = None) -> Redis:
+def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None] | None = None) -> Backend:
     """A client that opens its connection at the first command.
 
     url: as PRESENCE_REDIS_URL. For a Cluster the client is a `shared.redis.cluster.Cluster`, which has the commands of
@@ -40,12 +41,12 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
     if not url.startswith("unix:"):
         options |= {"socket_connect_timeout": min(timeout, CONNECT_TIMEOUT_SECONDS), "socket_keepalive": True}
     if address.kind == "cluster":
-        return cast(Redis, Cluster(lambda: _cluster(address, {**options, **address.options})))
+        return cast(Backend, Cluster(lambda: _cluster(address, {**options, **address.options})))
     options["redis_connect_func"] = on_connect
     if address.kind == "sentinel":
         return _behind_sentinels(address, {**options, **address.options})
     connection_class = _CONNECTIONS[url.partition(":")[0]]
-    return Redis.from_url(url, retry=_once(), connection_class=connection_class, **options)
+    return cast(Backend, Backend.from_url(url, retry=_once(), connection_class=connection_class, **options))
 
 
 def refresh_primary(client: Redis) -> bool:
@@ -92,7 +93,7 @@ class _Sentinels(Sentinel):
             raise MasterNotFoundError(re.sub(r"<redis.*?> - ", "", str(error), flags=re.DOTALL)) from None
 
 
-def _behind_sentinels(address: Address, options: dict[str, Any]) -> Redis:
+def _behind_sentinels(address: Address, options: dict[str, Any]) -> Backend:
     tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
     sentinels = {
         **tls,
@@ -106,6 +107,6 @@ def _behind_sentinels(address: Address, options: dict[str, Any]) -> Redis:
     found = _Sentinels(address.hosts, sentinels)
     connection_class = BehindSentinelsTLS if address.tls else BehindSentinels
     client = found.master_for(  # type: ignore[no-untyped-call]
-        address.service, retry=_once(), connection_class=connection_class, **options
+        address.service, Backend, retry=_once(), connection_class=connection_class, **options
     )
-    return cast(Redis, client)
+    return cast(Backend, client)

@@ -69,12 +69,15 @@ class FollowingCluster(RedisCluster):
 
 
 class Cluster(RedisClusterCommands):
-    """Connects at the first command, retries nothing but follows slots that moved, raises RedisErrors only.
+    """A `Backend` that connects at the first command and retries nothing, but follows slots that moved. It raises
+    RedisErrors only.
 
     make: makes redis-py's client, from the hosts in the URL. It is called again when none of the nodes that are
     known by now can be reached: in a container's world all of them may have new addresses.
     """
 
+    is_cluster = True
+    has_replicas = True
     _event_dispatcher = EventDispatcher()  # redis-py's commands want one; nothing here uses it
 
     def __init__(self, make: Callable[[], FollowingCluster]) -> None:
@@ -108,6 +111,7 @@ class Cluster(RedisClusterCommands):
     def at_each_primary(self, do: Callable[[Redis], T]) -> list[T]:
         """What it returns for a client of each primary. Raises RedisError."""
         with self._or_know_better():
+            self.client().nodes_manager.initialize()  # or one that is a replica by now would be asked for ever
             return [do(server) for server in self._primaries()]
 
     def scan_iter(self, *arguments: Any, **options: Any) -> Iterator[Any]:

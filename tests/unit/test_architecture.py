@@ -79,6 +79,14 @@ def test_a_room_knows_only_those_it_may(name: str) -> None:
         assert {room(each) for each in imports(path)} <= known, path
 
 
+def test_whether_it_is_a_cluster_is_decided_in_one_place() -> None:
+    """`connect` chooses; all others ask the client what they need to know. Except for its own room and tests."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            if path.parent != ROOT / "shared" / "redis":
+                assert "shared.redis.cluster.Cluster" not in imports(path), path
+
+
 def test_the_reader_needs_redis_py_and_nothing_else() -> None:
     for path in (ROOT / "openim_presence").glob("*.py"):
         assert packages(path) <= {"openim_presence", "redis"} | sys.stdlib_module_names, path

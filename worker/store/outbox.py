@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pydantic_core import from_json
-from redis import Redis
 from redis.exceptions import ResponseError
 
 from shared.logs.throttle import LogThrottle
+from shared.redis.backend import Backend
 from shared.redis.client import is_outage
 from shared.settings import Settings
 from worker.store.replicas import Replicas
@@ -25,10 +25,10 @@ _troubles = LogThrottle(logging.getLogger("worker.store"))
 class Outbox:
     """Acts upon replies of the functions in lua/.
 
-    client: a `shared.redis.cluster.Cluster`. function: its name on the server. Every method raises RedisError.
+    client: of a Cluster. function: its name on the server. Every method raises RedisError.
     """
 
-    def __init__(self, client: Redis, settings: Settings, function: str, replicas: Replicas) -> None:
+    def __init__(self, client: Backend, settings: Settings, function: str, replicas: Replicas) -> None:
         self._client = client
         self._replicas = replicas
         self._keys = settings.keys

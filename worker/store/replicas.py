@@ -9,12 +9,9 @@ import logging
 import time
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import ConnectionError
-from redis.sentinel import SentinelConnectionPool
 
-from shared.redis.client import refresh_primary
-from shared.redis.cluster import Cluster
+from shared.redis.backend import Backend
 
 #: How long one batch waits for a replica, and how long batches are refused before the replica counts as gone.
 CONFIRM_MS = 500
@@ -31,9 +28,9 @@ class Replicas:
     expected: whether there are replicas to wait for. Where a server is alone by its URL, there are none.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Backend) -> None:
         self._client = client
-        self.expected = isinstance(client, Cluster) or isinstance(client.connection_pool, SentinelConnectionPool)
+        self.expected = client.has_replicas
         self._missing_since: float | None = None
         self._told = False
 
@@ -56,16 +53,9 @@ class Replicas:
             self._missing_since, self._told = None, False
         elif patient:
             self._missing_since = self._missing_since or now
-            self._look_around()
+            self._client.refresh()  # perhaps another server is the primary now
             raise ConnectionError("no replica confirms the writes")
         elif not self._told:
             log.warning("no replica confirms writes to presence: a failover now would lose the last of them")
             self._told = True
         return list(replies)
-
-    def _look_around(self) -> None:
-        """Perhaps another server is the primary now."""
-        if isinstance(self._client, Cluster):
-            self._client.refresh()
-        else:
-            refresh_primary(self._client)

@@ -12,15 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
-from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import PresenceError, SettingsError, Unavailable
 from shared.events import COMMANDS, Event
 from shared.logs.throttle import LogThrottle
 from shared.observe.counters import lag_counts
+from shared.redis.backend import Backend
 from shared.redis.client import is_outage
-from shared.redis.cluster import Cluster
 from shared.settings import Settings
 from worker.store import library, pipelining
 from worker.store.outbox import Outbox
@@ -66,13 +65,13 @@ class Store:
     again is harmless. clock: Unix milliseconds.
     """
 
-    def __init__(self, client: Redis, settings: Settings, clock: Callable[[], int] = _now_ms) -> None:
+    def __init__(self, client: Backend, settings: Settings, clock: Callable[[], int] = _now_ms) -> None:
         self._client = client
         self._now_ms = clock
         self._keys = settings.keys
         keys = self._keys
         self._replicas = Replicas(client)
-        self._outbox = Outbox(client, settings, library.NAME, self._replicas) if isinstance(client, Cluster) else None
+        self._outbox = Outbox(client, settings, library.NAME, self._replicas) if client.is_cluster else None
         #: What shares a step with the hash.
         self._shared = () if self._outbox else (keys.changes, keys.stats, keys.leases)
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
@@ -158,17 +157,12 @@ class Store:
     def run_ids(self) -> str:
         """Which servers these are, as `INFO server` names each start of one."""
         with _unavailable():
-            if isinstance(self._client, Cluster):
-                self._client.refresh()  # or one that is a replica by now would be asked for ever
-            return " ".join(sorted(self._at_each_server(lambda server: str(server.info("server")["run_id"]))))
-
-    def _at_each_server(self, do: Callable[[Redis], T]) -> list[T]:
-        return self._client.at_each_primary(do) if isinstance(self._client, Cluster) else [do(self._client)]
+            return " ".join(sorted(self._client.at_each_primary(lambda server: str(server.info("server")["run_id"]))))
 
     def prepare(self) -> None:
         """Loads the functions. Raises SettingsError where the server is too old for them."""
         try:
-            self._at_each_server(lambda server: server.function_load(library.SOURCE, replace=True))
+            self._client.at_each_primary(lambda server: server.function_load(library.SOURCE, replace=True))
         except RedisError as error:
             if "unknown command" in str(error):
                 raise SettingsError(
