@@ -12,6 +12,7 @@ from redis.exceptions import WatchError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.results import Result
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from shared.events import describe
 from shared.queue import BatchJob, BatchMeta, check_type, open_queue
@@ -50,6 +51,21 @@ class FailedBatches:
     def read(self) -> list[Failed]:
         """All of them, those that failed first first."""
         return sorted(self._read(self.ids()), key=lambda failed: (failed.failed_at, failed.id))
+
+    def retrying(self) -> list[tuple[int, Failed]]:
+        """What is still being tried: when next, Unix milliseconds, and what, the next one first."""
+        scheduled: Any = self._client.zrange(self._queue.scheduled_job_registry.key, 0, -1, withscores=True)
+        found = self._read([job_id.decode() for job_id, _ in scheduled])
+        return [(int(score) * 1000, each) for (_, score), each in zip(scheduled, found, strict=True)]
+
+    def outcome(self, job_id: str) -> str | None:
+        """What became of one that was requeued: its error where it failed again, "" where it is done, None before."""
+        if self._client.zscore(self._key, job_id) is not None:
+            return next(iter(self._read([job_id]))).error
+        return None if self._client.exists(Job.key_for(job_id)) else ""
+
+    def has_workers(self) -> bool:
+        return bool(self._client.scard(WORKERS_BY_QUEUE_KEY % self._queue.name))
 
     def _read(self, ids: Iterable[str]) -> Iterator[Failed]:
         remaining = iter(ids)

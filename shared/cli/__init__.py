@@ -18,18 +18,42 @@ from shared.cli.up import up
 from shared.cli.watch import watch
 from shared.errors import PresenceError
 
+#: The commands by what somebody wants to do.
+_TASKS = {
+    "Run it": (up, receiver, worker),
+    "Look who is online": (get, watch),
+    "See whether all is well, and put it right": (status, failed, forget),
+    "Try it": (send,),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _ByTask(click.Group):
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for task, commands in _TASKS.items():
+            with formatter.section(task):
+                formatter.write_dl([(str(each.name), each.get_short_help_str(80)) for each in commands])
+
+
+@click.group(cls=_ByTask, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="openim-presence-server", prog_name="presence")
 def cli() -> None:
     """Who is online in OpenIM, kept in Redis.
 
-    Settings come from PRESENCE_* variables; the README has the table.
+    Settings come from PRESENCE_* variables; the README has the table. In a directory where `presence up` runs, they are
+    known already. For completion with the Tab key, put this into ~/.bashrc (zsh and fish alike):
+
+    \b
+      eval "$(_PRESENCE_COMPLETE=bash_source presence)"
+
+    \b
+    Example:
+      presence up
     """
 
 
-for command in (up, receiver, worker, get, watch, status, failed, forget, send):
-    cli.add_command(command)
+for _commands in _TASKS.values():
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,23 +19,45 @@ from shared.failed import Failed, FailedBatches
 from shared.redis.client import connect
 
 EVENTS_SHOWN = 5
+#: For a worker to try what was requeued.
+OUTCOME_SECONDS = 5.0
 
 
 @click.group()
 def failed() -> None:
-    """Shows, retries or forgets batches that could not be applied."""
+    """Shows, retries or forgets batches that could not be applied. The setting that matters: PRESENCE_QUEUE_URL.
+
+    \b
+    Example:
+      presence failed list
+    """
 
 
 @failed.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a failed batch.")
 def list_(as_json: bool) -> None:
-    """Shows what failed, why, whose it is, and since when."""
+    """Shows what failed, why, whose it is, and since when; and what is still being tried.
+
+    \b
+    Examples:
+      presence failed list
+      presence failed list --json | jq -r '.events[].user_id'
+    """
     with _batches() as batches:
         found = batches.read()
+        retrying = [] if as_json else batches.retrying()
     for each in found:
         click.echo(json.dumps(_as_json(each)) if as_json else _as_text(each))
+    for next_at, each in retrying:
+        who = ", ".join(str(event["user_id"]) for event in each.events[:EVENTS_SHOWN])
+        seconds = max(0.0, next_at / 1000 - time.time())
+        click.echo(safe(f"still being tried, next in {seconds:.0f} s: {who}: {each.error}"))
+    if found and not as_json:
+        click.echo(
+            "mend the cause, then: presence failed requeue ID, or --all; to forget them: presence failed drop ID"
+        )
     if not found and not as_json:
-        click.echo("nothing has failed")
+        click.echo("nothing has failed for good" if retrying else "nothing has failed")
 
 
 def _chosen(command: Callable[..., None]) -> Callable[..., None]:
@@ -45,28 +68,60 @@ def _chosen(command: Callable[..., None]) -> Callable[..., None]:
 @failed.command()
 @_chosen
 def requeue(ids: tuple[str, ...], everything: bool) -> None:
-    """Tries failed batches once more, once their cause is gone. What still cannot be applied comes back here."""
-    _each(ids, everything, FailedBatches.requeue, "requeued")
+    """Tries failed batches once more, once their cause is gone. What still cannot be applied comes back here.
+
+    Where a worker is there it waits a moment, and says what has failed again; exit code 1 then.
+
+    \b
+    Examples:
+      presence failed requeue --all
+      presence failed requeue 6f1c8b2a-0
+    """
+    _each(ids, everything, FailedBatches.requeue, "requeued", _wait)
 
 
 @failed.command()
 @_chosen
 def drop(ids: tuple[str, ...], everything: bool) -> None:
-    """Forgets failed batches for good, and with them what they say about their users."""
+    """Forgets failed batches for good, and with them what they say about their users.
+
+    \b
+    Example:
+      presence failed drop 6f1c8b2a-0
+    """
     _each(ids, everything, FailedBatches.drop, "dropped")
 
 
-def _each(ids: tuple[str, ...], everything: bool, action: Callable[[FailedBatches, str], bool], done: str) -> None:
+def _each(
+    ids: tuple[str, ...],
+    everything: bool,
+    action: Callable[[FailedBatches, str], bool],
+    done: str,
+    then: Callable[[FailedBatches, list[str]], dict[str, str]] = lambda _batches, _ids: {},
+) -> None:
     if bool(ids) == everything:
         raise click.UsageError("say which: ids, as `presence failed list` shows them, or --all; nothing was done")
     with _batches() as batches:
         results = {job_id: action(batches, job_id) for job_id in (batches.ids() if everything else ids)}
+        again = then(batches, [job_id for job_id, was_there in results.items() if was_there])
     click.echo(f"{sum(results.values())} {done}")
     missing = [job_id for job_id, was_there in results.items() if not was_there]
     for job_id in missing:
         click.echo(f"presence: {safe(job_id)} is not among the failed, or its job is gone", err=True)
-    if missing:
+    for job_id, error in again.items():
+        click.echo(f"presence: {safe(job_id)} has failed again: {safe(error)}", err=True)
+    if missing or again:
         sys.exit(1)
+
+
+def _wait(batches: FailedBatches, ids: list[str]) -> dict[str, str]:
+    """The errors of those that have failed again, where a worker tries them within OUTCOME_SECONDS."""
+    give_up_at = time.monotonic() + (OUTCOME_SECONDS if ids and batches.has_workers() else 0)
+    outcomes: dict[str, str | None] = dict.fromkeys(ids)
+    while (waiting := [job_id for job_id, each in outcomes.items() if each is None]) and time.monotonic() < give_up_at:
+        outcomes |= {job_id: batches.outcome(job_id) for job_id in waiting}
+        time.sleep(0.05)
+    return {job_id: error for job_id, error in outcomes.items() if error}
 
 
 @contextmanager

@@ -1,10 +1,15 @@
 """`presence get`: who is online."""
 
 import json
+import shlex
+import sys
+from typing import Any
 
 import click
+from redis import Redis
 
 import openim_presence
+from openim_presence.keys import Keys
 from shared.cli.listing import Listing
 from shared.cli.openim import PLATFORMS
 from shared.cli.running import load_settings
@@ -20,7 +25,13 @@ from shared.redis.client import connect
 def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bool) -> None:
     """Shows the presence of users, in the order asked for; - stands for standard input, one user a line.
 
-    With --all a user may come twice, while the server resizes its table.
+    With --all a user may come twice, while the server resizes its table. Exit code 1 where the key of one is broken.
+
+    \b
+    Examples:
+      presence get alice bob
+      presence get --all --status online --json
+      cut -d, -f1 users.csv | presence get -
     """
     if everybody == bool(users):
         raise click.UsageError("name users, or - to read them from standard input, or say --all")
@@ -30,18 +41,29 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
             found = openim_presence.read_all(client, config.key_prefix)
         else:
             found = openim_presence.read(client, named(users), config.key_prefix)
-        shown = 0
+        shown = broken = 0
         for count, user in enumerate(found, 1):
             if status in (None, user.status):
                 shown += 1
-                listing.line(json.dumps(user.as_json()) if as_json else _line(user))
+                broken += user.status == "unknown" and bool(user.error)
+                listing.line(json.dumps(user.as_json()) if as_json else _line(user, client, config.keys))
             listing.progress("{:,} users read, {:,} shown", count, shown)
+    if broken:
+        sys.exit(1)
 
 
-def _line(user: openim_presence.Presence) -> str:
+def _trouble(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
+    """What is wrong with the user's key, and the mend."""
+    key = keys.user(user.user_id)
+    kind: Any = client.type(key)
+    program = shlex.quote(user.user_id) if user.user_id.isprintable() else "..."
+    return safe(f"{user.error}: {key} is a {kind.decode()}; rename it, or delete it: presence forget {program}")
+
+
+def _line(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
     name = f"{safe(user.user_id):<24} {user.status:<8}"
     if user.status == "unknown":
-        return f"{name} {safe(user.error) or 'never heard of'}"
+        return f"{name} {_trouble(user, client, keys) if user.error else 'never heard of'}"
     sessions = {0: "", 1: "1 session"}.get(user.sessions, f"{user.sessions} sessions")
     if user.platforms:
         sessions += f" ({', '.join(PLATFORMS.get(each, f'platform {each}') for each in user.platforms)})"

@@ -13,11 +13,25 @@ def _become(module: str) -> None:
 
 @click.command()
 def receiver() -> None:
-    """Runs one receiver."""
+    """Runs one receiver, as `python -m receiver` does.
+
+    Settings that matter: PRESENCE_REDIS_URL, PRESENCE_HOST, PRESENCE_PORT, PRESENCE_JOURNAL_DIR, PRESENCE_PROCESSES.
+
+    \b
+    Example:
+      PRESENCE_REDIS_URL=redis://redis:6379/0 PRESENCE_JOURNAL_DIR=/var/lib/presence presence receiver
+    """
     _become("receiver")
 
 
 @click.command()
 def worker() -> None:
-    """Runs one worker."""
+    """Runs one worker, as `python -m worker` does.
+
+    Settings that matter: PRESENCE_REDIS_URL, PRESENCE_QUEUE_URL, PRESENCE_WORKER_ADMIN_PORT.
+
+    \b
+    Example:
+      PRESENCE_REDIS_URL=redis://redis:6379/0 presence worker
+    """
     _become("worker")

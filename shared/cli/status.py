@@ -39,6 +39,12 @@ def status(as_json: bool, watch: bool) -> None:
     """Shows whether all is well, what waits where, and how fast events go through.
 
     Exit code 0: all is well; 1: not. Asks both Redis servers, and the receiver on this machine if there is one.
+    Settings that matter: PRESENCE_REDIS_URL, PRESENCE_QUEUE_URL, PRESENCE_ADMIN_HOST, PRESENCE_ADMIN_PORT.
+
+    \b
+    Examples:
+      presence status
+      presence status --watch
     """
     config = load_settings()
     poller = Poller(config)

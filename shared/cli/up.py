@@ -30,7 +30,16 @@ _READING = ("redis_url", "queue_url", "admin_host", "admin_port", "key_prefix")
 
 @click.command()
 def up() -> None:
-    """Runs everything on this machine: a server with its data in ./data, a receiver, a worker."""
+    """Runs everything on this machine: a server with its data in ./data, a receiver, a worker.
+
+    Settings that matter: PRESENCE_REDIS_URL (a server of yours instead), PRESENCE_HOST and PRESENCE_PORT (where it
+    takes callbacks), PRESENCE_CALLBACK_PATH and PRESENCE_BASIC_AUTH (who may send them).
+
+    \b
+    Examples:
+      presence up
+      PRESENCE_HOST=0.0.0.0 PRESENCE_CALLBACK_PATH=/s3cret presence up
+    """
     streams.take_over()
     data = Path("data").absolute()
     given = {name: value for name, value in os.environ.items() if value}  # an empty variable is not set

@@ -43,6 +43,11 @@ def watch(since: str | None, as_json: bool) -> None:
 
     Waits for Redis where it goes away, and goes on where it was; says so on standard error, as it does when changes
     may be missing.
+
+    \b
+    Examples:
+      presence watch
+      presence watch --since 10m --json
     """
     config = load_settings()
     logs.set_up(config.log_level, config.log_format)

@@ -39,10 +39,10 @@ def start(server: Server, *arguments: str, **streams: int) -> "subprocess.Popen[
     return subprocess.Popen([PRESENCE, "get", *arguments], env=environment, text=True, **pipes)
 
 
-def run(server: Server, *arguments: str, given: str | None = None) -> list[str]:
+def run(server: Server, *arguments: str, given: str | None = None, exit_code: int = 0) -> list[str]:
     """The same in this process, which is quicker: the lines of its output."""
     result = CliRunner().invoke(get, arguments, given, {"PRESENCE_REDIS_URL": server.url})
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (exit_code, "")
     return result.stdout.splitlines()
 
 
@@ -55,9 +55,10 @@ def test_all_who_are_online_are_listed_for_programs(server: Server) -> None:
 
 @pytest.mark.usefixtures("crowd")
 def test_a_key_that_holds_no_user_is_said_and_stops_nothing(server: Server) -> None:
-    (line,) = run(server, "--all", "--status", "unknown")
-    assert line.split(maxsplit=2) == ["broken", "unknown", "the key is no hash"]
-    (found,) = (json.loads(line) for line in run(server, "broken", "--json"))
+    (line,) = run(server, "--all", "--status", "unknown", exit_code=1)
+    assert line.split(maxsplit=2)[:2] == ["broken", "unknown"]
+    assert line.endswith("presence:broken is a string; rename it, or delete it: presence forget broken")
+    (found,) = (json.loads(line) for line in run(server, "broken", "--json", exit_code=1))
     assert found == {"user_id": "broken", "status": "unknown", "error": "the key is no hash"}
 
 

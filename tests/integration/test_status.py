@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -211,6 +212,26 @@ def test_what_is_still_broken_comes_back_and_what_is_mended_does_not(run: Run, q
     assert listed(run) == []
     assert redis.hget("presence:bad", "seq") == str(2**53 + 1).encode()
     assert redis.hget("presence-stats", "failed") == b"1"
+
+
+def test_what_is_still_being_tried_is_listed_and_what_to_do_next(run: Run, queue: Queue, redis: Redis) -> None:
+    fail(queue, redis)
+    redis.zadd(queue.scheduled_job_registry.key, {enqueue_alone(queue, EVENT, "trying", BatchMeta(7), "why").id: 2**32})
+    *_, trying, hint = run("failed", "list").output.splitlines()
+    assert re.match(r"still being tried, next in \d+ s: bad: ", trying)
+    assert "presence failed requeue ID" in hint
+
+
+def test_a_requeue_that_fails_again_says_so(run: Run, queue: Queue, redis: Redis) -> None:
+    fail(queue, redis)
+    redis.sadd("rq:workers:presence", "somebody")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, "failed", "requeue", "--all")
+        wait_until(lambda: queue.job_ids)
+        apply(queue, redis)  # RQ's worker wants the main thread
+        result = running.result()
+    assert (result.exit_code, result.stdout) == (1, "1 requeued\n")
+    assert f"presence: batch-0 has failed again: {WRONG_TYPE}" in result.stderr
 
 
 def test_dropped_is_gone(run: Run, queue: Queue, redis: Redis) -> None:
