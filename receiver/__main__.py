@@ -13,9 +13,9 @@ from receiver import processes
 from receiver.admin import SingleProcess, make_admin, make_inner
 from receiver.forward.forwarder import Forwarder
 from receiver.http import access, tls
-from receiver.http.connections import Server
 from receiver.http.handler import Receiver
 from receiver.http.listening import listen, stop_signal
+from receiver.http.server import Server
 from receiver.journal.fsync import PeriodicSync, SyncBeforeAck
 from receiver.journal.journal import Journal
 from receiver.metrics import Counts

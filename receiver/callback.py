@@ -1,4 +1,4 @@
-"""Reading a callback: URL, operationID header and body in; one event, or one refusal, out.
+"""Reading a callback: URL, operationID header and body in; one event, another's callback, or a refusal out.
 
 Pure: no network, no clock, no disk. docs/openim-versions.md has the five shapes and the checks.
 """
@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 from typing_extensions import TypedDict
 
 from shared.events import COMMANDS, SEQ_MAX, Event
@@ -24,47 +24,54 @@ ID_MAX = 256
 _COMMAND = re.compile(r"callback\w*Command", re.ASCII)
 
 
-class Refused(Exception):
-    """The callback is not accepted. Nothing of it is stored.
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a callback is not accepted. Nothing of it is stored.
 
-    status: the HTTP status. message: one short sentence. detail: what was wrong with which field. command: whose, where
-    OpenIM is known to send such a callback; nobody need be told then.
+    status: the HTTP status. message: one short sentence. detail: what was wrong with which field. command: which one,
+    where OpenIM is known to send such a callback, so that nobody has to be told.
     """
+
+    status: int
+    message: str
+    detail: str = ""
+    command: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.message}. {self.detail}".rstrip(". ")
+
+
+class Refused(Exception):
+    """Carries a refusal out of a check. One instance is raised once: it keeps every frame that it went through."""
 
     def __init__(self, status: int, message: str, detail: str = "", command: str = "") -> None:
         super().__init__(message)
-        self.status = status
-        self.message = message
-        self.detail = detail
-        self.command = command
-
-
-class OtherCallback(Exception):
-    """One of OpenIM's other callbacks: not ours to judge.
-
-    body: where it had to be read to find that out.
-    """
-
-    def __init__(self, command: str) -> None:
-        super().__init__(command)
-        self.command = command
-        self.body: bytes | None = None
+        self.refusal = Refusal(status, message, detail, command)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What a request's URL says.
+class Presence:
+    """A callback about presence, or one whose URL does not say what it is about.
 
-    command: the name in it, or None where the body alone has it. shape: which of OpenIM's URL forms.
-    next_code: as JSON; the published document answers with a string, every release decodes a number.
+    command: the name in the URL, or None where only the body has it. shape: which of OpenIM's URL forms.
     """
 
     command: str | None
     shape: Literal["document", "query", "path", "body"]
 
-    @property
-    def next_code(self) -> bytes:
-        return b'""' if self.shape == "document" else b"0"
+
+@dataclass(frozen=True, slots=True)
+class OtherCallback:
+    """One of OpenIM's other callbacks: not ours to judge."""
+
+    command: str
+
+
+#: What a request's URL says: whose callback it is, or why it is nobody's.
+Route = Presence | OtherCallback | Refusal
+
+#: Longer request targets are read anew each time, so that nobody can fill the memory with them.
+_TARGET_CACHED = 512
 
 
 def check_path(target: str, prefix: str) -> None:
@@ -86,37 +93,35 @@ def path_of(target: str) -> str:
     return path
 
 
-@lru_cache(maxsize=1024)
-def read_target(target: str) -> Target:
-    """Reads the request target. Raises Refused (415 or 400) and Foreign."""
+def read_route(target: str) -> Route:
+    """Reads the request target."""
+    return _read_usual_route(target) if len(target) <= _TARGET_CACHED else _read_route(target)
+
+
+def _read_route(target: str) -> Route:
     path = path_of(target)
     values = dict(parse_qsl(target.partition("?")[2], keep_blank_values=True))
     content_type = values.get("contenttype")
     if content_type is not None and content_type.lower() != "json":
-        raise Refused(415, "only JSON is taken", "contenttype in the URL: must be json")
+        return Refusal(415, "only JSON is taken", "contenttype in the URL: must be json")
 
     last = path.rstrip("/").rpartition("/")[2]
     in_path = last if _COMMAND.fullmatch(last) else None
     in_query = values.get("command")
     if in_path and in_query is not None and in_path != in_query:
-        raise Refused(400, "the URL names two commands", "command: path and query must agree")
+        return Refusal(400, "the URL names two commands", "command: path and query must agree")
     command = in_path or in_query
-    if command is not None:
-        check_command(command)
+    if command is None:
+        return Presence(None, "body")
+    if command not in COMMANDS:
+        return OtherCallback(command) if _COMMAND.fullmatch(command) else _UNKNOWN_COMMAND
     if in_path:
-        return Target(command, "path")
-    if in_query is None:
-        return Target(None, "body")
-    return Target(command, "query" if content_type is None else "document")
+        return Presence(command, "path")
+    return Presence(command, "query" if content_type is None else "document")
 
 
-def check_command(command: str) -> None:
-    """Raises Foreign for a callback of OpenIM's that is not ours, Refused (400) for what is none."""
-    if command in COMMANDS:
-        return
-    if _COMMAND.fullmatch(command):
-        raise OtherCallback(command)
-    raise Refused(400, "this is not a command of OpenIM's", "callbackCommand: unknown name")
+_read_usual_route = lru_cache(maxsize=1024)(_read_route)
+_UNKNOWN_COMMAND = Refusal(400, "this is not a command of OpenIM's", "callbackCommand: unknown name")
 
 
 _Fields = TypeVar("_Fields")
@@ -161,21 +166,22 @@ _BODY = TypeAdapter(_Body)
 
 
 def read_body(
-    target: Target, operation_id: str | None, body: bytes, received_at: int, event_id: str = "", peer: str = ""
-) -> Event:
-    """Reads the body of a request whose URL said `target`.
+    route: Presence, operation_id: str | None, body: bytes, received_at: int, event_id: str = "", peer: str = ""
+) -> Event | OtherCallback:
+    """Reads the body of a request that came by `route`.
 
     operation_id: the header's value, None where there was none. received_at: Unix milliseconds. event_id, peer: as
-    `Event` has them.
-    Raises Refused (400) and Foreign.
+    `Event` has them. Raises Refused (400).
     """
     if len(body) > SKIM_BYTES:
         body = _skim(body)
-    if target.command is None:
-        check_command(_parse(_NAMED, body)["callbackCommand"])
+    if route.command is None and (named := _parse(_NAMED, body)["callbackCommand"]) not in COMMANDS:
+        if _COMMAND.fullmatch(named):
+            return OtherCallback(named)
+        raise Refused(400, _UNKNOWN_COMMAND.message, _UNKNOWN_COMMAND.detail)
     fields = _parse(_BODY, body)
     command = fields["callbackCommand"]
-    if target.command is not None and command != target.command:
+    if route.command is not None and command != route.command:
         raise Refused(400, "URL and body name different commands", "callbackCommand: must be the URL's")
     if not operation_id:
         operation_id = fields.get("operationID", operation_id)
@@ -250,32 +256,3 @@ def _check_somebody(body: bytes, wrong: tuple[int | str, ...]) -> None:
         if fields.get("userID") == "" and not fields.get("platformID") and command == "callbackUserOfflineCommand":
             detail = "userID: empty, as OpenIM 2.3.2 and 2.3.3 send it after a kick-off"
             raise Refused(400, "this is nobody's offline event", detail, command)
-
-
-def accepted(target: Target) -> bytes:
-    """The answer to a callback that was accepted."""
-    return b'{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","nextCode":%s}' % target.next_code
-
-
-def refused(refusal: Refused) -> bytes:
-    """The answer to one that was not."""
-    answer = {
-        "actionCode": 1,
-        "errCode": refusal.status,
-        "errMsg": refusal.message,
-        "errDlt": refusal.detail,
-        "nextCode": 0,
-    }
-    return to_json(answer)
-
-
-def not_ours(foreign: OtherCallback) -> bytes:
-    """The answer to a foreign callback: all codes 0, so that OpenIM goes on as if there were no callback."""
-    answer = {
-        "actionCode": 0,
-        "errCode": 0,
-        "errMsg": f"{foreign.command} is not handled here",
-        "errDlt": "",
-        "nextCode": 0,
-    }
-    return to_json(answer)

@@ -90,6 +90,8 @@ class Forwarder:
 
         Raises Refused (413 or 400) where the body turns out to be wrong on the way.
         """
+        if body is None and (request.content_length or 0) > self.limit.size:
+            raise self.limit.passed()
         try:
             url, headers = self._url(request), self._headers(request)
         except UnicodeError:

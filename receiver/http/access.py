@@ -24,8 +24,8 @@ class Access:
         self._trusted = trusted
         self._credentials = _digest(credentials.encode()) if credentials else b""
 
-    def check(self, peer: str | None, forwarded: Sequence[str], authorization: str | None) -> None:
-        """Raises Refused (403 or 401).
+    def check(self, peer: str, forwarded: Sequence[str], authorization: str | None) -> str:
+        """The address of whoever sent the request. Raises Refused (403 or 401).
 
         peer: the address at the other end of the connection. forwarded: each X-Forwarded-For line.
         authorization: the header's value.
@@ -34,8 +34,10 @@ class Access:
             client = client_of(peer, forwarded, self._trusted)
             if client is None or not within(client, self._allowed):
                 raise _forbidden()
+            peer = str(client)
         if self._credentials and not hmac.compare_digest(_digest(_given(authorization)), self._credentials):
             raise _unauthorized()
+        return peer
 
 
 def make(settings: Settings) -> Access | None:
@@ -51,13 +53,13 @@ def is_open(settings: Settings) -> bool:
     return not guarded and not _is_loopback(settings.host)
 
 
-def client_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> Address | None:
+def client_of(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> Address | None:
     """Who sent the request: the last address of X-Forwarded-For, from the right, that is no trusted proxy's.
 
     Each proxy appends whom it heard, so what stands left of the first stranger is the stranger's own say.
     None where a trusted proxy names something that is no address.
     """
-    client = address(peer or "")
+    client = address(peer)
     if not trusted or not forwarded:
         return client
     for entry in reversed(",".join(forwarded).split(",")):

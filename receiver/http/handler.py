@@ -6,24 +6,13 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from time import perf_counter
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from receiver.callback import (
-    OtherCallback,
-    Refused,
-    Target,
-    accepted,
-    check_path,
-    not_ours,
-    read_body,
-    read_target,
-    refused,
-)
+from receiver.callback import OtherCallback, Presence, Refusal, Refused, Route, check_path, read_body, read_route
 from receiver.forward.forwarder import Forwarder
-from receiver.http import access
+from receiver.http import access, answers
 from receiver.http.body import Limit, MemoryBudget, OverBudget, check_type, read_rest
 from receiver.http.responses import CachedResponse, Refusals, answer
 from receiver.journal.journal import Journal
@@ -58,7 +47,9 @@ class Receiver:
         self._access = access.make(settings)
         self._prefix = settings.callback_path
         self._limit = Limit(settings.max_body_bytes, "PRESENCE_MAX_BODY_BYTES")
-        self._room = MemoryBudget(max(settings.max_body_bytes, settings.forward_max_bytes))
+        #: Of a body whose URL does not say that it is ours.
+        self._other_limit = forwarder.limit if forwarder else self._limit
+        self._budget = MemoryBudget(max(settings.max_body_bytes, settings.forward_max_bytes))
         self._journal = journal
         self._counts = counts
         self._appended = appended
@@ -69,64 +60,53 @@ class Receiver:
         #: A process that follows this one, or runs beside it, begins somewhere else.
         self._ids = itertools.count(secrets.randbits(48))
         self._debug = log.isEnabledFor(logging.DEBUG)  # asked once: a request is 30 µs
-        self._accepted = CachedResponse(accepted(Target(None, "body")))
-        self._document = CachedResponse(accepted(Target(None, "document")))
+        self._accepted = CachedResponse(answers.accepted(Presence(None, "body")))
+        self._document = CachedResponse(answers.accepted(Presence(None, "document")))
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        started = perf_counter()
+        route = read_route(request.raw_path)
         try:
-            try:
-                target, command = await self._accept(request)
-            except OtherCallback as foreign:
-                return await self._pass_on(request, foreign)
-        except Refused as refusal:
-            if not refusal.command:
-                self._refusals.note(request, refusal)
-            return self._refuse(request, refusal)
+            return await self._judge(request, route)
+        except Refused as refused:
+            return self._refuse(request, route, refused.refusal)
         except Unavailable as reason:
-            return self._unavailable(request, reason)
+            return self._unavailable(request, route, reason)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
             log.exception("a request could not be answered as it should")
-            return self._refuse(request, Refused(503, "this receiver has a defect", "see its log"))
-        self._counts.accepted(command, target.shape, started)
-        if request.keep_alive and request.version >= HttpVersion11:
-            return self._document if target.shape == "document" else self._accepted
-        return answer(200, accepted(target))
+            return self._refuse(request, route, Refusal(503, "this receiver has a defect", "see its log"))
 
-    async def _accept(self, request: web.BaseRequest) -> tuple[Target, str]:
-        """Runs the checks of docs/openim-versions.md in their order and stores the event.
+    async def _judge(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
+        """The whole way of a request, with the checks of docs/openim-versions.md in their order.
 
-        Returns what to answer to, and the command.
+        Raises Refused, Unavailable where the event cannot be stored, and ConnectionError.
         """
-        headers = request.headers
+        started = perf_counter()
+        headers, peer = request.headers, request.remote or ""
         if self._access is not None:
-            forwarded = headers.getall(FORWARDED_FOR, ())
-            self._access.check(request.remote, forwarded, headers.get(hdrs.AUTHORIZATION))
+            peer = self._access.check(peer, headers.getall(FORWARDED_FOR, ()), headers.get(hdrs.AUTHORIZATION))
         if request.method != hdrs.METH_POST:
             raise Refused(405, "callbacks are sent with POST")
         check_path(request.raw_path, self._prefix)
-        limit = self._limit if self._forwarder is None else self._limit_of(request, self._forwarder)
+        if isinstance(route, OtherCallback):
+            check_type(headers)
+            return await self._pass_on(request, route)
+
+        limit = self._limit if isinstance(route, Presence) and route.command else self._other_limit
         content = request.content
         # Nearly all bodies come in one piece with their headers.
-        body = content.read_nowait() if content.is_eof() else await read_rest(request, limit, self._room)
+        body = content.read_nowait() if content.is_eof() else await read_rest(request, limit, self._budget)
         if len(body) > limit.size:
             raise limit.passed()
         check_type(headers)
-        try:
-            target = read_target(request.raw_path)
-            event = read_body(
-                target,
-                headers.get(OPERATION_ID),
-                body,
-                time.time_ns() // 1_000_000,
-                f"{next(self._ids):x}",
-                request.remote or "",
-            )
-        except OtherCallback as foreign:
-            foreign.body = body
-            raise
+        if isinstance(route, Refusal):
+            return self._refuse(request, route, route)
+        received_at = time.time_ns() // 1_000_000
+        event = read_body(route, headers.get(OPERATION_ID), body, received_at, f"{next(self._ids):x}", peer)
+        if isinstance(event, OtherCallback):
+            return await self._pass_on(request, event, body)
+
         self._journal.append(encode(event))
         self._appended()
         if self._durable:
@@ -135,46 +115,40 @@ class Receiver:
             self._copy(request, body)
         if self._debug:
             log.debug("accepted", extra=describe(event))
-        return target, event.command
+        self._counts.accepted(event.command, route.shape, started)
+        if request.keep_alive and request.version >= HttpVersion11:
+            return self._document if route.shape == "document" else self._accepted
+        return answer(200, answers.accepted(route))
 
-    def _limit_of(self, request: web.BaseRequest, forwarder: Forwarder) -> Limit:
-        """Raises Foreign where the URL says so: such a body is passed on as it comes."""
-        try:
-            if read_target(request.raw_path).command is not None:
-                return self._limit
-        except OtherCallback:
-            if (request.content_length or 0) > forwarder.limit.size:
-                raise forwarder.limit.passed() from None
-            check_type(request.headers)
-            raise
-        except Refused:
-            pass  # for when the body has been checked
-        return forwarder.limit
-
-    async def _pass_on(self, request: web.BaseRequest, foreign: OtherCallback) -> web.StreamResponse:
+    async def _pass_on(
+        self, request: web.BaseRequest, other: OtherCallback, body: bytes | None = None
+    ) -> web.StreamResponse:
+        """body: where it had to be read to find out whose it is. Raises Refused (413 or 400) and ConnectionError."""
         if self._debug:
-            named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": foreign.command}
+            named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": other.command}
             log.debug("not ours", extra=named)
         if self._forwarder is None:
             self._counts.other("foreign", 404)
-            return answer(404, not_ours(foreign))
-        response = await self._forwarder.answer(request, foreign.body)
+            return answer(404, answers.not_ours(other))
+        response = await self._forwarder.answer(request, body)
         self._counts.other("forwarded", response.status)
         return response
 
-    def _unavailable(self, request: web.BaseRequest, reason: Unavailable) -> web.Response:
-        if isinstance(reason, OverBudget) and self._forwarder is not None:  # nobody knows whose callback it is
+    def _unavailable(self, request: web.BaseRequest, route: Route, reason: Unavailable) -> web.Response:
+        is_unknown = isinstance(route, Presence) and route.command is None
+        if isinstance(reason, OverBudget) and is_unknown and self._forwarder is not None:
             self._counts.other("forwarded", 502)
             return self._forwarder.give_up(str(reason))
-        return self._refuse(request, Refused(503, "the event cannot be stored now", str(reason)))
+        return self._refuse(request, route, Refusal(503, "the event cannot be stored now", str(reason)))
 
-    def _refuse(self, request: web.BaseRequest, refusal: Refused) -> web.Response:
+    def _refuse(self, request: web.BaseRequest, route: Route, refusal: Refusal) -> web.Response:
         command = shape = OTHER
-        with suppress(Refused, OtherCallback):
-            target = read_target(request.raw_path)
-            command, shape = target.command or refusal.command or OTHER, target.shape
+        if isinstance(route, Presence):
+            command, shape = route.command or refusal.command or OTHER, route.shape
         self._counts.other("refused", refusal.status, command, shape)
+        if not refusal.command and refusal.status != 503:
+            self._refusals.note(request, refusal)
         if self._debug:
             named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": command}
             log.debug("refused with %d: %s. %s", refusal.status, refusal.message, refusal.detail, extra=named)
-        return answer(refusal.status, refused(refusal))
+        return answer(refusal.status, answers.refused(refusal))

@@ -7,7 +7,7 @@ from email.utils import formatdate
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
-from receiver.callback import Refused
+from receiver.callback import Refusal
 from shared.logs.throttle import LogThrottle
 
 JSON = "application/json; charset=utf-8"
@@ -66,14 +66,14 @@ class Refusals:
         self._secret_path = secret_path
         self._lines = LogThrottle(log, most=1)
 
-    def note(self, request: web.BaseRequest, refusal: Refused) -> None:
+    def note(self, request: web.BaseRequest, refusal: Refusal) -> None:
         self._lines.say(
             logging.WARNING,
             "refused %s %s from %s: %s",
             request.method,
             self.shown(request.raw_path),
             request.remote,
-            f"{refusal.status} {refusal.message}. {refusal.detail}".rstrip(". "),
+            refusal,
         )
 
     def shown(self, target: str) -> str:

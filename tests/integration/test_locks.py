@@ -125,7 +125,7 @@ def send(directory: Path, *arguments: str, **environment: str) -> "subprocess.Co
 def test_peers_that_speak_no_tls_are_cut_off(tmp_path: Path, keep: Keep) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     write(trustme.CA().issue_cert("presence.test"), certificate, key)
-    limits = {"http.connections.HANDSHAKE_SECONDS": 0.5}
+    limits = {"http.handshake.HANDSHAKE_SECONDS": 0.5}
     receiver = Hasty(tmp_path, NOWHERE, limits, tls_cert=str(certificate), tls_key=str(key))
     keep(receiver)
     silent = socket.create_connection(("127.0.0.1", receiver.port), 20)

@@ -21,7 +21,7 @@ LIMITS: dict[str, float] = {
     "http.connections.UNREAD_SECONDS": 0.5,
     "http.body.BODY_SECONDS": 0.5,
     "http.connections.STRANGER_SECONDS": 1,
-    "http.connections.MOST_CONNECTIONS": 40,
+    "http.eviction.MOST_CONNECTIONS": 40,
 }
 
 

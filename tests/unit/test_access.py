@@ -24,9 +24,9 @@ def status(environment: dict[str, str], peer: str | None, forwarded: list[str], 
     rules = access.make(load({f"PRESENCE_{name}": value for name, value in environment.items()}))
     assert rules
     try:
-        rules.check(peer, forwarded, authorization)
+        rules.check(peer or "", forwarded, authorization)
     except Refused as refusal:
-        return refusal.status
+        return refusal.refusal.status
     return 200
 
 

@@ -10,14 +10,14 @@ from support import load_samples, same_answer
 from receiver.callback import (
     SKIM_BYTES,
     OtherCallback,
+    Presence,
+    Refusal,
     Refused,
-    accepted,
     check_path,
-    not_ours,
     read_body,
-    read_target,
-    refused,
+    read_route,
 )
+from receiver.http import answers
 from shared.events import EVENT, Event, encode
 
 #: Refused by what the request says besides its URL and body; tests/integration/test_http.py has them.
@@ -25,10 +25,24 @@ OUTSIDE = ("method-", "too-large", "content-type-text", "content-type-form", "co
 OUTSIDE += ("content-type-jsonp", "content-type-absent", "content-encoding", "content-type-before")
 
 
-def read(sample: dict[str, Any]) -> Event:
-    check_path(sample["target"], sample.get("settings", {}).get("callback_path", ""))
-    target = read_target(sample["target"])
-    return read_body(target, sample["headers"].get("operationID"), sample["body"], 7, "1f", "10.0.0.7")
+def judge(
+    target: str, body: bytes, header: str | None = None, prefix: str = "", peer: str = ""
+) -> tuple[Presence, Event] | OtherCallback | Refusal:
+    """What becomes of a request: the event that is stored, another's callback, or why neither."""
+    try:
+        check_path(target, prefix)
+        route = read_route(target)
+        if not isinstance(route, Presence):
+            return route
+        event = read_body(route, header, body, 7, "1f", peer)
+        return event if isinstance(event, OtherCallback) else (route, event)
+    except Refused as refused:
+        return refused.refusal
+
+
+def read(sample: dict[str, Any]) -> tuple[Presence, Event] | OtherCallback | Refusal:
+    prefix = sample.get("settings", {}).get("callback_path", "")
+    return judge(sample["target"], sample["body"], sample["headers"].get("operationID"), prefix, "10.0.0.7")
 
 
 def named(samples: list[dict[str, Any]]) -> Any:
@@ -37,24 +51,24 @@ def named(samples: list[dict[str, Any]]) -> Any:
 
 @named(load_samples("accepted"))
 def test_an_accepted_callback_becomes_its_event(sample: dict[str, Any]) -> None:
-    event = read(sample)
+    route, event = read(sample)  # type: ignore[misc]
     assert event._asdict() == {**sample["event"], "received_at": 7, "id": "1f", "peer": "10.0.0.7"}
-    assert same_answer(accepted(read_target(sample["target"])), sample["answer"])
+    assert same_answer(answers.accepted(route), sample["answer"])
 
 
 @named([sample for sample in load_samples("refused") if not sample["name"].startswith(OUTSIDE)])
 def test_a_refused_callback_says_what_was_wrong(sample: dict[str, Any]) -> None:
-    with pytest.raises(Refused) as refusal:
-        read(sample)
-    assert refusal.value.status == sample["status"]
-    assert same_answer(refused(refusal.value), sample["answer"])
+    refusal = read(sample)
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == sample["status"]
+    assert same_answer(answers.refused(refusal), sample["answer"])
 
 
 @named(load_samples("foreign"))
 def test_a_foreign_callback_is_told_from_a_wrong_one(sample: dict[str, Any]) -> None:
-    with pytest.raises(OtherCallback) as foreign:
-        read(sample)
-    assert same_answer(not_ours(foreign.value), sample["answer"])
+    other = read(sample)
+    assert isinstance(other, OtherCallback)
+    assert same_answer(answers.not_ours(other), sample["answer"])
 
 
 def test_there_are_at_least_forty_kinds_of_refusal() -> None:
@@ -64,16 +78,23 @@ def test_there_are_at_least_forty_kinds_of_refusal() -> None:
 @pytest.mark.parametrize("header", ["a\0b", "caf\udce9"])
 def test_an_operation_id_that_is_no_text_is_refused(header: str) -> None:
     body = b'{"userID":"u","callbackCommand":"callbackUserOfflineCommand","seq":1}'
-    with pytest.raises(Refused):
-        read_body(read_target("/"), header, body, 7)
+    assert isinstance(judge("/", body, header), Refusal)
 
 
 @given(st.text(), st.binary(), st.one_of(st.none(), st.text()))
-def test_no_input_raises_anything_else(target: str, body: bytes, header: str | None) -> None:
-    try:
-        read_body(read_target(target), header, body, 7)
-    except (Refused, OtherCallback) as error:
-        assert (refused if isinstance(error, Refused) else not_ours)(error)  # type: ignore[operator]
+def test_no_input_raises_anything(target: str, body: bytes, header: str | None) -> None:
+    found = judge(target, body, header)
+    if isinstance(found, Refusal):
+        assert answers.refused(found)
+    elif isinstance(found, OtherCallback):
+        assert answers.not_ours(found)
+
+
+def test_a_route_is_read_once_and_long_ones_are_not_kept() -> None:
+    assert read_route("/callbackUserOnlineCommand") is read_route("/callbackUserOnlineCommand")
+    long = "/" + "x" * 600
+    assert read_route(long) == read_route("/")
+    assert read_route(long) is not read_route(long)
 
 
 FILLER = b"x" * SKIM_BYTES
@@ -86,16 +107,12 @@ def test_a_large_body_is_judged_as_a_small_one(sample: dict[str, Any]) -> None:
     if sample["name"].startswith(OUTSIDE) or not (body.startswith(b"{") and body.endswith(b"}") and len(body) > 2):
         return
     large = {**sample, "body": b'{"filler":[{"callbackCommand":1},"%s"],' % FILLER + body[1:]}
-    assert judged(large) == judged(sample)
-
-
-def judged(sample: dict[str, Any]) -> Any:
-    try:
-        return read(sample)
-    except Refused as refusal:
-        return refusal.status
-    except OtherCallback as foreign:
-        return foreign.command
+    found, expected = read(large), read(sample)
+    if isinstance(expected, Refusal):
+        assert isinstance(found, Refusal)
+        assert found.status == expected.status
+    else:
+        assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -106,15 +123,15 @@ def judged(sample: dict[str, Any]) -> Any:
     ],
 )
 def test_a_large_body_that_names_nothing_is_refused(body: bytes) -> None:
-    with pytest.raises(Refused) as refusal:
-        read_body(read_target("/"), None, body % FILLER, 7)
-    assert refusal.value.status == 400
+    refusal = judge("/", body % FILLER)
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 400
 
 
 def test_a_large_body_that_is_nested_too_deep_is_refused() -> None:
-    with pytest.raises(Refused) as refusal:
-        read_body(read_target("/"), None, b'{"a":' + b"[" * 100_000, 7)
-    assert refusal.value.status == 400
+    refusal = judge("/", b'{"a":' + b"[" * 100_000)
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 400
 
 
 json_values = st.recursive(
@@ -140,10 +157,11 @@ json_values = st.recursive(
 def test_whatever_is_accepted_survives_the_way_to_the_worker(body: dict[str, Any]) -> None:
     import json
 
-    try:
-        event = read_body(read_target("/"), None, json.dumps(body).encode(), 7)
-    except Refused:
+    found = judge("/", json.dumps(body).encode())
+    if isinstance(found, Refusal):
         return
+    assert not isinstance(found, OtherCallback)
+    _, event = found
     line = encode(event)
     assert b"\n" not in line
     assert EVENT.validate_python(json.loads(line)) == event

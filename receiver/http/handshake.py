@@ -1,0 +1,52 @@
+"""A connection until TLS is agreed on: it counts, and can be cut, like any other.
+
+With create_server(ssl=...) nobody would know of it until then, and a flood of them would use up all files.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from receiver.http.connections import Connection
+
+HANDSHAKE_SECONDS = 5.0
+
+
+class Handshake(asyncio.Protocol):
+    """Agrees on TLS, then lets the connection that `make` returns take over. make: takes the bare transport."""
+
+    def __init__(self, tls: ssl.SSLContext, make: Callable[[asyncio.Transport], Connection]) -> None:
+        self._tls = tls
+        self._make = make
+        self._early = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._task = asyncio.create_task(self._agree(transport))  # type: ignore[arg-type]  # it is a stream's
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data  # uvloop begins to read after connection_made(), so before start_tls() can ask it not to
+
+    async def _agree(self, wire: asyncio.Transport) -> None:
+        loop = asyncio.get_running_loop()
+        wire.pause_reading()
+        connection = self._make(wire)
+        agreeing = asyncio.ensure_future(
+            loop.start_tls(wire, connection, self._tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS)
+        )
+        # start_tls() connects its protocol in the loop's next turn but one, and this comes right after that.
+        loop.call_soon(loop.call_soon, self._replay, wire)
+        try:
+            transport = await agreeing
+        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+            transport = None
+        if transport is None or wire.is_closing():
+            connection.cut()
+        else:
+            connection.connection_made(transport)
+
+    def _replay(self, wire: asyncio.Transport) -> None:
+        protocol: Any = wire.get_protocol()  # asyncio's and uvloop's alike are BufferedProtocols
+        if self._early and protocol is not self:
+            protocol.get_buffer(len(self._early))[: len(self._early)] = self._early
+            protocol.buffer_updated(len(self._early))

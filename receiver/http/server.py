@@ -1,0 +1,59 @@
+"""Makes a Connection of each peer, over TLS where there is a certificate, and has their requests handled in turn."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from receiver.http.connections import OPTIONS, WAITS, WORKS, Connection
+from receiver.http.eviction import OpenConnections
+from receiver.http.handshake import Handshake
+
+
+class Server(web.Server):
+    """most: connections at one time; 0 for as many as there may be files."""
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        tls: ssl.SSLContext | None = None,
+        most: int = 0,
+    ) -> None:
+        super().__init__(self._serve)
+        self._handler = handler
+        self._open = OpenConnections(most)
+        self._make = partial(Connection, self, self._open, loop=self._loop, **OPTIONS)
+        self._tls = tls
+
+    def __call__(self) -> Any:
+        """The protocol of a new connection, as asyncio's create_server() asks for it."""
+        return Handshake(self._tls, self._make_handshaking) if self._tls else self._make()
+
+    def _make_handshaking(self, wire: asyncio.Transport) -> Connection:
+        connection = self._make(wire=wire)
+        self._open.enter(connection)
+        return connection
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection: Connection = request.protocol  # type: ignore[assignment]  # made above
+        if connection.phase == WAITS:
+            # It was sent along with the last one. From Python 3.12 on aiohttp would answer hundreds of those in one
+            # go; everybody else comes in between.
+            await asyncio.sleep(0)
+        connection.phase = WORKS
+        connection.since = self._open.now
+        try:
+            response = await self._handler(request)
+            if not connection.proven:
+                connection.proven = response.status == 200
+            return response
+        finally:
+            connection.phase = WAITS
+            connection.since = self._open.now
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        self._open.stop()
+        await super().shutdown(timeout)
