@@ -102,6 +102,10 @@ class Memory:
         while self._remembered is not None and len(found := batches(self._batched)) > self._remembered:
             self._sum_up(found[0], came_late=not any(event in before for event in found[0]))
 
+    @property
+    def has_summed_up(self) -> bool:
+        return bool(self._sums)
+
     def _sum_up(self, oldest: list[Event], came_late: bool) -> None:
         for platform, said in self._read(oldest, self._sums).items():
             mark = self._sums.get(platform, Mark())
@@ -226,6 +230,10 @@ class Leased:
 
     def platforms(self, user: str) -> list[int]:
         return sorted({opening.platform_id for opening in self.sessions(user).values()} - {0})
+
+    def has_summed_up(self, users: Iterable[str]) -> bool:
+        """Whether what they sent may count again when it is delivered again."""
+        return any(self._memory[user].has_summed_up for user in users)
 
     def lease_ends(self, user: str) -> int | None:
         """The end of the earliest lease."""

@@ -56,7 +56,11 @@ class Presence(RuleBasedStateMachine):
     def apply_again(self, data: st.DataObject) -> None:
         """A batch whose worker was killed, a push whose answer was lost."""
         if self.applied:
-            self.store.apply(data.draw(st.lists(st.sampled_from(self.applied), max_size=4)))
+            again = data.draw(st.lists(st.sampled_from(self.applied), max_size=4))
+            before = self.model.changes.copy()
+            self.store.apply(again)
+            self.model.apply(again)
+            assert self.model.changes == before or self.model.has_summed_up({event.user_id for event in again})
 
     @rule(until=st.integers(0, 80).map(lambda second: NOW + 1000 * second))
     def sweep(self, until: int) -> None:
