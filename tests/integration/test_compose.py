@@ -96,6 +96,27 @@ def test_several_workers_can_run() -> None:
     assert not {"ports", "container_name", "hostname"} & set(SERVICES["worker"])
 
 
+def test_how_many_workers_run_survives_the_next_up() -> None:
+    assert SERVICES["worker"]["deploy"] == {"replicas": "${WORKERS:-1}"}
+    assert "#WORKERS=1\n" in (ROOT / ".env.example").read_text("utf-8")
+
+
+@pytest.mark.parametrize("value", ["openim:pa$$ #1", "openim:a$HOME`x`", 'openim:"x" \\n', "openim:用户 # $(y)"])
+def test_a_value_in_single_quotes_means_in_a_shell_what_it_says(tmp_path: Path, value: str) -> None:
+    (tmp_path / ".env").write_text(f"PRESENCE_BASIC_AUTH='{value}'\n")
+    command = f"set -a; . ./.env; exec {sys.executable} -c 'from shared.settings import load; print(load().basic_auth)'"
+    environment = {name: each for name, each in os.environ.items() if not name.startswith(PREFIX)}
+    ran = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env=environment | {"PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == f"{value}\n"
+
+
 def test_both_programs_use_one_image_without_racing_for_its_name() -> None:
     for name in OURS:
         assert SERVICES[name]["build"] == "."
