@@ -25,14 +25,14 @@ from worker.rq_worker import PresenceWorker
 from worker.store.store import Poison
 from worker.sweep.sweeper import Sweeper
 
-#: As a stack trace names it. The job has told of it, and knows whose event it is.
+#: As a stack trace names it. The job itself has logged it, with the event.
 _POISON = f"{Poison.__module__}.{Poison.__qualname__}"
 
 log = logging.getLogger("worker")
 
 
 class _Terse(logging.Filter):
-    """RQ's log as one line a trouble: no stack traces, and no word of what Outage already tells."""
+    """Makes one line of each of RQ's messages, without stack traces, and drops those of outages, which Outage logs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         arguments = record.args if isinstance(record.args, tuple) else ()
@@ -52,14 +52,14 @@ def work(settings: Settings, stopping: threading.Event) -> None:
     """Works until `stopping` is set. RQ's loop gives up on some errors of Redis; then the next one starts."""
     where = without_password(settings.queue_url)
     outage = Outage(log, f"Redis for the queue, {where},")
-    pulse = Heartbeat()
+    heartbeat = Heartbeat()
     if settings.worker_admin_port:
-        admin.serve(settings, admin.Pages(settings, pulse, outage, jobs.outage()))
+        admin.serve(settings, admin.Pages(settings, heartbeat, outage, jobs.outage()))
     log.info("working on the queue %s at %s", settings.keys.queue, where)
     inspected = False
     Sweeper(settings, stopping).start()
     while not stopping.is_set():
-        pulse.beat()
+        heartbeat.beat()
         connection = connect(settings.queue_url)
         try:
             if not inspected:
@@ -71,7 +71,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
             clock = ServerClock(connection)
             clock.ask()
             set_rq_clock(clock.now_ms)
-            PresenceWorker(queue, connection, outage, stopping, pulse, clock).work(logging_level="WARNING")
+            PresenceWorker(queue, connection, outage, stopping, heartbeat, clock).work(logging_level="WARNING")
             stopping.wait(1.0)
         except RedisError as error:
             stopping.wait(outage.failed(error))

@@ -1,10 +1,10 @@
-"""Whether the worker's loop still comes round."""
+"""Whether the worker's loop is still running."""
 
 import time
 
 
 class Heartbeat:
-    """The sign of life of the worker's loop: set by that thread, read by others."""
+    """When the worker's loop last ran: set by its thread, read by others."""
 
     def __init__(self) -> None:
         self._at = time.monotonic()

@@ -1,4 +1,4 @@
-"""RQ's worker, made to come back quickly from what RQ takes minutes for.
+"""RQ's worker, which recovers in seconds from what RQ takes minutes for.
 
 RQ 3.0 finds the job of a killed worker when its heartbeat has expired (job timeout + 60 s) and the next
 maintenance is due (10 minutes, under a lock that a killed worker holds for 15); a job lost between queue and
@@ -26,14 +26,14 @@ from shared.redis.client import is_outage, refresh_primary
 from shared.redis.clock import ServerClock
 from worker.heartbeat import Heartbeat
 
-#: A job that its worker has not finished after so long is run again, by whoever is there.
+#: A job that its worker has not finished after this time is run again by another.
 ABANDONED_SECONDS = 15
 MAINTENANCE_SECONDS = 3
 #: How long a worker counts as alive after its last sign of life.
 ALIVE_SECONDS = 15
 #: And how long it is remembered, so that `presence status` can name one that froze.
 REMEMBERED_SECONDS = 600
-#: One wait for a job: as long as a signal may go unheard. An answer of Redis may take ANSWER_SECONDS longer.
+#: One wait for a job; a signal may go unheard for as long. An answer of Redis may take ANSWER_SECONDS longer.
 DEQUEUE_SECONDS = 1
 ANSWER_SECONDS = 4
 
@@ -56,12 +56,12 @@ class PresenceWorker(SimpleWorker):
         connection: Redis,
         outage: Outage,
         stopping: threading.Event,
-        pulse: Heartbeat,
+        heartbeat: Heartbeat,
         clock: ServerClock,
     ) -> None:
         self._outage = outage
         self._clock = clock
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._stopping = stopping
         self._stuck_since: dict[str, float] = {}
         self._troubles: set[str] = set()
@@ -89,7 +89,7 @@ class PresenceWorker(SimpleWorker):
         return ABANDONED_SECONDS
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        self._pulse.beat()
+        self._heartbeat.beat()
         try:
             super().heartbeat(max(timeout or 0, REMEMBERED_SECONDS), pipeline)
         except RedisError as error:
@@ -171,7 +171,7 @@ class PresenceWorker(SimpleWorker):
     @property
     def _stop_requested(self) -> bool:
         """RQ's own flag, which it looks at between jobs and while it is suspended."""
-        self._pulse.beat()
+        self._heartbeat.beat()
         return self._stopping.is_set()
 
     @_stop_requested.setter
@@ -181,7 +181,7 @@ class PresenceWorker(SimpleWorker):
     @property
     def should_run_maintenance_tasks(self) -> bool:
         # RQ asks this before each wait for a job, when none is in hand, and does not look at its flag there.
-        self._pulse.beat()
+        self._heartbeat.beat()
         if self._stopping.is_set():
             raise StopRequested
         return bool(super().should_run_maintenance_tasks)

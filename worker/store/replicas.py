@@ -16,7 +16,7 @@ from shared.redis.backend import Backend
 #: How long one batch waits for a replica, and how long batches are refused before the replica counts as gone.
 CONFIRM_MS = 500
 PATIENCE_SECONDS = 1.0
-#: And then: longer than the way to a replica in another town and back, or one that stumbled once would stay gone.
+#: And then: longer than a round trip to a replica in another town, or one that was late once would never count again.
 GONE_MS = 20
 
 log = logging.getLogger("worker.store")
