@@ -65,6 +65,11 @@ class BatchMeta:
         """`received_at` by the clock of the queue's server."""
         return self.received_at and self.received_at - self.skew_ms
 
+    @property
+    def was_requeued(self) -> bool:
+        """Whether a person put it back on the queue, after the batch and all tries of the event alone had failed."""
+        return self.attempts > 1 + len(EVENT_RETRY_SECONDS)
+
     def encode(self) -> dict[str, int]:
         fields = {"since": self.received_at, "events": self.events, "skew": self.skew_ms, "attempts": self.attempts}
         return {name: value for name, value in fields.items() if value or name in ("since", "events")}

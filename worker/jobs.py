@@ -78,7 +78,7 @@ def apply_batch(events: list[Any]) -> Retry | None:
     if job is not None:  # before they are applied: what cannot be applied now was heard all the same
         gateways.note(job.connection, _settings().keys, received, rq_clock.now_ms(), meta.skew_ms)
     try:
-        results = _apply_patiently(received, meta.skew_ms)
+        results = _apply_patiently(received, meta)
     except Unavailable:
         return Retry(max=ENDLESSLY, interval=RETRY_SECONDS)
     except Exception as error:  # a mistake of ours, or settings that are wrong: RQ would try again without a pause
@@ -114,12 +114,12 @@ def _decode(events: Sequence[Any]) -> tuple[list[tuple[int, Event]], list[tuple[
     return readable, failures
 
 
-def _apply_patiently(events: Sequence[Event], skew_ms: int) -> list[Outcome | Poison]:
+def _apply_patiently(events: Sequence[Event], meta: BatchMeta) -> list[Outcome | Poison]:
     """Raises Unavailable when presence could not be written for PATIENCE_SECONDS."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            results = _store().apply(events, skew_ms)
+            results = _store().apply(events, meta.skew_ms, counts_lag=not meta.was_requeued)
         except Unavailable as error:
             pause = outage().failed(error)
             if time.monotonic() + pause > give_up_at:

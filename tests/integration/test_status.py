@@ -212,6 +212,7 @@ def test_what_is_still_broken_comes_back_and_what_is_mended_does_not(run: Run, q
     assert listed(run) == []
     assert redis.hget("presence:bad", "seq") == str(2**53 + 1).encode()
     assert redis.hget("presence-stats", "failed") == b"1"
+    assert not [name for name in redis.hkeys("presence-stats") if name.startswith(b"lag")]  # it waited for a person
 
 
 def test_what_is_still_being_tried_is_listed_and_what_to_do_next(run: Run, queue: Queue, redis: Redis) -> None:

@@ -76,11 +76,12 @@ class Store:
         self._shared = () if self._outbox else (keys.changes, keys.stats, keys.leases)
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
 
-    def apply(self, events: Sequence[Event], skew_ms: int = 0) -> list[Outcome | Poison]:
+    def apply(self, events: Sequence[Event], skew_ms: int = 0, *, counts_lag: bool = True) -> list[Outcome | Poison]:
         """Applies events; the result has, for each, its outcome or why it has none.
 
         Events of one user are one step: readers see what they came to, and not what was passed through on the way.
-        skew_ms: how far the clock of the receiver that took them is ahead of ours.
+        skew_ms: how far the clock of the receiver that took them is ahead of ours. counts_lag: False for what waited
+        for a person: that time says nothing about us.
         """
         steps, now_ms = list(_steps(events)), self._now_ms() + skew_ms
         calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in steps)
@@ -89,7 +90,7 @@ class Store:
         for (_, indexes), reply in zip(steps, replies, strict=True):
             for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
                 results[index] = result
-        self._count_applied(events, results, skew_ms)
+        self._count_applied(events, results, skew_ms, counts_lag)
         return results
 
     def _arguments(self, events: Sequence[Event], indexes: Sequence[int], now_ms: int) -> list[object]:
@@ -109,11 +110,14 @@ class Store:
             )
         return arguments
 
-    def _count_applied(self, events: Sequence[Event], results: Sequence[Outcome | Poison], skew_ms: int) -> None:
+    def _count_applied(
+        self, events: Sequence[Event], results: Sequence[Outcome | Poison], skew_ms: int, counts_lag: bool
+    ) -> None:
         outcomes = [(event, each) for event, each in zip(events, results, strict=True) if isinstance(each, Outcome)]
         counts = Counter[str](each.name for _, each in outcomes)
-        received = (event.received_at for event, each in outcomes if each.name == "applied")
-        counts.update(lag_counts(received, self._now_ms() + skew_ms))
+        if counts_lag:
+            received = (event.received_at for event, each in outcomes if each.name == "applied")
+            counts.update(lag_counts(received, self._now_ms() + skew_ms))
         self._count(counts, sum(each.flipped for _, each in outcomes))
 
     def due(self, until_ms: int, most: int) -> dict[str, float]:
