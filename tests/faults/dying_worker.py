@@ -16,8 +16,8 @@ def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_after_half(store: Store, events: list[Any], *rest: Any) -> None:
-    apply(store, events[: len(events) // 2], *rest)
+def die_after_half(store: Store, events: list[Any], *rest: Any, **options: Any) -> None:
+    apply(store, events[: len(events) // 2], *rest, **options)
     die()
 
 
