@@ -1,18 +1,18 @@
 """The journal directory: one folder a receiver process, locked for as long as that process lives.
 
-A folder that nobody locks was left by a process that died. Whoever locks it may drain and remove it. The lock
-is flock(2) on the folder itself: the kernel lets go of it however the process ends.
+A folder that nobody locks was left by a process that has ended. Another that locks it may drain and remove it, or go on
+with it as its own. The lock is flock(2) on the folder itself: the kernel releases it however the process ends.
 """
 
 import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_PATTERN = "events-*"
+_PREFIX = "events-"
+_SUFFIX = ".log"
 
 
 class Folder:
@@ -22,37 +22,77 @@ class Folder:
         self.path = path
         self.descriptor = descriptor
 
+    @property
+    def identity(self) -> str:
+        """Whose folder it is: unique, and the same for the process that goes on with it."""
+        return self.path.name.removeprefix(_PREFIX)
+
+    def file(self, number: int) -> Path:
+        return self.path / f"{number:08}{_SUFFIX}"
+
+    def files(self) -> list[Path]:
+        """The journal's files in it, the oldest first. Raises OSError."""
+        return sorted(path for path in self.path.iterdir() if path.suffix == _SUFFIX)
+
     def remove(self) -> None:
-        """Removes the folder, if it is empty as it should be, and lets go of it."""
+        """Removes the folder, if it is empty as it should be, and releases it."""
         with suppress(OSError):  # somebody has put something else there: that stays
             self.path.rmdir()
         self.release()
 
     def release(self) -> None:
-        """Leaves the folder, and what is in it, to the next who comes."""
+        """Leaves the folder, and what is in it, to the next process that comes."""
         os.close(self.descriptor)
 
 
 def create(root: Path) -> Folder:
-    """Makes and locks a folder of our own. Raises OSError."""
+    """Makes and locks a new folder. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True)
     while True:
         # The time first, so that names sort from the oldest to the newest.
-        path = root / f"events-{time.time_ns():x}-{os.getpid()}-{secrets.token_hex(4)}"
+        path = root / f"{_PREFIX}{time.time_ns():x}-{os.getpid()}-{secrets.token_hex(4)}"
         path.mkdir()
-        if folder := _lock(path):
+        try:
+            folder = lock(path)
+        except OSError:  # a file system without locks, say: each refused event would leave a folder
+            with suppress(OSError):
+                path.rmdir()
+            raise
+        if folder:
             return folder
 
 
-def adopt_orphans(root: Path) -> Iterator[Folder]:
-    """Locks, oldest first, each folder whose process is gone. Raises OSError."""
-    for path in sorted(root.glob(_PATTERN)):
-        if folder := _lock(path):
-            yield folder
+def take_back(root: Path) -> Folder | None:
+    """Locks the folder that was in use last, of those whose process has ended; None where there is none."""
+    try:
+        found = sorted(paths(root), key=_changed_at, reverse=True)
+    except OSError:
+        return None
+    for path in found:
+        with suppress(OSError):
+            if folder := lock_readable(path):
+                return folder
+    return None
 
 
-def _lock(path: Path) -> Folder | None:
-    """None where somebody else has it, or had it and removed it."""
+def paths(root: Path) -> list[Path]:
+    """All folders, the oldest first. Raises OSError."""
+    return sorted(path for path in root.iterdir() if path.name.startswith(_PREFIX))
+
+
+def lock_readable(path: Path) -> Folder | None:
+    """As `lock`. Raises OSError where the folder cannot be read."""
+    if folder := lock(path):
+        try:
+            folder.files()
+        except OSError:
+            folder.release()
+            raise
+    return folder
+
+
+def lock(path: Path) -> Folder | None:
+    """None where another process has it, or had it and removed it. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -69,3 +109,10 @@ def _lock(path: Path) -> Folder | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -46,6 +46,7 @@ class SyncBeforeAck:
 
     async def wait(self) -> None:
         """Returns when all that was appended before is on disk. Raises Unavailable."""
+        event = self._journal.appended
         # A sync that is under way may have begun before our event was written; the one after has not.
         if self._next is None:
             self._next = asyncio.create_task(self._after(self._running))
@@ -53,6 +54,8 @@ class SyncBeforeAck:
             await asyncio.shield(self._next)
         except OSError as error:
             raise Unavailable(f"the journal cannot be synced: {error.strerror}") from error
+        if event <= self._journal.unsafe_to:  # somebody else's sync failed on the file that our event is in
+            raise Unavailable("the journal could not be synced")
 
     async def _after(self, running: "asyncio.Task[None] | None") -> None:
         if running:

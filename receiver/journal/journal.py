@@ -4,27 +4,30 @@ A plain append-only file rather than SQLite: one write(2) an event survives a SI
 at a fraction of its cost, and forgetting what Redis has is an unlink, which never waits for a lock that the
 event loop wants. docs/design.md has the measurement.
 
-The event loop's thread appends; the relay's thread reads, settles and adopts; a third calls `sync`. A lock
+The event loop's thread appends; the relay's thread reads, settles and adopts; others call `sync`. A lock
 guards the few fields that they share, and is never held during a wait for the disk but the append itself.
 """
 
 import errno
 import logging
 import os
+import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from receiver.journal import folder as folders
 from receiver.journal.folder import Folder
+from receiver.journal.orphans import Orphans
 from receiver.journal.segment import Batch, Segment, measure, read_batch, to_line
 from shared.errors import Unavailable
+from shared.events import received_at
 
 SEGMENT_BYTES = 4 << 20
 UNREADABLE_SECONDS = 10.0
 LINE_SECONDS = 10.0
-_SUFFIX = ".log"
 _DAMAGED = ".damaged"
 _LIMIT = "the journal has reached PRESENCE_JOURNAL_MAX_BYTES"
 
@@ -32,27 +35,52 @@ log = logging.getLogger("receiver.journal")
 
 
 class Journal:
-    """root: the directory, which several receivers may share. max_bytes: of events Redis does not have."""
+    """root: the directory, which several receivers may share. max_bytes: of events Redis does not have.
+
+    A process that starts goes on with the folder of one that has ended, if there is any, as its own. What it finds
+    beyond that is carried to Redis, but does not count against its limit: refusing new events would free nothing of it.
+    """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         self._root = root
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._own: Folder | None = None
-        self._adopted: dict[Path, Folder] = {}
+        self._earlier: list[Path] = []  # files of our own folder that are older than this process
+        self._without_folder = secrets.token_hex(8)
+        self._orphans = Orphans(root)
         self._segments: deque[Segment] = deque()  # oldest first
         self._active: Segment | None = None
         self._descriptor = -1
         self._unsynced: list[int] = []  # of segments that are full
-        self._names = 0
-        #: What Redis does not have: bytes and events.
+        self._file_number = 0
+        #: What Redis does not have: bytes and events; of the bytes, those that other processes accepted.
         self.waiting_bytes = 0
         self.waiting_events = 0
+        self._adopted_bytes = 0
+        #: What Redis has, and might still lose.
+        self.kept_bytes = 0
+        self.kept_events = 0
         self._wanted = 0  # bytes that were refused for the limit
         self._next_line = 0.0
         self._told = False
         #: Why the last append failed, or "".
         self.trouble = ""
+        #: How many events were appended; up to which of them nobody knows whether the disk has them, as a sync failed.
+        self.appended = 0
+        self.unsafe_to = 0
+
+    @property
+    def identity(self) -> str:
+        """Whose journal this is: no other's, and the same after a restart that finds it again."""
+        own = self._own
+        return own.identity if own else self._without_folder
+
+    @property
+    def room_bytes(self) -> int:
+        """What it takes until the limit."""
+        return max(0, self._max_bytes - (self.waiting_bytes - self._adopted_bytes))
 
     def append(self, payload: bytes) -> None:
         """Writes one event; it survives a SIGKILL from here on, and a power loss from the next `sync` on.
@@ -61,7 +89,7 @@ class Journal:
         """
         line = to_line(payload)
         with self._lock:
-            if self.waiting_bytes + len(line) > self._max_bytes:
+            if self.waiting_bytes - self._adopted_bytes + len(line) > self._max_bytes:
                 self._wanted = len(line)
                 self._note(_LIMIT)
                 raise Unavailable(_LIMIT)
@@ -76,10 +104,10 @@ class Journal:
     def check(self) -> str:
         """Why an event would be refused now, or "". Where the last one was, tries the disk again."""
         with self._lock:
-            if self.waiting_bytes + self._wanted > self._max_bytes:
+            if self.waiting_bytes - self._adopted_bytes + self._wanted > self._max_bytes:
                 return _LIMIT
             try:
-                self._own = self._own or folders.create(self._root)
+                self._open_own()
                 if self.trouble:
                     self._write(to_line(b""))
             except OSError as error:
@@ -89,7 +117,7 @@ class Journal:
             return ""
 
     def _note(self, trouble: str) -> None:
-        """Keeps the trouble, or "" for its end, and says so in the log: at its limit a journal may flutter."""
+        """Keeps the trouble, or "" for its end, and logs it: at its limit a journal may change its mind often."""
         self.trouble = trouble
         if trouble and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_SECONDS
@@ -98,6 +126,18 @@ class Journal:
         elif self._told and not trouble:
             self._told = False
             log.warning("the journal takes events again")
+
+    def _open_own(self) -> Folder:
+        """Our folder: the one that we have, one that a process before us had, or a new one. Raises OSError."""
+        if self._own and not self._own.path.exists():  # somebody tidied up
+            self._own.release()
+            self._own = None
+        if not self._own:
+            found = folders.take_back(self._root)
+            self._own = found or folders.create(self._root)
+            self._earlier = self._own.files()
+            self._file_number = max((int(path.stem) for path in self._earlier if path.stem.isdecimal()), default=0)
+        return self._own
 
     def _write(self, line: bytes) -> None:
         if self._active is None:
@@ -110,18 +150,16 @@ class Journal:
         self._active.lines += 1
         self.waiting_bytes += len(line)
         self.waiting_events += 1
+        self.appended += 1
         if self._active.size >= SEGMENT_BYTES:
             self._seal()
 
     def _new_segment(self) -> Segment:
-        if self._own and not self._own.path.exists():  # somebody tidied up
-            self._own.release()
-            self._own = None
-        self._own = self._own or folders.create(self._root)
-        self._names += 1
-        path = self._own.path / f"{self._names:08}{_SUFFIX}"
+        own = self._open_own()
+        self._file_number += 1
+        path = own.file(self._file_number)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        segment = Segment(path)
+        segment = Segment(path, oldest_ms=time.time_ns() // 1_000_000)
         self._segments.append(segment)
         return segment
 
@@ -130,20 +168,31 @@ class Journal:
         self._active = None
 
     def sync(self) -> None:
-        """Waits until the disk has all that was appended before. Raises OSError."""
-        with self._lock:
-            descriptors, self._unsynced = self._unsynced, []
-            if self._active is not None:
-                descriptors.append(os.dup(self._descriptor))
-            folder = self._own
-        try:
+        """Waits until the disk has all that was appended before.
+
+        Raises OSError where it may not have it. Then `unsafe_to` says up to which event, for others who waited.
+        """
+        with self._syncing:  # what one sync has taken, another must not take for done
+            with self._lock:
+                full, active = list(self._unsynced), self._descriptor if self._active else None
+                folder = self._own
+            descriptors = full if active is None else [*full, active]
+            failure = None
             if descriptors and folder:
-                os.fsync(folder.descriptor)
+                failure = _sync(os.fsync, folder.descriptor)
             for descriptor in descriptors:
-                os.fdatasync(descriptor)
-        finally:
-            for descriptor in descriptors:
+                failure = _sync(os.fdatasync, descriptor) or failure
+            with self._lock:
+                del self._unsynced[: len(full)]
+                if failure:
+                    # The kernel says so once, and takes the pages for written from then on.
+                    self.unsafe_to = self.appended
+                    if self._active and self._descriptor == active:
+                        self._seal()
+            for descriptor in full:
                 os.close(descriptor)
+            if failure:
+                raise failure
 
     def next_batch(self, most: int) -> Batch | None:
         """The oldest events that Redis does not have, or None where there are none.
@@ -152,16 +201,25 @@ class Journal:
         """
         now = time.monotonic()
         with self._lock:
-            unpushed = [each for each in self._segments if each.pushed < each.size and each.unreadable_until <= now]
-        for segment in unpushed:
+            due = [each for each in self._segments if each.unreadable_until <= now]
+        for segment in due:
             try:
-                return read_batch(segment, most)
+                if not segment.measured:
+                    self._measure(segment)
+                if segment.pushed < segment.size:
+                    batch = read_batch(segment, most)
+                    if batch.payloads:
+                        segment.oldest_ms = received_at(batch.payloads[0])
+                    return batch
             except FileNotFoundError:
                 self._give_up(segment)
             except OSError as error:
-                segment.unreadable_until = now + UNREADABLE_SECONDS
-                log.error("the journal file %s cannot be read, later again: %s", segment.path, error.strerror)
+                self._put_off(segment, error)
         return None
+
+    def _put_off(self, segment: Segment, error: OSError) -> None:
+        segment.unreadable_until = time.monotonic() + UNREADABLE_SECONDS
+        log.error("the journal file %s cannot be read, later again: %s", segment.path, error.strerror)
 
     def _give_up(self, segment: Segment) -> None:
         """Somebody has removed a file of ours."""
@@ -169,29 +227,59 @@ class Journal:
             if segment is self._active:
                 self._seal()
             lost = segment.lines - segment.pushed_lines
-            self.waiting_bytes -= segment.size - segment.pushed
-            self.waiting_events -= lost
+            self._count_waiting(segment, segment.pushed - segment.size, -lost)
+            self._count_kept(segment.settled - segment.pushed, segment.settled_lines - segment.pushed_lines)
             self._segments.remove(segment)
         log.error("the journal file %s is gone, and %d accepted events with it", segment.path, lost)
+        self._remove_if_empty(segment.path.parent)
+
+    def _count_waiting(self, segment: Segment, size: int, events: int) -> None:
+        self.waiting_bytes += size
+        self.waiting_events += events
+        if segment.adopted:
+            self._adopted_bytes += size
+
+    def _count_kept(self, size: int, events: int) -> None:
+        self.kept_bytes += size
+        self.kept_events += events
 
     def unreadable_files(self) -> int:
-        """How many files could not be read when that was tried last."""
+        """How many files, and folders that should be taken over, could not be read when that was tried last."""
         with self._lock:
-            return sum(1 for each in self._segments if each.unreadable_until)
+            return sum(1 for each in self._segments if each.unreadable_until) + self._orphans.unreadable
+
+    def oldest_ms(self) -> int | None:
+        """About when the oldest event that Redis does not have was received, Unix milliseconds; None: there is none.
+
+        0 where nobody can tell.
+        """
+        with self._lock:
+            return min((each.oldest_ms for each in self._segments if each.pushed < each.size), default=None)
+
+    def knows_all(self) -> bool:
+        """False where accepted events may wait in this directory that `next_batch` cannot give now."""
+        return not self._earlier and not self._orphans.waiting and not self.unreadable_files()
 
     def pushed(self, batch: Batch) -> None:
         """Redis has these events now, if it does not lose them with its memory."""
+        segment = batch.segment
         with self._lock:
-            self.waiting_bytes -= batch.end - batch.segment.pushed
-            self.waiting_events -= batch.lines
-            batch.segment.pushed = batch.end
-            batch.segment.unreadable_until = 0.0
-            batch.segment.pushed_lines += batch.lines
+            size = batch.end - segment.pushed
+            self._count_waiting(segment, -size, -batch.lines)
+            self._count_kept(size, batch.lines)
+            segment.pushed = batch.end
+            if batch.payloads:
+                segment.oldest_ms = received_at(batch.payloads[-1])  # what follows came later
+            segment.unreadable_until = 0.0
+            segment.pushed_lines += batch.lines
 
     def settled(self, batch: Batch) -> None:
         """Redis will not lose these events any more: they may be forgotten here. Raises OSError."""
         segment = batch.segment
         with self._lock:
+            if segment not in self._segments:
+                return
+            self._count_kept(segment.settled - batch.end, -batch.lines)
             segment.settled = batch.end
             segment.settled_lines += batch.lines
             if segment.settled < segment.size:
@@ -201,13 +289,18 @@ class Journal:
             self._segments.remove(segment)
         self._forget(segment)
 
+    def is_over_limit(self) -> bool:
+        """Whether what Redis has and what it does not have are more than the limit, taken together."""
+        return self.kept_bytes > self.room_bytes
+
     def push_again(self) -> int:
         """Redis has lost its memory: whatever is not settled waits again. Says how many events."""
         with self._lock:
             before = self.waiting_events
             for segment in self._segments:
-                self.waiting_bytes += segment.pushed - segment.settled
-                self.waiting_events += segment.pushed_lines - segment.settled_lines
+                size, lines = segment.pushed - segment.settled, segment.pushed_lines - segment.settled_lines
+                self._count_waiting(segment, size, lines)
+                self._count_kept(-size, -lines)
                 segment.pushed = segment.settled
                 segment.pushed_lines = segment.settled_lines
             return self.waiting_events - before
@@ -223,60 +316,85 @@ class Journal:
             )
         else:
             segment.path.unlink(missing_ok=True)
-        adopted = self._adopted.get(segment.path.parent)
+        self._remove_if_empty(segment.path.parent)
+
+    def _remove_if_empty(self, path: Path) -> None:
         with self._lock:
-            if not adopted or any(each.path.parent == adopted.path for each in self._segments):
+            if not self._orphans.has(path) or any(each.path.parent == path for each in self._segments):
                 return
-        del self._adopted[adopted.path]
-        adopted.remove()
+        self._orphans.remove(path)
 
-    def adopt_orphans(self) -> None:
-        """Takes over what processes that are gone have left, before anything newer. Raises OSError."""
-        found: list[Segment] = []
-        try:
-            for folder in folders.adopt_orphans(self._root):
-                try:
-                    found += self._take_over(folder)
-                except OSError as error:  # the next folder may be better, and this one later
-                    folder.release()
-                    log.error("cannot take over %s: %s", folder.path, error.strerror)
-        finally:
-            with self._lock:
-                self._segments.extendleft(reversed(found))
-                self.waiting_bytes += sum(segment.size for segment in found)
-                self.waiting_events += sum(segment.lines for segment in found)
+    def adopt_orphans(self, patience_seconds: float = 0.0) -> list[str]:
+        """Takes over what processes that have ended left, before anything newer; gives their identities.
 
-    def _take_over(self, folder: Folder) -> list[Segment]:
-        segments = [Segment(path) for path in sorted(folder.path.glob(f"*{_SUFFIX}"))]
-        for segment in segments:
-            measure(segment)
-        found = [segment for segment in segments if segment.size]
-        for segment in segments:
-            if not segment.size:
-                self._forget(segment)
-        if found:
-            self._adopted[folder.path] = folder
+        patience_seconds: so long a folder is left alone, for its process may be starting again.
+        """
+        with self._lock:
+            found, self._earlier = [Segment(path, measured=False) for path in self._earlier], []
+        owners = []
+        for folder, files in self._orphans.take(patience_seconds):
+            owners.append(folder.identity)
+            found += [Segment(path, adopted=True, measured=False) for path in files]
+        found.sort(key=lambda segment: segment.path)
+        with self._lock:
+            self._segments.extendleft(reversed(found))
+        for segment in found:
+            try:
+                self._measure(segment)
+            except FileNotFoundError:
+                self._give_up(segment)
+            except OSError as error:
+                self._put_off(segment, error)
+        if events := sum(segment.lines for segment in found):
             # After a clean stop too: what was pushed in the last seconds goes again, for Redis might have lost it.
-            log.info("took over %d events that %s had left", sum(s.lines for s in found), folder.path.name)
-        else:
-            folder.remove()
-        return found
+            log.info("took over %d events that were left in the journal", events)
+        return owners
+
+    def _measure(self, segment: Segment) -> None:
+        """Finds out what another process left in a file. Raises OSError."""
+        segment.oldest_ms = received_at(measure(segment))
+        if segment.zeros and segment.size:
+            log.warning(
+                "the journal file %s ends in %d zero bytes, as after a power cut: what was accepted in the last moment "
+                "before that may be missing",
+                segment.path,
+                segment.zeros,
+            )
+        with self._lock:
+            segment.unreadable_until = 0.0
+            self._count_waiting(segment, segment.size, segment.lines)
+            if segment.size:
+                return
+            self._segments.remove(segment)
+        self._forget(segment)
 
     def damaged_files(self) -> int:
         """How many files were set aside and wait for a person to look at them."""
         return sum(1 for _ in self._root.glob(f"*{_DAMAGED}"))
 
-    def close(self) -> None:
-        """Syncs, and leaves what is not settled to the next process. Raises OSError."""
+    def close(self, keep_folder: bool = False) -> None:
+        """Syncs, and leaves what is not settled to the next process. Raises OSError.
+
+        keep_folder: where it is empty too, so that the next process is taken for this one.
+        """
         with self._lock:
             if self._active is not None:
                 self._seal()
-        self.sync()
-        for folder in self._adopted.values():
-            folder.release()
-        if self._own:
-            if any(self._own.path.iterdir()):
-                self._own.release()
-            else:
-                self._own.remove()
-            self._own = None
+        try:
+            self.sync()
+        finally:
+            self._orphans.release()
+            if self._own:
+                if keep_folder or self._own.files():
+                    self._own.release()
+                else:
+                    self._own.remove()
+                self._own = None
+
+
+def _sync(how: Callable[[int], None], descriptor: int) -> OSError | None:
+    try:
+        how(descriptor)
+    except OSError as error:
+        return error
+    return None

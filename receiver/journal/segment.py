@@ -1,9 +1,9 @@
 """One file of the journal: a line for each event, with a checksum before it.
 
-    3f0c9a1e {"user_id":"user123",...}\\n
+    3f0c9a1e ["user123",...]\\n
 
-The checksum is zlib.crc32 of the JSON, in hexadecimal. JSON has no bare newline, so a damaged line costs
-itself and no other.
+The checksum is zlib.crc32 of the JSON, in hexadecimal. JSON has no bare newline, so a damaged line costs itself and no
+other. Nor has it a zero byte: where a power cut left pages of zeros, what is whole beside them is read all the same.
 """
 
 import re
@@ -15,6 +15,7 @@ _CHECKSUM_LENGTH = 9  # eight digits and a space
 _PIECE_BYTES = 1 << 20
 _LINE_BYTES = 1 << 10  # more than nearly any line has
 _BEGINNING = re.compile(rb"[0-9a-f]{0,8}$|[0-9a-f]{8} ")
+_ZEROS = re.compile(rb"\0+")
 
 
 def to_line(payload: bytes) -> bytes:
@@ -29,14 +30,19 @@ def from_line(line: bytes) -> bytes | None:
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """A file that is appended to by one, and read from its beginning by another.
+    """A file that is appended to by one thread, and read from its beginning by another.
 
-    size: bytes of it that are accepted events; what lies beyond was never accepted. pushed: bytes that Redis
-    has. settled: bytes that Redis will not forget any more. The same in lines. damaged: lines passed over.
-    unreadable_until: when reading it, which has failed, is tried again, by time.monotonic().
+    adopted: it is of another process's folder. measured: size and lines are known. oldest_ms: about when the first
+    event that Redis does not have was received, Unix milliseconds. size: bytes of it that are accepted events;
+    what lies beyond was never accepted. pushed: bytes that Redis has. settled: bytes that Redis will not forget any
+    more. The same in lines. damaged: lines passed over. zeros: bytes at its end, after a whole line. unreadable_until:
+    when reading it, which has failed, is tried again, by time.monotonic(); 0 where it has not failed.
     """
 
     path: Path
+    adopted: bool = False
+    measured: bool = True
+    oldest_ms: int = 0
     size: int = 0
     pushed: int = 0
     settled: int = 0
@@ -44,6 +50,7 @@ class Segment:
     pushed_lines: int = 0
     settled_lines: int = 0
     damaged: int = 0
+    zeros: int = 0
     unreadable_until: float = 0.0
 
 
@@ -60,39 +67,71 @@ class Batch:
 def read_batch(segment: Segment, most: int) -> Batch:
     """The next events that Redis does not have yet, `most` of them and about 1 MiB at the most.
 
-    Damaged lines are left out, and counted in the segment; so are empty ones, which only tried the disk.
+    Damaged lines are left out, and counted in the segment. Empty ones, which only tried the disk, are left out.
     Raises OSError.
     """
+    wanted = segment.size - segment.pushed
     with segment.path.open("rb", buffering=0) as file:
         file.seek(segment.pushed)
-        piece = file.read(min(segment.size - segment.pushed, most * _LINE_BYTES, _PIECE_BYTES))
-        while b"\n" not in piece and len(piece) < segment.size - segment.pushed:
-            more = file.read(segment.size - segment.pushed - len(piece))
+        piece = file.read(min(wanted, most * _LINE_BYTES, _PIECE_BYTES))
+        while b"\n" not in piece and len(piece) < wanted:
+            more = file.read(wanted - len(piece))
             if not more:
                 break
             piece += more
-    lines = piece.split(b"\n", most)[:-1]  # but for what follows the last newline
-    if not lines:  # the file is shorter than it was, or ends in half a line
-        segment.damaged += 1
-        return Batch(segment, segment.size, 0)
-    payloads = [from_line(line) for line in lines]
-    segment.damaged += payloads.count(None)
-    end = segment.pushed + sum(map(len, lines)) + len(lines)
-    return Batch(segment, end, len(lines), [payload for payload in payloads if payload])
+    lines = piece.split(b"\n", most)
+    rest = lines.pop()
+    end = segment.pushed + len(piece) - len(rest)
+    if rest and len(piece) == wanted and len(lines) < most:  # zeros took the newline of the last one
+        lines.append(rest.rstrip(b"\0"))
+        end = segment.size
+    if not lines:  # the file is shorter than it was
+        lost = segment.lines - segment.pushed_lines
+        segment.damaged += max(1, lost)
+        return Batch(segment, segment.size, lost)
+    payloads: list[bytes] = []
+    for line in lines:
+        payload = from_line(line)
+        if payload is None:
+            whole, damaged = _salvage(line)
+            payloads += whole
+            segment.damaged += damaged
+        elif payload:
+            payloads.append(payload)
+    return Batch(segment, end, len(lines), payloads)
 
 
-def measure(segment: Segment) -> None:
-    """Sets size and lines of a file that another process wrote. Raises OSError.
+def _salvage(line: bytes) -> tuple[list[bytes], int]:
+    """What is whole in a damaged line, between zeros, and how many pieces are not.
+
+    A single zero between two whole lines took the place of a newline, and more of them that of an event.
+    """
+    found = [from_line(piece) for piece in _ZEROS.split(line) if piece]
+    whole = [payload for payload in found if payload]
+    damaged = found.count(None) or int(not found or len(max(_ZEROS.findall(line), default=b"")) > 1)
+    return whole, damaged
+
+
+def measure(segment: Segment) -> bytes:
+    """Sets size and lines of a file that another process wrote; gives its first event. Raises OSError.
 
     Half a line at its end was being written when that process died, and was never accepted.
     """
-    tail = b""
+    size = lines = 0
     with segment.path.open("rb") as file:
+        first = from_line(file.readline().rstrip(b"\n").strip(b"\0")) or b""
+        file.seek(0)
         while piece := file.read(_PIECE_BYTES):
-            segment.lines += piece.count(b"\n")
-            _, newline, rest = piece.rpartition(b"\n")
-            if newline:
-                segment.size = file.tell() - len(rest)
-            tail = rest if newline else (tail + piece)[:_CHECKSUM_LENGTH]
-    if not _BEGINNING.match(tail):
-        segment.damaged += 1
+            lines += piece.count(b"\n")
+            if newline := piece.rfind(b"\n") + 1:
+                size = file.tell() - len(piece) + newline
+        file.seek(size)
+        rest = file.read()
+    written = rest.rstrip(b"\0")
+    if written and b"\0" in rest:  # zeros took the rest of it, or its newline
+        size, lines = size + len(rest), lines + 1
+    elif written or not size:
+        segment.damaged = int(bool(rest) and not _BEGINNING.match(rest))
+    segment.zeros = len(rest) - len(written)
+    segment.size, segment.lines, segment.measured = size, lines, True
+    return first

@@ -1,18 +1,28 @@
 """The journal, on real files."""
 
+import asyncio
+import errno
+import fcntl
 import os
+import re
 import resource
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from receiver.journal import folder
 from receiver.journal import journal as module
+from receiver.journal.fsync import SyncBeforeAck
 from receiver.journal.journal import Journal
 from receiver.journal.segment import Batch, Segment, from_line, to_line
 from shared.errors import Unavailable
+from shared.events import Event, encode
 
 PLENTY = 1 << 30
 
@@ -128,12 +138,15 @@ def test_two_live_journals_share_nothing(tmp_path: Path) -> None:
 
 def leave_behind(root: Path, *numbers: int) -> Path:
     """What a killed process leaves: its files, and no lock."""
-    journal = Journal(root, PLENTY)
+    aside = root / "aside"  # where it goes on with nobody else's folder
+    journal = Journal(aside, PLENTY)
     for number in numbers:
         journal.append(payload(number))
     assert journal._own is not None
     journal._own.release()
-    (path,) = journal._own.path.glob("*.log")
+    folder = journal._own.path.rename(root / journal._own.path.name)
+    aside.rmdir()
+    (path,) = folder.glob("*.log")
     return path
 
 
@@ -204,8 +217,10 @@ def test_an_orphan_that_cannot_be_taken_over_holds_up_no_other(tmp_path: Path, m
     journal = Journal(tmp_path, PLENTY)
     journal.adopt_orphans()
     assert list(drain(journal)) == [payload(1), payload(3)]
-    journal.adopt_orphans()
+    assert journal.unreadable_files() == 1
+    journal._segments[0].unreadable_until -= module.UNREADABLE_SECONDS
     assert list(drain(journal)) == [payload(2)]
+    assert journal.unreadable_files() == 0
 
 
 def test_what_somebody_else_put_into_a_folder_stays(tmp_path: Path) -> None:
@@ -242,7 +257,7 @@ def test_a_damaged_file_gives_what_it_has_and_is_set_aside(
     journal = Journal(root, PLENTY)
     journal.adopt_orphans()
     recovered = set(drain(journal))
-    lines = damaged.split(b"\n")[:-1]
+    lines = re.split(rb"[\n\0]+", damaged)[:-1]  # what stands whole between zeros is whole
     intact = {payload(number) for number in range(100) if to_line(payload(number))[:-1] in lines}
     assert recovered <= {payload(number) for number in range(100)}
     hit = sum(1 for number in range(100) if payload(number) not in recovered)
@@ -310,6 +325,318 @@ def test_sync_waits_for_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         journal.append(payload(number))
     journal.sync()
     assert {path.stat().st_ino for path in tmp_path.rglob("*.log")} == set(synced)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_process_at_its_limit_of_descriptors_loses_none_in_a_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = open_files()
+    journal = Journal(tmp_path, PLENTY)
+    for number in range(22):
+        journal.append(payload(number))
+    monkeypatch.setattr(os, "dup", refuse)
+    journal.sync()
+    assert open_files() <= before + 2  # the folder and the file that is being written
+    journal.close()
+    assert open_files() == before
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_sync_that_fails_does_so_for_each_file_alone_and_closes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+
+    def fail_at_first(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail_at_first)
+    before = open_files()
+    journal = Journal(tmp_path, PLENTY)
+    for number in range(20):
+        journal.append(payload(number))
+    with pytest.raises(OSError, match="Input/output"):
+        journal.sync()
+    assert len(synced) == len(files(tmp_path))
+    assert journal.unsafe_to == journal.appended == 20
+    journal.append(payload(20))
+    journal.sync()
+    assert journal.unsafe_to == 20
+    journal.close()
+    assert open_files() == before
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_an_answer_waits_for_the_sync_of_another_and_hears_of_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PRESENCE_JOURNAL_FSYNC=always: the periodic sync has taken the full file that the event is in."""
+    under_way, fail = threading.Event(), threading.Event()
+
+    def fail_later(descriptor: int) -> None:
+        under_way.set()
+        assert fail.wait(10)
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = Journal(tmp_path, PLENTY)
+    journal.append(b"x" * 200)  # fills its file
+    monkeypatch.setattr(os, "fdatasync", fail_later)
+    periodic = threading.Thread(target=_sync_quietly, args=[journal])
+    periodic.start()
+    assert under_way.wait(10)
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
+
+    async def answer() -> None:
+        waiting = asyncio.create_task(SyncBeforeAck(journal).wait())
+        await asyncio.sleep(0)
+        fail.set()
+        await waiting
+
+    with pytest.raises(Unavailable, match="could not be synced"):
+        asyncio.run(answer())
+    periodic.join()
+    journal.append(payload(1))
+    asyncio.run(SyncBeforeAck(journal).wait())
+
+
+def _sync_quietly(journal: Journal) -> None:
+    with suppress(OSError):
+        journal.sync()
+
+
+def test_a_file_system_without_locks_refuses_events_and_keeps_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", no_locks)
+        journal = Journal(tmp_path, PLENTY)
+        for number in range(3):
+            with pytest.raises(Unavailable, match="No locks available"):
+                journal.append(payload(number))
+        assert "No locks available" in journal.check()
+    assert list(tmp_path.iterdir()) == []
+    journal.append(payload(3))
+    assert list(drain(journal)) == [payload(3)]
+
+
+def test_a_folder_that_cannot_be_opened_holds_up_no_other_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [leave_behind(tmp_path, number).parent for number in (1, 2, 3)]
+    really_open, broken = os.open, {folders[0]}
+
+    def open_folder(path: Path, flags: int, *mode: int) -> int:
+        if path in broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return really_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", open_folder)
+    journal = Journal(tmp_path, PLENTY)
+    for _ in range(2):
+        journal.adopt_orphans()
+    assert list(drain(journal)) == [payload(2), payload(3)]
+    assert (journal.unreadable_files(), journal.knows_all()) == (1, False)
+    assert caplog.text.count("cannot be taken over") == 1
+    broken.clear()
+    journal.adopt_orphans()
+    assert list(drain(journal)) == [payload(1)]
+    assert (journal.unreadable_files(), journal.knows_all()) == (0, True)
+
+
+def test_a_directory_that_cannot_be_listed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(root: Path) -> list[Path]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = Journal(tmp_path, PLENTY)
+    journal.append(payload(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "paths", fail)
+        journal.adopt_orphans()
+        assert (journal.unreadable_files(), journal.knows_all()) == (1, False)
+        assert list(drain(journal)) == [payload(1)]
+    journal.adopt_orphans()
+    assert (journal.unreadable_files(), journal.knows_all()) == (0, True)
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_file_that_cannot_be_measured_holds_up_no_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = leave_behind(tmp_path, 1)
+    path.with_name("00000002.log").write_bytes(to_line(payload(2)))
+    measure, broken = module.measure, {path}
+
+    def fail(segment: Segment) -> bytes:
+        if segment.path in broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return measure(segment)
+
+    monkeypatch.setattr(module, "measure", fail)
+    journal = Journal(tmp_path, PLENTY)
+    journal.adopt_orphans()
+    assert list(drain(journal)) == [payload(2)]
+    assert (journal.unreadable_files(), journal.knows_all(), journal.waiting_events) == (1, False, 0)
+    broken.clear()
+    journal._segments[0].unreadable_until -= module.UNREADABLE_SECONDS
+    assert list(drain(journal)) == [payload(1)]
+    assert journal.knows_all()
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_left_costs_no_room(tmp_path: Path) -> None:
+    """Four processes at their limits are killed during an outage; one of them comes back first."""
+    limit = 3 * len(to_line(payload(1)))
+    for _ in range(4):
+        leave_behind(tmp_path, 1, 2, 3)
+    first, second = Journal(tmp_path, limit), Journal(tmp_path, limit)
+    assert first.check() == second.check() == ""
+    first.adopt_orphans()
+    assert first.waiting_events == 9
+    assert first.room_bytes == 0  # of its own folder
+    second.adopt_orphans()
+    assert (second.waiting_events, second.room_bytes) == (3, 0)
+    third = Journal(tmp_path, limit)
+    third.append(payload(4))
+    assert third.room_bytes == limit - len(to_line(payload(4)))
+
+
+def test_what_was_adopted_is_gone_from_the_figures_when_it_is_pushed(tmp_path: Path) -> None:
+    leave_behind(tmp_path, 1)
+    leave_behind(tmp_path, 2)
+    journal = Journal(tmp_path, PLENTY)
+    journal.append(payload(3))
+    journal.adopt_orphans()
+    batches = []
+    while batch := journal.next_batch(10):
+        journal.pushed(batch)
+        batches.append(batch)
+    line = len(to_line(payload(1)))
+    assert (journal.room_bytes, journal.kept_events, journal.kept_bytes) == (PLENTY, 3, 3 * line)
+    assert journal.push_again() == 3
+    assert (journal.waiting_bytes, journal.kept_bytes, journal.room_bytes) == (3 * line, 0, PLENTY - 2 * line)
+    assert len(list(drain(journal))) == 3
+    assert (journal.waiting_bytes, journal.kept_bytes, journal.room_bytes) == (0, 0, PLENTY)
+
+
+def test_a_journal_is_the_same_after_a_restart_and_never_anothers(tmp_path: Path) -> None:
+    first, second = Journal(tmp_path, PLENTY), Journal(tmp_path, PLENTY)
+    first.append(payload(1))
+    second.append(payload(2))
+    assert first.identity != second.identity
+    identity = second.identity
+    assert second._own is not None
+    second._own.release()  # killed
+    again = Journal(tmp_path, PLENTY)
+    again.append(payload(3))
+    assert again.identity == identity
+    assert (again.knows_all(), again.waiting_events) == (False, 1)
+    assert again.adopt_orphans() == []
+    assert list(drain(again)) == [payload(2), payload(3)]
+    again.close(keep_folder=True)
+    third = Journal(tmp_path, PLENTY)
+    assert third.check() == ""
+    assert third.identity == identity
+
+
+def test_a_process_that_may_be_starting_again_keeps_its_folder(tmp_path: Path) -> None:
+    first = Journal(tmp_path, PLENTY)
+    first.append(payload(1))
+    path = leave_behind(tmp_path, 2)
+    assert first.adopt_orphans(patience_seconds=60) == []
+    assert (first.knows_all(), first.unreadable_files()) == (False, 0)
+    first._orphans._seen_at[path.parent] -= 60
+    assert first.adopt_orphans(patience_seconds=60) == [path.parent.name.removeprefix("events-")]
+    assert list(drain(first)) == [payload(2), payload(1)]
+    assert first.knows_all()
+
+
+def event(received_at: int) -> bytes:
+    return encode(Event("u", "callbackUserOnlineCommand", 1, "", 1, "", "", received_at))
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_the_oldest_event_is_known_wherever_it_is(tmp_path: Path) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    leave_behind(tmp_path, 0).write_bytes(to_line(event(now_ms - 1000)) + to_line(event(now_ms - 900)))
+    leave_behind(tmp_path, 0).write_bytes(to_line(event(now_ms - 5000)))
+    journal = Journal(tmp_path, PLENTY)
+    assert journal.oldest_ms() is None
+    journal.adopt_orphans()
+    journal.append(event(now_ms))
+    ages = []
+    while batch := journal.next_batch(1):
+        ages.append(now_ms - (journal.oldest_ms() or 0))
+        journal.pushed(batch)
+    assert ages[:3] == [5000, 5000, 5000]
+    assert ages[3] < 1000
+    assert journal.oldest_ms() is None
+
+
+LINES = [to_line(payload(number)) for number in range(5)]
+WHOLE = [payload(number) for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "damaged"),
+    [
+        (b"".join(LINES) + bytes(4096), WHOLE, False),
+        (b"".join(LINES)[:-30] + bytes(30), WHOLE[:3], True),
+        (b"".join(LINES)[:-3] + bytes(4096), WHOLE[:4], True),
+        (b"".join(LINES)[:-1] + bytes(4096), WHOLE, False),
+        (LINES[0] + bytes(4096) + b"".join(LINES[1:]), WHOLE, True),
+        (bytes(4096) + b"".join(LINES), WHOLE, True),
+        (LINES[0] + LINES[1][:5] + bytes(4096) + LINES[2][5:] + LINES[3], [WHOLE[0], WHOLE[3]], True),
+        (LINES[0][:-1] + b"\0" + b"".join(LINES[1:]), WHOLE, False),
+        (b"".join(LINES) + bytes(4096) + LINES[0][:4], WHOLE, True),
+        (bytes(4096) + b"\n" + LINES[0], WHOLE[:1], True),
+    ],
+    ids=[
+        "zeros after the last line",
+        "a last page of zeros, over whole events",
+        "zeros over the end of the last line",
+        "zeros over the last newline",
+        "zeros and then whole lines",
+        "zeros at the beginning",
+        "a page of zeros in the middle",
+        "one zero for a newline",
+        "zeros before half a line",
+        "zeros up to a newline",
+    ],
+)
+def test_what_is_whole_beside_zeros_is_read_and_what_is_not_is_counted(
+    tmp_path: Path, content: bytes, found: list[bytes], damaged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_behind(tmp_path, 0).write_bytes(content)
+    journal = Journal(tmp_path, PLENTY)
+    journal.adopt_orphans()
+    assert list(drain(journal)) == found
+    assert ("damaged" in caplog.text, journal.damaged_files()) == (damaged, int(damaged))
+    assert (journal.waiting_events, journal.waiting_bytes) == (0, 0)
+
+
+def test_a_file_that_lost_its_end_says_how_many_events_that_were(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path, PLENTY)
+    for number in range(5):
+        journal.append(payload(number))
+    (path,) = tmp_path.rglob("*.log")
+    os.truncate(path, 2 * len(LINES[0]))
+    assert list(drain(journal)) == [payload(0), payload(1)]
+    assert (journal.waiting_events, journal.waiting_bytes) == (0, 0)
+    assert "3 damaged lines" in caplog.text
 
 
 @given(st.binary().filter(lambda data: b"\n" not in data))
