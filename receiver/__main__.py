@@ -92,7 +92,7 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
             syncer.stop()
             log.info("stopped: %d events wait on disk", journal.waiting_events)
         try:
-            journal.close()
+            journal.close(keep_folder=not relay.signed_off)
         except OSError as error:
             log.error("the journal could not be synced: %s", error.strerror)
 

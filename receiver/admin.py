@@ -59,6 +59,9 @@ class SingleProcess:
             journal_oldest_seconds=self._oldest_seconds(),
             damaged_files=journal.damaged_files(),
             unreadable_files=journal.unreadable_files(),
+            kept_events=journal.kept_events,
+            kept_bytes=journal.kept_bytes,
+            kept_reason=self._relay.kept_reason,
         )
 
     async def state(self) -> State:
@@ -76,13 +79,15 @@ class SingleProcess:
             events=journal.waiting_events,
             bytes=journal.waiting_bytes,
             oldest_seconds=self._oldest_seconds(),
-            room_bytes=max(0, self._settings.journal_max_bytes - journal.waiting_bytes),
+            room_bytes=journal.room_bytes,
             disk_bytes=_free_bytes(self._settings),
             damaged_files=journal.damaged_files(),
+            unreadable_files=journal.unreadable_files(),
+            kept_bytes=journal.kept_bytes,
         )
 
     def _oldest_seconds(self) -> float:
-        return seconds_since(self._relay.watermark_ms) if self._journal.waiting_events else 0.0
+        return seconds_since(self._journal.oldest_ms() or 0)
 
 
 def _free_bytes(settings: Settings) -> int:

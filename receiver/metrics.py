@@ -63,6 +63,7 @@ class State:
 
     pid: whose counts these are. counts: only ever grow. oldest_seconds: since when the oldest event in the journal has
     been waiting. room_bytes: what the journal can take before its limit; disk_bytes: before its disk is full.
+    unreadable_files: of the journal, and folders. kept_bytes: what is in the journal still, though Redis has it.
     """
 
     pid: int
@@ -75,6 +76,8 @@ class State:
     room_bytes: int = 0
     disk_bytes: int = 0
     damaged_files: int = 0
+    unreadable_files: int = 0
+    kept_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,6 +119,8 @@ def merge(states: list[State | None], ledgers: list[MonotonicCounts]) -> State:
         # They share the directory.
         disk_bytes=min((state.disk_bytes for state in known), default=0),
         damaged_files=max((state.damaged_files for state in known), default=0),
+        unreadable_files=sum(state.unreadable_files for state in known),
+        kept_bytes=sum(state.kept_bytes for state in known),
     )
 
 
@@ -158,4 +163,12 @@ def of_state(state: State) -> Iterator[Metric]:
         min(state.room_bytes, state.disk_bytes),
     )
     yield gauge("presence_journal_damaged_files", "Files set aside for somebody to look at.", state.damaged_files)
+    yield gauge(
+        "presence_journal_unreadable_files",
+        "Files, and folders to take over, that cannot be read: their events wait.",
+        state.unreadable_files,
+    )
+    yield gauge(
+        "presence_journal_kept_bytes", "What stays in the journal until Redis will not lose it.", state.kept_bytes
+    )
     yield gauge("presence_ready", "1 where events are taken, as /readyz says.", float(state.ready))

@@ -127,6 +127,10 @@ def _of_reports(snapshot: Snapshot) -> Iterator[str]:
     for report in reports:
         if report.trouble and not is_silent(report.at_ms, snapshot.at_ms):
             yield f"the receiver {report.name} refuses events, or did when the last one came: {report.trouble}"
+        if report.unreadable:
+            yield f"{counted(report.unreadable, 'journal file')} of {report.name} cannot be read: see its log"
+        if report.kept_reason:
+            yield f"{counted(report.kept_bytes, 'byte')} stay in the journal of {report.name}: {report.kept_reason}"
         if is_silent(report.at_ms, snapshot.at_ms):
             if report.events:
                 silent = f"{report.name} is silent for {_seconds(report.at_ms, snapshot.at_ms):,.0f} s"

@@ -12,6 +12,8 @@ class Readiness:
     """One receiver process, or all of a receiver together.
 
     trouble: why it refuses events, or "". journal: the directory. journal_*: what Redis does not have yet.
+    unreadable_files: of the journal, and folders to take over. kept_*: what Redis has and may still lose, and why that
+    stays for longer than usual, or "".
     """
 
     trouble: str = ""
@@ -22,6 +24,9 @@ class Readiness:
     journal_oldest_seconds: float = 0.0
     damaged_files: int = 0
     unreadable_files: int = 0
+    kept_events: int = 0
+    kept_bytes: int = 0
+    kept_reason: str = ""
     processes: int = 1
 
     @property
@@ -63,5 +68,8 @@ def combine(answers: Sequence[Readiness | None]) -> Readiness:
         journal_oldest_seconds=max((answer.journal_oldest_seconds for answer in known), default=0.0),
         damaged_files=max((answer.damaged_files for answer in known), default=0),  # they share the directory
         unreadable_files=sum(answer.unreadable_files for answer in known),
+        kept_events=sum(answer.kept_events for answer in known),
+        kept_bytes=sum(answer.kept_bytes for answer in known),
+        kept_reason="; ".join(sorted({answer.kept_reason for answer in known if answer.kept_reason})),
         processes=len(answers),
     )

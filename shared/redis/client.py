@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
@@ -49,21 +49,27 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
     return cast(Backend, Backend.from_url(url, retry=_once(), connection_class=connection_class, **options))
 
 
-def refresh_primary(client: Redis) -> bool:
-    """False where Sentinels, asked anew, name another server than the client last went to, or cannot tell.
+def find_primary(client: Redis) -> Literal["same", "another", "unknown"]:
+    """Which server Sentinels, asked anew, name: the one that the client last went to, or another, or none.
 
-    A primary that was frozen, or is cut off, takes writes for seconds after another was promoted, and loses them. Asks
-    nobody where there are no Sentinels.
+    "unknown" where none of them can be asked. A primary that was frozen, or is cut off, takes writes for seconds after
+    another was promoted, and loses them. Asks nobody where there are no Sentinels: the server is the same then.
     """
     pool = client.connection_pool
     if not isinstance(pool, SentinelConnectionPool):
-        return True
-    before = pool.master_address
+        return "same"
+    before, pool.sentinel_manager.knew_of_it = pool.master_address, False
     try:
         # Where it is another, redis-py closes the connections as well.
-        return bool(pool.get_master_address() == before)  # type: ignore[no-untyped-call]
+        address = pool.get_master_address()  # type: ignore[no-untyped-call]
     except RedisError:
-        return False
+        return "another" if pool.sentinel_manager.knew_of_it else "unknown"
+    return "same" if address == before else "another"
+
+
+def refresh_primary(client: Redis) -> bool:
+    """False where Sentinels, asked anew, name another server than the client last went to, or cannot tell."""
+    return find_primary(client) == "same"
 
 
 def _once() -> Retry:
@@ -81,6 +87,13 @@ def _cluster(address: Address, options: dict[str, Any]) -> FollowingCluster:
 
 
 class _Sentinels(Sentinel):
+    #: Whether one of them has said anything of the service, though it may be that it is down.
+    knew_of_it = False
+
+    def check_master_state(self, state: dict[str, Any], service_name: str) -> bool:
+        self.knew_of_it = True
+        return bool(super().check_master_state(state, service_name))  # type: ignore[no-untyped-call]
+
     def __init__(self, hosts: Sequence[tuple[str, int]], options: dict[str, Any]) -> None:
         super().__init__([])  # type: ignore[no-untyped-call]
         self.sentinels = [Redis.from_pool(ConnectionPool(host=host, port=port, **options)) for host, port in hosts]

@@ -140,7 +140,7 @@ def redis_loses_its_last_second(rig: Rig) -> None:
         with path.open("r+b") as file:
             file.truncate(before)
         server.restart()
-    wait_until(lambda: "go again" in receiver.text(), what="the receiver to push again")
+    wait_until(lambda: "are pushed again" in receiver.text(), what="the receiver to push again")
     rig.worker(server.url)
     rig.healed()
     rig.wait_until_applied(server)
@@ -329,7 +329,7 @@ def journal_file_damaged(rig: Rig) -> None:
     rig.healed()
     rig.wait_until_applied(server)
     wait_until(lambda: receiver.readiness()[1]["damaged_files"] == 1)
-    assert "set aside as" in receiver.text()
+    wait_until(lambda: "set aside as" in receiver.text())
 
 
 def backlog_of_a_long_outage(rig: Rig) -> None:
