@@ -5,10 +5,17 @@ import threading
 from typing import Any
 
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError, ResponseError
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from shared.redis.errors import is_outage
+
+GREETING_SECONDS = 0.3
+_CUT_OFF = ("reset by peer", "Broken pipe", "closed by server")
+PROTECTED_MODE = (
+    "it is in protected mode and takes no connection from another machine; give it a password (requirepass), or set "
+    "protected-mode no where only ours can reach it"
+)
 
 
 class _LookUp:
@@ -85,7 +92,30 @@ class _ReconnectsOnOutage:
             raise
 
 
-class Plain(_ReconnectsOnOutage, _LooksUpInTime, Connection):
+class _SaysWhyItIsRefused:
+    """A connection that names protected mode, instead of the reset by which such a server ends every connection.
+
+    The server says so as soon as it has accepted, and closes; what we send meanwhile resets the connection, and its
+    words are lost. So it is listened to once more, without a word of ours.
+    """
+
+    def connect(self: Any) -> None:
+        try:
+            super().connect()  # type: ignore[misc]
+        except ConnectionError as error:
+            if any(words in str(error) for words in _CUT_OFF) and self._greeting().startswith(b"-DENIED"):
+                raise ConnectionError(PROTECTED_MODE) from None
+            raise
+
+    def _greeting(self: Any) -> bytes:
+        try:
+            with socket.create_connection((self.host, self.port), GREETING_SECONDS) as heard:
+                return heard.recv(100)
+        except OSError:
+            return b""
+
+
+class Plain(_SaysWhyItIsRefused, _ReconnectsOnOutage, _LooksUpInTime, Connection):
     pass
 
 
