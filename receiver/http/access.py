@@ -6,6 +6,7 @@ docs/access.md says how each OpenIM carries the credentials.
 import binascii
 import hashlib
 import hmac
+import re
 from base64 import b64decode
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -14,6 +15,8 @@ from receiver.callback import Refused
 from shared.settings import Network, Settings
 
 Address = IPv4Address | IPv6Address
+
+_WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]{1,5}|\[(?P<v6>[^]]+)](:[0-9]{1,5})?")
 
 
 class Access:
@@ -31,9 +34,9 @@ class Access:
         authorization: the header's value.
         """
         if self._allowed:
-            client = client_of(peer, forwarded, self._trusted)
+            client, named = client_of(peer, forwarded, self._trusted)
             if client is None or not within(client, self._allowed):
-                raise _forbidden()
+                raise _forbidden(client, named)
             peer = str(client)
         if self._credentials and not hmac.compare_digest(_digest(_given(authorization)), self._credentials):
             raise _unauthorized()
@@ -53,20 +56,22 @@ def is_open(settings: Settings) -> bool:
     return not guarded and not _is_loopback(settings.host)
 
 
-def client_of(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> Address | None:
+def client_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> tuple[Address | None, str]:
     """Who sent the request: the last address of X-Forwarded-For, from the right, that is no trusted proxy's.
 
     Each proxy appends whom it heard, so what stands left of the first stranger is the stranger's own say.
-    None where a trusted proxy names something that is no address.
+    Returns the address, None where a trusted proxy names something that is no address, and the text that named it.
     """
-    client = address(peer)
+    named = peer or ""
+    client = address(named)
     if not trusted or not forwarded:
-        return client
+        return client, named
     for entry in reversed(",".join(forwarded).split(",")):
         if client is None or not within(client, trusted):
-            return client
-        client = address(entry.strip(" \t"))
-    return client
+            break
+        named = entry.strip(" \t")
+        client = address(_without_port(named))
+    return client, named
 
 
 def address(text: str) -> Address | None:
@@ -76,6 +81,12 @@ def address(text: str) -> Address | None:
     except ValueError:
         return None
     return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+
+
+def _without_port(entry: str) -> str:
+    """An address as proxies write it: Azure's and IIS's add the port, and then brackets around IPv6."""
+    found = _WITH_PORT.fullmatch(entry)
+    return (found["v6"] or found["v4"]) if found else entry
 
 
 def within(client: Address, networks: Sequence[Network]) -> bool:
@@ -101,8 +112,12 @@ def _given(authorization: str | None) -> bytes:
 # Made anew each time: an exception raised twice keeps every frame that it went through, and the request in it.
 
 
-def _forbidden() -> Refused:
-    return Refused(403, "callbacks are not taken from this address", "PRESENCE_ALLOWED_NETWORKS: not in one of them")
+def _forbidden(client: Address | None, named: str) -> Refused:
+    if client is None:
+        trouble = f"X-Forwarded-For: {named[:60]!a} is no address"
+    else:
+        trouble = f"PRESENCE_ALLOWED_NETWORKS: {client} is in none of them"
+    return Refused(403, "callbacks are not taken from this address", trouble)
 
 
 def _unauthorized() -> Refused:

@@ -41,8 +41,11 @@ def test_addresses_beyond_the_networks_are_kept_out_and_a_trusted_proxy_may_spea
     keep(receiver)
     assert receiver.post("/", JSON, BODY)[0] == 403
     assert receiver.post("/", {**JSON, "X-Forwarded-For": "192.0.2.1, 198.51.100.1"}, BODY)[0] == 403
-    assert receiver.post("/", {**JSON, "X-Forwarded-For": "198.51.100.1, 192.0.2.1"}, BODY)[0] == 200
+    assert receiver.post("/", {**JSON, "X-Forwarded-For": "198.51.100.1, 192.0.2.1:51008"}, BODY)[0] == 200
     assert receiver.readiness()[1]["journal_events"] == 1
+    receiver.stop()
+    (segment,) = (tmp_path / "journal").glob("*/*.log")
+    assert b'"192.0.2.1"' in segment.read_bytes()  # the peer of the event, by which gateways are told apart
 
 
 def test_what_is_checked_first_is_answered_first(tmp_path: Path, keep: Keep) -> None:

@@ -47,7 +47,16 @@ def status(environment: dict[str, str], peer: str | None, forwarded: list[str], 
         ("10.0.0.1", ["198.51.100.1,"], None),
         ("10.0.0.1", [""], None),
         ("10.0.0.1", ["unknown"], None),
-        ("10.0.0.1", ["198.51.100.1:4711"], None),
+        ("10.0.0.1", ["198.51.100.1:4711"], "198.51.100.1"),  # Azure's gateways add the port
+        ("10.0.0.1", ["203.0.113.7:51008, 10.0.0.2:443"], "203.0.113.7"),
+        ("10.0.0.1", ["[2001:db9::7]:443"], "2001:db9::7"),
+        ("10.0.0.1", ["[2001:db9::7]"], "2001:db9::7"),
+        ("10.0.0.1", ["[2001:db9::7]:443, [2001:db8::7]:443"], "2001:db9::7"),
+        ("10.0.0.1", ["[::ffff:198.51.100.1]:1"], "198.51.100.1"),
+        ("10.0.0.1", ["198.51.100.1:"], None),
+        ("10.0.0.1", ["198.51.100.1:x"], None),
+        ("10.0.0.1", ["[198.51.100.1"], None),
+        ("10.0.0.1", ["[]:1"], None),
         ("10.0.0.1", ["198.51.100.01"], None),
         ("::ffff:10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["::ffff:198.51.100.1"], "198.51.100.1"),
@@ -59,8 +68,23 @@ def status(environment: dict[str, str], peer: str | None, forwarded: list[str], 
 def test_the_client_is_the_last_that_no_trusted_proxy_stands_for(
     peer: str | None, forwarded: list[str], client: str | None
 ) -> None:
-    found = access.client_of(peer, forwarded, PROXIES)
+    found, _ = access.client_of(peer, forwarded, PROXIES)
     assert (str(found) if found else None) == client
+
+
+def test_the_address_that_was_judged_is_named_and_returned() -> None:
+    networks = {"PRESENCE_ALLOWED_NETWORKS": "203.0.113.7", "PRESENCE_TRUSTED_PROXIES": "10.0.0.1"}
+    rules = access.make(load(networks))
+    assert rules
+    assert rules.check("10.0.0.1", ["203.0.113.7:51008"], None) == "203.0.113.7"
+    assert rules.check("203.0.113.7", ["198.51.100.1"], None) == "203.0.113.7"
+    for entry, says in (
+        ("198.51.100.1:9", "PRESENCE_ALLOWED_NETWORKS: 198.51.100.1 is in none of them"),
+        ("unknown\n", "X-Forwarded-For: 'unknown\\n' is no address"),
+    ):
+        with pytest.raises(Refused) as refused:
+            rules.check("10.0.0.1", [entry], None)
+        assert refused.value.refusal.detail == says
 
 
 @pytest.mark.parametrize("environment", [{"ALLOWED_NETWORKS": "192.0.2.7"}, {"BASIC_AUTH": "user:password"}])
