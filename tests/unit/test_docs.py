@@ -53,6 +53,20 @@ def last_column(row: str) -> list[str]:
     return re.findall(r"`([a-z_/.]+)`", row.split("|")[-2])
 
 
+def test_architecture_names_files_rooms_and_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    functions = set(re.findall(r"^def (\w+)\(", code, re.MULTILINE))
+    lua = {path.name for path in (ROOT / "worker" / "store" / "lua").iterdir()}
+    for name in re.findall(r"`([a-z_]+(?:/[a-z_.]+)+)`", page):
+        assert (ROOT / name).exists(), name
+    assert set(re.findall(r"`(\w+\.lua)`", page)) <= lua
+    table = page.split("## Invariants")[1].split("\n## ")[0]
+    for row in (line for line in table.splitlines() if re.match(r"\| \d", line)):
+        breakers = [name for name in re.findall(r"`([\w/.]+)`", row.split("|")[-2]) if "/" not in name]
+        assert set(breakers) <= functions, row
+
+
 def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -1,6 +1,7 @@
 -- Batches: what OpenIM 3.8.2 and later sends of what happened within one second, in an order that is lost. What they say
 -- of platforms, and what platforms are by them. The usual event begins a batch that is newer than everything known of
--- the user, and needs none of those that are remembered.
+-- the user, or belongs to the last such one, and needs none of those in the hash: `recent` has these batches of a step, in
+-- order, until an event comes that is of another kind.
 
 local BATCHES_MAX = 4 -- remembered one by one
 local EVENTS_MAX = 64 -- of one batch: OpenIM sends one for each change, and each connection, of the user
@@ -91,8 +92,8 @@ end
 -- Reads the batches that are remembered.
 local function load_batches(state)
   if state.batches then return end
-  local batches = { state.newest or nil }
-  state.batches, state.newest = batches, false
+  local batches = state.recent
+  state.batches, state.recent = batches, {}
   for _, slot in ipairs(state.slots) do
     local text = state.user[slot]
     local seq, kind, platform_id = text:match('^(%d+) (%a)(%d+)%.%w* ')
@@ -120,46 +121,62 @@ local function free(state, slot)
   state.freed[#state.freed + 1] = slot
 end
 
--- Of the slots, all in use, the one of the earliest batch, and its seq, kind and platform; nil where it takes more than
--- a look to say which that is, or what it says.
+-- Of the slots, the index of the one that has the earliest batch, and its seq, kind and platform; nil where it takes more
+-- than a look to say which that is, or what it says.
 local function earliest_slot(state)
   local earliest, earliest_seq, is_tie
-  for _, slot in ipairs(state.slots) do
+  for i, slot in ipairs(state.slots) do
     local seq = state.user[slot]:match('^(%d+) %a%d+%.%w* ')
     if not seq then return nil end
     if not earliest or higher(earliest_seq, seq) then
-      earliest, earliest_seq, is_tie = slot, seq, false
+      earliest, earliest_seq, is_tie = i, seq, false
     elseif seq == earliest_seq then
       is_tie = true
     end
   end
   if is_tie then return nil end
-  return earliest, state.user[earliest]:match('^(%d+) (%a)(%d+)')
+  return earliest, state.user[state.slots[earliest]]:match('^(%d+) (%a)(%d+)')
+end
+
+-- Adds up the batches of so many slots, the earliest; false where they must be read for that.
+local function sum_up_slots(state, count)
+  for _ = 1, count do
+    local index, seq, kind, platform_id = earliest_slot(state)
+    if not index then return false end
+    sum_up(platform_record(state, platform_id), kind == 'n', seq, false, false)
+    free(state, table.remove(state.slots, index))
+  end
+  return true
+end
+
+-- Adds up a batch that has spoken.
+local function sum_up_batch(state, batch)
+  if batch.kind then
+    return sum_up(state.platforms[batch.platform_id], batch.kind == 'n', batch.low, batch.is_new, false)
+  end
+  for _, verdict in ipairs(batch.verdicts) do
+    local is_mixed = verdict.online > 0 and verdict.offline > 0
+    sum_up(state.platforms[verdict.platform_id], verdict.says_online, verdict.seq, batch.is_new, is_mixed)
+  end
 end
 
 -- Only the newest batches are remembered from now on, and what the others have said is added up.
 local function forget_batches(state)
-  if state.newest then
-    if #state.slots < BATCHES_MAX then return end
-    local slot, seq, kind, platform_id = earliest_slot(state)
-    if slot then
-      sum_up(platform_record(state, platform_id), kind == 'n', seq, false, false)
-      return free(state, slot)
+  local surplus = #state.slots + #state.recent - BATCHES_MAX
+  if not state.batches then
+    if surplus <= 0 then return end
+    if sum_up_slots(state, math.min(surplus, #state.slots)) then
+      for _ = 1, #state.recent - BATCHES_MAX do
+        sum_up_batch(state, table.remove(state.recent, 1))
+      end
+      return
     end
     load_batches(state)
   end
-  if not state.batches then return end
   local has_new = false
   while #state.batches > BATCHES_MAX do
     local batch = table.remove(state.batches, 1)
-    if batch.kind then
-      sum_up(state.platforms[batch.platform_id], batch.kind == 'n', batch.low, batch.is_new, false)
-    else
-      for _, verdict in ipairs(batch.verdicts) do
-        local is_mixed = verdict.online > 0 and verdict.offline > 0
-        sum_up(state.platforms[verdict.platform_id], verdict.says_online, verdict.seq, batch.is_new, is_mixed)
-      end
-    end
+    sum_up_batch(state, batch)
     if batch.slot then free(state, batch.slot) end
     has_new = has_new or batch.is_new
   end
@@ -233,26 +250,38 @@ local function batch_of(item, operation_id)
   return batch
 end
 
--- Lets an event begin a batch that is newer than everything known of the user: all others have spoken.
+-- Whether an event begins a batch that is newer than everything known of the user.
+local function is_newest(state, item, operation_id)
+  local last = state.recent[#state.recent]
+  if not higher(item.seq, last and last.high or state.user.seq or NONE) then return false end
+  if operation_id == '' then return true end
+  for _, batch in ipairs(state.recent) do
+    if operation_of(batch) == operation_id then return false end
+  end
+  return not names_slot(state, operation_id)
+end
+
+-- Lets it begin: all others have spoken.
 local function begin_newest(state, item, operation_id)
   for _, record in ipairs(state.platform_list) do
     record.before_on, record.before_off = record.on, record.off
   end
-  state.newest = batch_of(item, operation_id)
-  take_batch(state, state.newest)
+  local batch = batch_of(item, operation_id)
+  state.recent[#state.recent + 1] = batch
+  take_batch(state, batch)
   return true
 end
 
--- Puts a further event into that batch; false where it is there already.
-local function join_newest(state, item)
-  for _, known in ipairs(events_of(state.newest)) do
+-- Puts a further event into the newest batch; false where it is there already.
+local function join_newest(state, newest, item)
+  for _, known in ipairs(events_of(newest)) do
     if is_same(known, item) then return false end
   end
-  add_event(state.newest, item)
+  add_event(newest, item)
   for _, record in ipairs(state.platform_list) do
     record.on, record.off = record.before_on, record.before_off
   end
-  take_batch(state, state.newest)
+  take_batch(state, newest)
   return true
 end
 
@@ -282,18 +311,18 @@ end
 -- Puts an event of a platform into its batch, and gives the platforms what the batches say then; false where the event
 -- is there already.
 local function remember(state, event)
-  local operation_id, newest, id = event.operation_id, state.newest, ''
+  local operation_id, id = event.operation_id, ''
   if operation_id ~= '' then -- else events of one kind and seq are one
     -- Within a batch eight characters tell events apart; where a receiver is too old to give them, the time does.
     id = (event.id ~= '' and event.id or event.received_at):match('%w*$'):sub(-8)
   end
   local item = { kind = event.kind, platform_id = event.platform_id, id = id, seq = event.seq, is_new = true }
-  if newest then
-    if operation_id ~= '' and operation_of(newest) == operation_id and fits(newest, item.seq) then
-      return join_newest(state, item)
+  if not state.batches then
+    local newest = state.recent[#state.recent]
+    if newest and operation_id ~= '' and operation_of(newest) == operation_id and fits(newest, item.seq) then
+      return join_newest(state, newest, item)
     end
-  elseif not state.batches and higher(item.seq, state.user.seq or NONE) and not names_slot(state, operation_id) then
-    return begin_newest(state, item, operation_id)
+    if is_newest(state, item, operation_id) then return begin_newest(state, item, operation_id) end
   end
   return insert(state, item, operation_id)
 end

@@ -109,7 +109,7 @@ local function read(key)
   }
   local slots = {}
   local state = {
-    user = user, records = {}, platforms = {}, platform_list = {}, slots = slots, batches = false, newest = false,
+    user = user, records = {}, platforms = {}, platform_list = {}, slots = slots, batches = false, recent = {},
     user_off = NONE, is_changed = false, forgotten = false, freed = false, floor = false, outbox = false,
   }
   local flat = redis.call('HGETALL', key)
@@ -163,7 +163,7 @@ end
 
 local function put_records(state, to_set, gone)
   local user = state.user
-  local has_batches = state.slots[1] or state.newest or state.batches
+  local has_batches = state.slots[1] or state.recent[1] or state.batches
   for scope, record in pairs(state.records) do
     if state.platforms[record.platform] == record then
       local text = with_lease(record, record.on, record.off)
@@ -193,7 +193,7 @@ end
 
 local function put_batches(state, to_set, gone)
   local user, freed = state.user, state.freed
-  for _, batch in ipairs(state.batches or { state.newest }) do
+  for _, batch in ipairs(state.batches or state.recent) do
     if not batch.slot then
       batch.slot = freed and table.remove(freed) or free_slot(user)
       user[batch.slot] = ''

@@ -71,7 +71,7 @@ local function finish(keys, options, state, to_set, cause, changed_at)
   put(user, to_set, 'sessions', tostring(sessions))
   put(user, to_set, 'platforms', platforms)
   put_records(state, to_set, gone)
-  if state.newest or state.batches then put_batches(state, to_set, gone) end
+  if state.recent[1] or state.batches then put_batches(state, to_set, gone) end
   if state.floor then put(user, to_set, 'floor', state.floor) end
 
   if flipped then

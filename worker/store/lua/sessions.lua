@@ -58,7 +58,7 @@ local function take_plain(state, event, lease)
     record.off, record.is_changed, state.is_changed = seq, true, true
     if scope == 'u' then
       state.user_off = seq
-      if state.slots[1] or state.newest then -- batches look at what was online before them
+      if state.slots[1] or state.recent[1] then -- batches look at what was online before them
         load_batches(state)
         settle(state)
       end
