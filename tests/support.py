@@ -82,6 +82,14 @@ class Process:
         return self.log.read_text()
 
 
+def children(process: Process) -> set[int]:
+    """The ids of the processes that it has started."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.popen.pid)], capture_output=True, text=True, check=False
+    )
+    return {int(pid) for pid in found.stdout.split()}
+
+
 def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PRESENCE_")}
 

@@ -2,26 +2,18 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Receiver, Server, free_port, wait_until
+from support import Process, Receiver, Server, children, free_port, wait_until
 
 HEADERS = {"Content-Type": "application/json"}
 
 
 def body(user: str) -> bytes:
     return b'{"userID":"%s","callbackCommand":"callbackUserOfflineCommand","seq":1,"operationID":"op"}' % user.encode()
-
-
-def children(process: Process) -> set[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.popen.pid)], capture_output=True, text=True, check=False
-    )
-    return {int(pid) for pid in found.stdout.split()}
 
 
 @pytest.fixture
