@@ -6,6 +6,7 @@ OpenIM has one URL for all its callbacks, so a team that has a business server b
 import asyncio
 import hashlib
 import logging
+import re
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from aiohttp import hdrs, web
 from yarl import URL
 
 from receiver.callback import Refused, path_of
-from receiver.forward.proxy import Headers, ProxiedResponse, headers_of
+from receiver.forward.proxy import Headers, ProxiedResponse, headers_of, with_any_bytes
 from receiver.http.body import Limit, MemoryBudget, ask_for
 from shared.errors import Unavailable
 from shared.logs.throttle import LogThrottle
@@ -92,10 +93,7 @@ class Forwarder:
         """
         if body is None and (request.content_length or 0) > self.limit.size:
             raise self.limit.passed()
-        try:
-            url, headers = self._url(request), self._headers(request)
-        except UnicodeError:
-            raise Refused(400, "the request cannot be passed on", "URL and headers: must be UTF-8") from None
+        url, headers = self._url(request), self._headers(request)
         passing = ProxiedResponse(request, self.limit)
         try:
             if any(self._via in line for line in request.headers.getall(hdrs.VIA, ())):
@@ -117,11 +115,7 @@ class Forwarder:
             raise ConnectionResetError("the answer broke off")  # there is no other way left to say so
         if passing.refusal:
             raise passing.refusal
-        if isinstance(error, TimeoutError):
-            return self.give_up(f"the server behind PRESENCE_FORWARD_URL did not answer within {TOTAL_SECONDS:g} s")
-        if isinstance(error, Unavailable):
-            return self.give_up(str(error))
-        return self.give_up("the server behind PRESENCE_FORWARD_URL cannot be reached, or does not speak HTTP")
+        return self.give_up(_in_words(error))
 
     def give_up(self, trouble: str) -> web.Response:
         """The answer that OpenIM cannot decode, so that it goes by its own failedContinue."""
@@ -137,7 +131,7 @@ class Forwarder:
         try:
             copy = _Copy(self._url(request), self._headers(request), body)
             self._room_for_copies.take(len(body))
-        except (Unavailable, UnicodeError):
+        except (Unavailable, Refused):
             self.dropped += 1
         else:
             self._copies.put_nowait(copy)
@@ -151,7 +145,7 @@ class Forwarder:
                         pass
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 self.failed += 1
-                trouble = str(error) or "no answer in time"
+                trouble = _in_words(error)
                 self._troubles.say(logging.WARNING, "a copy was not sent to %s: %s", self._origin, trouble)
             except asyncio.CancelledError:
                 self.dropped += 1
@@ -163,15 +157,18 @@ class Forwarder:
                 copies.task_done()
 
     def _post(self, url: URL, headers: Headers, data: Any) -> Any:
+        headers, data = with_any_bytes(headers, data)
         return self._session.post(url, data=data, headers=headers, allow_redirects=False)
 
     def _url(self, request: web.BaseRequest) -> URL:
+        """Raises Refused (400) where the path would lead out of the upstream's."""
         path = path_of(request.raw_path)[len(self._prefix) :]
+        if not {".", ".."}.isdisjoint(re.split(r"[/\\;]", unquote(path))):
+            raise Refused(400, "the request cannot be passed on", "path: must be without . and .. as segments")
         _, mark, query = request.raw_path.partition("?")
         return URL(f"{self._origin}{self._path}{path}{mark}{query}", encoded=True)
 
     def _headers(self, request: web.BaseRequest) -> Headers:
-        """Raises UnicodeError."""
         # Expect is between OpenIM and us, who have read the body or ask for it; Host is of the URL.
         headers = headers_of(request, b"host", b"expect")
         headers.add(hdrs.VIA, self._via)
@@ -218,6 +215,15 @@ class _Turns:
                 self._turns.release()
         finally:
             self._room.give_back(size)
+
+
+def _in_words(error: Exception) -> str:
+    """Not in aiohttp's own, which have the URL with whatever secret there is in its path."""
+    if isinstance(error, TimeoutError):
+        return f"the server behind PRESENCE_FORWARD_URL did not answer within {TOTAL_SECONDS:g} s"
+    if isinstance(error, Unavailable):
+        return str(error)
+    return "the server behind PRESENCE_FORWARD_URL cannot be reached, or does not speak HTTP"
 
 
 def _basic(user: str, password: str) -> str:

@@ -1,6 +1,9 @@
 """A request on its way to the upstream and the answer on its way back: each piece as it comes, nothing added."""
 
+import re
+import secrets
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 from aiohttp import HttpVersion11, hdrs, web
@@ -15,19 +18,50 @@ _OF_THE_CONNECTION = {
     *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
 }
 
+#: A byte that is not UTF-8 is a lone surrogate in them, as aiohttp reads it.
 Headers = CIMultiDict[str]
+_NO_TEXT = re.compile("[\udc80-\udcff]")
 
 
 def headers_of(message: web.BaseRequest | aiohttp.ClientResponse, *but: bytes) -> Headers:
-    """The headers as they came, without those of the connection. but: others to leave out, in lower case.
-
-    Raises UnicodeError where one is not UTF-8, which aiohttp cannot write.
-    """
+    """The headers as they came, without those of the connection. but: others to leave out, in lower case."""
     connection = ",".join(message.headers.getall(hdrs.CONNECTION, ()))
-    named = {name.strip().lower().encode() for name in connection.split(",")}
+    named = {name.strip().lower().encode(errors="surrogateescape") for name in connection.split(",")}
     left_out = named.union(_OF_THE_CONNECTION, but)
     raw = message.raw_headers
-    return CIMultiDict((name.decode(), value.decode()) for name, value in raw if name.lower() not in left_out)
+    return CIMultiDict((_text(name), _text(value)) for name, value in raw if name.lower() not in left_out)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
+
+
+def with_any_bytes(headers: Headers, body: Any) -> tuple[Headers, Any]:
+    """What to give aiohttp's client so that these headers go out as they came, whatever their bytes.
+
+    It leaves out what is not UTF-8. So it gets a mark in each such place, and the mark gives way to the bytes when the
+    body is about to be written: until then, aiohttp keeps the head it has made.
+    """
+    if not any(map(_NO_TEXT.search, headers.values())):
+        return headers, body
+    marks: dict[bytes, bytes] = {}
+    marked = Headers()
+    for name, value in headers.items():
+        if _NO_TEXT.search(value):
+            mark = secrets.token_hex(16)
+            marks[mark.encode()] = value.encode(errors="surrogateescape")
+            value = mark  # noqa: PLW2901
+        marked.add(name, value)
+    payload = aiohttp.payload.PAYLOAD_REGISTRY.get(body)
+    write = payload.write_with_length
+
+    async def write_marked(writer: Any, length: int | None) -> None:
+        for mark, value in marks.items():
+            writer._headers_buf = writer._headers_buf.replace(mark, value)
+        await write(writer, length)
+
+    payload.write_with_length = write_marked  # type: ignore[assignment,method-assign]
+    return marked, payload
 
 
 class ProxiedResponse(web.StreamResponse):
@@ -61,6 +95,9 @@ class ProxiedResponse(web.StreamResponse):
         headers = headers_of(upstream)
         piece = await upstream.content.readany()  # until then, a failure can still be answered
         self.is_begun = True
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("nobody waits for the answer any more")
         writer, is_new = self._request.writer, self._request.version >= HttpVersion11
         has_length = hdrs.CONTENT_LENGTH in headers or upstream.status in (204, 304)
         self._kept = self._request.keep_alive and (has_length or is_new)
@@ -72,7 +109,12 @@ class ProxiedResponse(web.StreamResponse):
         elif not is_new:
             headers[hdrs.CONNECTION] = "keep-alive"
         self.set_status(upstream.status)
-        await writer.write_headers(f"HTTP/1.1 {upstream.status} {upstream.reason or ''}", headers)
+        status_line = f"HTTP/1.1 {upstream.status} {upstream.reason or ''}"
+        if any(map(_NO_TEXT.search, headers.values())):  # the writer would leave those bytes out
+            lines = [status_line, *map(": ".join, headers.items()), "\r\n"]
+            transport.write("\r\n".join(lines).encode(errors="surrogateescape"))
+        else:
+            await writer.write_headers(status_line, headers)
         while piece:
             await writer.write(piece)
             piece = await upstream.content.readany()

@@ -62,7 +62,7 @@ class Upstream:
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as file:
             while line := file.readline():
-                fields = [field.decode().rstrip("\r\n") for field in iter(file.readline, b"\r\n")]
+                fields = [field.decode("latin-1").rstrip("\r\n") for field in iter(file.readline, b"\r\n")]
                 headers = [(name, value.strip()) for name, _, value in (field.partition(":") for field in fields)]
                 request = Request(line.decode().rstrip(), headers, b"")
                 if self.is_hasty:
@@ -130,7 +130,7 @@ def test_a_foreign_callback_goes_on_as_it_came_and_its_answer_comes_back_as_it_i
         [
             ("Host", f"127.0.0.1:{upstream.port}"),
             ("content-type", "application/json"),
-            ("OPERATIONID", "op é"),
+            ("OPERATIONID", "op \xc3\xa9"),
             ("X-Twice", "1"),
             ("X-Twice", "2"),
             ("Authorization", "Basic b3BlbmltOmdlaGVpbQ=="),
@@ -240,7 +240,8 @@ def test_an_upstream_that_is_down_is_one_plain_sentence(start: Callable[..., Rec
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(body)
     assert receiver.post(OF_FOREIGN, JSON, FOREIGN)[0] == 502
-    assert receiver.text().count("a callback was not forwarded to http://127.0.0.1:1: the server behind") == 2
+    line = "a callback was not forwarded to http://127.0.0.1:1: the server behind"
+    wait_until(lambda: receiver.text().count(line) == 2)
 
 
 def test_an_upstream_that_speaks_no_http_is_one_too(upstream: Upstream, start: Callable[..., Receiver]) -> None:
@@ -319,9 +320,49 @@ def test_a_loop_is_noticed(tmp_path: Path, keep: Keep, start: Callable[..., Rece
     assert (status, body) == (502, b"PRESENCE_FORWARD_URL leads back to this receiver.\n")
 
 
-def test_requests_that_cannot_be_passed_on_are_refused(start: Callable[..., Receiver]) -> None:
+GBK = "\u4e2d\u6587".encode("gbk")
+
+
+@pytest.mark.parametrize("target", ["/", OF_FOREIGN])
+def test_bytes_that_are_no_utf_8_go_on_and_come_back_as_they_are(
+    upstream: Upstream, start: Callable[..., Receiver], target: str
+) -> None:
     receiver = start()
+    upstream.answer = b"HTTP/1.1 200 OK\r\nX-Name: %s\r\nContent-Length: 2\r\n\r\n{}" % GBK
     with socket.create_connection(("127.0.0.1", receiver.port), 10) as connection:
-        head = f"POST {OF_FOREIGN} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        connection.sendall(head.encode() + b"X: \xff\r\nContent-Length: 2\r\n\r\n{}")
-        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+        head = f"POST {target}?a=%FF".encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += b"operationID: %s\r\nX-Latin: caf\xe9\r\nX-Text: caf\xc3\xa9\r\n" % GBK
+        for chunked in (False, True):
+            if chunked:
+                rest = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(FOREIGN), FOREIGN)
+            else:
+                rest = b"Content-Length: %d\r\n\r\n%s" % (len(FOREIGN), FOREIGN)
+            connection.sendall(head + rest)
+            answer = b""
+            while not answer.endswith(b"{}"):
+                answer += connection.recv(4096)
+            assert answer == upstream.answer
+            request = upstream.requests[-1]
+            assert request.header("operationID") == GBK.decode("latin-1")
+            assert request.header("X-Latin") == "caf\xe9"
+            assert request.header("X-Text") == "caf\xc3\xa9"
+            assert request.line == f"POST {target}?a=%FF HTTP/1.1"
+            assert request.body == FOREIGN
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("path", ["/..", "/../admin", "/a/./b", "/%2e%2e/admin", "/a/..%2Fadmin", "/..;x/b", "/..%5Cb"])
+def test_no_path_leads_out_of_the_upstreams(upstream: Upstream, start: Callable[..., Receiver], path: str) -> None:
+    receiver = start(forward_url=f"{upstream.url}/open/im")
+    status, body = receiver.post(path + OF_FOREIGN, JSON, FOREIGN)
+    assert (status, json.loads(body)["errDlt"]) == (400, "path: must be without . and .. as segments")
+    assert receiver.post("/a..b" + OF_FOREIGN, JSON, FOREIGN)[0] == 201
+    assert len(upstream.requests) == 1
+
+
+def test_no_line_of_the_log_has_the_upstreams_path(start: Callable[..., Receiver]) -> None:
+    receiver = start(forward_url="http://user:geheim@127.0.0.1:1/s3cret", forward_ours="1")
+    assert receiver.post(OF_FOREIGN, JSON, FOREIGN)[0] == 502
+    assert receiver.post("/?token=t0k", JSON, OURS)[0] == 200
+    wait_until(lambda: "a copy was not sent" in receiver.text())
+    assert not {word for word in ("s3cret", "geheim", "t0k") if word in receiver.text()}
