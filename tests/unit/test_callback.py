@@ -1,7 +1,9 @@
 """Reading callbacks: the recorded payloads, as table rows."""
 
+from time import perf_counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,10 +77,50 @@ def test_there_are_at_least_forty_kinds_of_refusal() -> None:
     assert len(load_samples("refused")) >= 40
 
 
-@pytest.mark.parametrize("header", ["a\0b", "caf\udce9"])
-def test_an_operation_id_that_is_no_text_is_refused(header: str) -> None:
-    body = b'{"userID":"u","callbackCommand":"callbackUserOfflineCommand","seq":1}'
-    assert isinstance(judge("/", body, header), Refusal)
+OURS = b'{"userID":"u","callbackCommand":"callbackUserOfflineCommand","seq":1}'
+
+
+def test_an_operation_id_with_a_nul_is_refused() -> None:
+    assert isinstance(judge("/", OURS, "a\0b"), Refusal)
+
+
+@pytest.mark.parametrize(
+    ("header", "stored"),
+    [("caf\udce9", "caf\ufffd"), ("\udcd6\udcd0", "\ufffd\ufffd"), ("\ud800", "\ufffd"), ("x" * 5000, "x" * 1024)],
+)
+def test_an_operation_id_of_any_bytes_costs_no_event(header: str, stored: str) -> None:
+    _, event = judge("/", OURS, header)  # type: ignore[misc]
+    assert event.operation_id == stored
+    assert EVENT.validate_json(encode(event)) == event
+
+
+@pytest.mark.parametrize(("field", "most"), [("platform", 256), ("connID", 256), ("operationID", 1024)])
+def test_texts_have_a_limit(field: str, most: int) -> None:
+    for size, is_taken in ((most, True), (most + 1, False), (100_000, False)):
+        body = OURS[:-1] + b',"operationID":"op","%s":"%s"}' % (field.encode(), b"\\u4e2d" * size)
+        found = judge("/", body)
+        assert isinstance(found, tuple) == is_taken, found
+        if isinstance(found, Refusal):
+            assert field in found.detail
+
+
+def test_what_is_large_in_a_field_that_is_read_is_not_built() -> None:
+    """It took pydantic seconds for 10 MB, and everybody else waited."""
+    array = b"[" + b'{"a":0},' * 1_200_000 + b"0]"
+    for field in (b"userID", b"operationID", b"callbackCommand"):
+        for command in (b"callbackUserOfflineCommand", b"callbackBeforeSendSingleMsgCommand"):
+            body = b'{"callbackCommand":"%s","seq":1,"%s":%s}' % (command, field, array)
+            began = perf_counter()
+            found = judge("/", body)
+            assert perf_counter() - began < 10 * seconds_to_skip(body)
+            assert isinstance(found, Refusal) or command.startswith(b"callbackBefore")
+
+
+def seconds_to_skip(body: bytes) -> float:
+    """What this machine needs to see whether it is JSON at all."""
+    began = perf_counter()
+    msgspec.json.decode(body, type=msgspec.Raw)
+    return perf_counter() - began
 
 
 @given(st.text(), st.binary(), st.one_of(st.none(), st.text()))
