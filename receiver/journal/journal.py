@@ -8,24 +8,19 @@ The event loop's thread appends; the relay's thread reads, settles and adopts; o
 guards the few fields that they share, and is never held during a wait for the disk but the append itself.
 """
 
-import errno
 import logging
-import os
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
-from receiver.journal import folder as folders
-from receiver.journal.folder import Folder
 from receiver.journal.orphans import Orphans
 from receiver.journal.segment import Batch, Segment, measure, read_batch, to_line
+from receiver.journal.writer import Writer
 from shared.errors import Unavailable
 from shared.events import received_at
 
-SEGMENT_BYTES = 4 << 20
 UNREADABLE_SECONDS = 10.0
 LINE_SECONDS = 10.0
 _DAMAGED = ".damaged"
@@ -45,16 +40,10 @@ class Journal:
         self._root = root
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._syncing = threading.Lock()
-        self._own: Folder | None = None
-        self._earlier: list[Path] = []  # files of our own folder that are older than this process
+        self._writer = Writer(root, self._lock)
         self._without_folder = secrets.token_hex(8)
         self._orphans = Orphans(root)
         self._segments: deque[Segment] = deque()  # oldest first
-        self._active: Segment | None = None
-        self._descriptor = -1
-        self._unsynced: list[int] = []  # of segments that are full
-        self._file_number = 0
         #: What Redis does not have: bytes and events; of the bytes, those that other processes accepted.
         self.waiting_bytes = 0
         self.waiting_events = 0
@@ -67,15 +56,22 @@ class Journal:
         self._told = False
         #: Why the last append failed, or "".
         self.trouble = ""
-        #: How many events were appended; up to which of them nobody knows whether the disk has them, as a sync failed.
-        self.appended = 0
-        self.unsafe_to = 0
 
     @property
     def identity(self) -> str:
         """Whose journal this is: no other's, and the same after a restart that finds it again."""
-        own = self._own
-        return own.identity if own else self._without_folder
+        folder = self._writer.folder
+        return folder.identity if folder else self._without_folder
+
+    @property
+    def appended(self) -> int:
+        """How many events were appended."""
+        return self._writer.appended
+
+    @property
+    def unsafe_to(self) -> int:
+        """Up to which of them nobody knows whether the disk has them, as a sync failed."""
+        return self._writer.unsafe_to
 
     @property
     def room_bytes(self) -> int:
@@ -107,7 +103,7 @@ class Journal:
             if self.waiting_bytes - self._adopted_bytes + self._wanted > self._max_bytes:
                 return _LIMIT
             try:
-                self._open_own()
+                self._writer.open_folder()
                 if self.trouble:
                     self._write(to_line(b""))
             except OSError as error:
@@ -127,72 +123,12 @@ class Journal:
             self._told = False
             log.warning("the journal takes events again")
 
-    def _open_own(self) -> Folder:
-        """Our folder: the one that we have, one that a process before us had, or a new one. Raises OSError."""
-        if self._own and not self._own.path.exists():  # somebody tidied up
-            self._own.release()
-            self._own = None
-        if not self._own:
-            found = folders.take_back(self._root)
-            self._own = found or folders.create(self._root)
-            self._earlier = self._own.files()
-            self._file_number = max((int(path.stem) for path in self._earlier if path.stem.isdecimal()), default=0)
-        return self._own
-
     def _write(self, line: bytes) -> None:
-        if self._active is None:
-            self._active = self._new_segment()
-        if os.write(self._descriptor, line) != len(line):
-            # The disk is full. Half a line at the end of a file is ignored, so never write after it.
-            self._seal()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._active.size += len(line)
-        self._active.lines += 1
+        segment = self._writer.write(line)
+        if segment.lines == 1:
+            self._segments.append(segment)
         self.waiting_bytes += len(line)
         self.waiting_events += 1
-        self.appended += 1
-        if self._active.size >= SEGMENT_BYTES:
-            self._seal()
-
-    def _new_segment(self) -> Segment:
-        own = self._open_own()
-        self._file_number += 1
-        path = own.file(self._file_number)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        segment = Segment(path, oldest_ms=time.time_ns() // 1_000_000)
-        self._segments.append(segment)
-        return segment
-
-    def _seal(self) -> None:
-        self._unsynced.append(self._descriptor)
-        self._active = None
-
-    def sync(self) -> None:
-        """Waits until the disk has all that was appended before.
-
-        Raises OSError where it may not have it. Then `unsafe_to` says up to which event, for others who waited.
-        """
-        with self._syncing:  # what one sync has taken, another must not take for done
-            with self._lock:
-                full, active = list(self._unsynced), self._descriptor if self._active else None
-                folder = self._own
-            descriptors = full if active is None else [*full, active]
-            failure = None
-            if descriptors and folder:
-                failure = _sync(os.fsync, folder.descriptor)
-            for descriptor in descriptors:
-                failure = _sync(os.fdatasync, descriptor) or failure
-            with self._lock:
-                del self._unsynced[: len(full)]
-                if failure:
-                    # The kernel says so once, and takes the pages for written from then on.
-                    self.unsafe_to = self.appended
-                    if self._active and self._descriptor == active:
-                        self._seal()
-            for descriptor in full:
-                os.close(descriptor)
-            if failure:
-                raise failure
 
     def next_batch(self, most: int) -> Batch | None:
         """The oldest events that Redis does not have, or None where there are none.
@@ -224,8 +160,8 @@ class Journal:
     def _give_up(self, segment: Segment) -> None:
         """Somebody has removed a file of ours."""
         with self._lock:
-            if segment is self._active:
-                self._seal()
+            if segment is self._writer.active:
+                self._writer.seal()
             lost = segment.lines - segment.pushed_lines
             self._count_waiting(segment, segment.pushed - segment.size, -lost)
             self._count_kept(segment.settled - segment.pushed, segment.settled_lines - segment.pushed_lines)
@@ -258,7 +194,7 @@ class Journal:
 
     def knows_all(self) -> bool:
         """False where accepted events may wait in this directory that `next_batch` cannot give now."""
-        return not self._earlier and not self._orphans.waiting and not self.unreadable_files()
+        return not self._writer.earlier and not self._orphans.waiting and not self.unreadable_files()
 
     def pushed(self, batch: Batch) -> None:
         """Redis has these events now, if it does not lose them with its memory."""
@@ -284,8 +220,8 @@ class Journal:
             segment.settled_lines += batch.lines
             if segment.settled < segment.size:
                 return
-            if segment is self._active:
-                self._seal()
+            if segment is self._writer.active:
+                self._writer.seal()
             self._segments.remove(segment)
         self._forget(segment)
 
@@ -330,7 +266,8 @@ class Journal:
         patience_seconds: so long a folder is left alone, for its process may be starting again.
         """
         with self._lock:
-            found, self._earlier = [Segment(path, measured=False) for path in self._earlier], []
+            found = [Segment(path, measured=False) for path in self._writer.earlier]
+            self._writer.earlier = []
         owners = []
         for folder, files in self._orphans.take(patience_seconds):
             owners.append(folder.identity)
@@ -372,29 +309,14 @@ class Journal:
         """How many files were set aside and wait for a person to look at them."""
         return sum(1 for _ in self._root.glob(f"*{_DAMAGED}"))
 
+    def sync(self) -> None:
+        """Waits until the disk has all that was appended before. Raises OSError; see `unsafe_to`."""
+        self._writer.sync()
+
     def close(self, keep_folder: bool = False) -> None:
         """Syncs, and leaves what is not settled to the next process. Raises OSError.
 
         keep_folder: where it is empty too, so that the next process is taken for this one.
         """
-        with self._lock:
-            if self._active is not None:
-                self._seal()
-        try:
-            self.sync()
-        finally:
-            self._orphans.release()
-            if self._own:
-                if keep_folder or self._own.files():
-                    self._own.release()
-                else:
-                    self._own.remove()
-                self._own = None
-
-
-def _sync(how: Callable[[int], None], descriptor: int) -> OSError | None:
-    try:
-        how(descriptor)
-    except OSError as error:
-        return error
-    return None
+        self._orphans.release()
+        self._writer.close(keep_folder)

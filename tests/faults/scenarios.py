@@ -375,8 +375,8 @@ def _fill(rig: Rig, journal: Path, events: int) -> None:
             number,
         )
         left.append(encode(event))
-    assert left._own is not None
-    left._own.release()
+    assert left._writer.folder is not None
+    left._writer.folder.release()
 
 
 #: These promise how fast answers are, and so have the machine to themselves.

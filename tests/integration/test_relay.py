@@ -49,8 +49,8 @@ class InProcess:
         """As a killed process: the kernel releases its lock, and nobody signs off."""
         self.relay._deadline = 0.0
         self.relay.stop(0)
-        assert self.journal._own
-        self.journal._own.release()
+        assert self.journal._writer.folder
+        self.journal._writer.folder.release()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.journal import folder
+from receiver.journal import folder, writer
 from receiver.journal import journal as module
 from receiver.journal.fsync import SyncBeforeAck
 from receiver.journal.journal import Journal
@@ -29,7 +29,7 @@ PLENTY = 1 << 30
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEGMENT_BYTES", 100)
+    monkeypatch.setattr(writer, "SEGMENT_BYTES", 100)
 
 
 def payload(number: int) -> bytes:
@@ -142,9 +142,9 @@ def leave_behind(root: Path, *numbers: int) -> Path:
     journal = Journal(aside, PLENTY)
     for number in numbers:
         journal.append(payload(number))
-    assert journal._own is not None
-    journal._own.release()
-    folder = journal._own.path.rename(root / journal._own.path.name)
+    assert journal._writer.folder is not None
+    journal._writer.folder.release()
+    folder = journal._writer.folder.path.rename(root / journal._writer.folder.path.name)
     aside.rmdir()
     (path,) = folder.glob("*.log")
     return path
@@ -317,7 +317,7 @@ def test_a_full_disk_refuses_events_keeps_the_old_and_heals(tmp_path: Path) -> N
 
 
 def test_sync_waits_for_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEGMENT_BYTES", 30)
+    monkeypatch.setattr(writer, "SEGMENT_BYTES", 30)
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     journal = Journal(tmp_path, PLENTY)
@@ -536,8 +536,8 @@ def test_a_journal_is_the_same_after_a_restart_and_never_anothers(tmp_path: Path
     second.append(payload(2))
     assert first.identity != second.identity
     identity = second.identity
-    assert second._own is not None
-    second._own.release()  # killed
+    assert second._writer.folder is not None
+    second._writer.folder.release()  # killed
     again = Journal(tmp_path, PLENTY)
     again.append(payload(3))
     assert again.identity == identity

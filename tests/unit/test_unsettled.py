@@ -92,7 +92,7 @@ def test_the_server_may_turn_out_to_be_another_while_it_is_asked(scene: Scene, m
 def test_the_disk_is_bounded_whatever_nobody_can_confirm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("receiver.journal.journal.SEGMENT_BYTES", 100)
+    monkeypatch.setattr("receiver.journal.writer.SEGMENT_BYTES", 100)
     scene = Scene(tmp_path, monkeypatch, limit=1000)
     scene.primary = "another"
     for _ in range(50):
