@@ -99,10 +99,10 @@ def test_https_is_served_and_a_renewed_certificate_needs_no_restart(tmp_path: Pa
     root.cert_pem.write_to_path(tmp_path / "root.pem")
     write(root.issue_cert("localhost"), certificate, key)
     wait_until(lambda: served_to_anyone(receiver) != first, what="the new certificate")
-    sent = send(tmp_path, "--url", url, SSL_CERT_FILE=str(tmp_path / "root.pem"))
+    sent = send(tmp_path, "--event", "online", "--url", url, SSL_CERT_FILE=str(tmp_path / "root.pem"))
     assert "1 of 1 accepted" in sent.stdout, sent
     assert "gehe" not in sent.stdout + sent.stderr
-    by_default = send(tmp_path, **receiver.environment)
+    by_default = send(tmp_path, "--event", "online", **receiver.environment)
     assert "1 of 1 accepted" in by_default.stdout, by_default
     assert "gehe" not in by_default.stdout + by_default.stderr
 

@@ -68,7 +68,7 @@ def test_a_receiver_reports_how_far_it_has_come(receiver: Receiver, redis: Redis
     redis.delete("presence-receivers")
     redis.set("presence-receivers", "of a wrong type")
     wait_until(lambda: "presence-receivers cannot be written" in receiver.text())
-    assert send(receiver, "--users", "10")["accepted"] == 10
+    assert send(receiver, "--event", "online", "--users", "10")["accepted"] == 10
     wait_until(lambda: redis.llen("rq:queue:presence"))
     redis.delete("presence-receivers")
     wait_until(report)
@@ -110,7 +110,7 @@ def test_plain_rq_worker_works_with_the_documented_options(
 
 
 def test_rqs_own_tools_can_read_the_queue(server: Server, receiver: Receiver, redis: Redis) -> None:
-    send(receiver, "--user", "alice")
+    send(receiver, "--user", "alice", "--event", "online")
     wait_until(lambda: redis.llen("rq:queue:presence") == 1)
     rq = str(Path(sys.executable).parent / "rq")
     info = subprocess.run([rq, "info", "--url", server.url], capture_output=True, text=True, check=True)
