@@ -53,7 +53,7 @@ def test_all_is_well(run: Run, receiver: Receiver, worker: Worker, redis: Redis)
     body = b'{"userID":"alice\\u001b[31m","callbackCommand":"callbackUserOnlineCommand","seq":1,"operationID":"op"}'
     assert receiver.post("/", {"Content-Type": "application/json"}, body)[0] == 200
     wait_until(lambda: redis.exists("presence:alice\x1b[31m") and redis.scard("rq:workers:presence"))
-    wait_until(lambda: redis.hlen("presence-receivers") == 1)
+    wait_until(lambda: [json.loads(each)["events"] for each in redis.hvals("presence-receivers")] == [0])
     here = {"PRESENCE_ADMIN_PORT": str(receiver.admin_port)}
     result = run("status", "--json", **here)
     state = json.loads(result.output)
