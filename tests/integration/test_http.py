@@ -177,6 +177,7 @@ def test_refused_callbacks_leave_a_line_in_the_log_and_not_one_each(
     keep(receiver)
     for _ in range(20):
         assert receiver.post("/wrong", {}, BODY)[0] == 404
+    wait_until(lambda: "404 no callback is taken at this path" in receiver.text())
     assert receiver.text().count("404 no callback is taken at this path") == 1
 
 
