@@ -162,6 +162,15 @@ def test_hashes_of_older_releases_are_read(store: Store, redis: Redis) -> None:
     assert platforms(redis) == ""
 
 
+def test_what_a_worker_of_an_older_release_has_written_meanwhile_counts(store: Store, redis: Redis) -> None:
+    store.apply([on("a", 100)])
+    redis.hset("presence:u", mapping={"p:1": "100 300 1", "p:5": "310 - 5", "seq": "310", "sessions": "1"})
+    store.apply([on("a", 100)])  # of a batch that is remembered: all of them are read
+    assert platforms(redis) == "5"
+    store.apply([off("b", 400, 5)])
+    assert platforms(redis) == ""
+
+
 @pytest.mark.parametrize("operation_id", ["", " ", "a b", "b\n", "p_1_2", "ä" * 300, "%d %s", "1 n1.x", "-"])
 def test_an_operation_id_of_any_form_fails_nothing(store: Store, redis: Redis, operation_id: str) -> None:
     events = [on(operation_id, 100), on(operation_id, 101, 5), on(operation_id, 102)]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from shared.settings import Settings, load
 
 Keep = Callable[[Process], Process]
 PLENTY = 1 << 30
+ENCODED = b'["u","callbackUserOfflineCommand",1,"",0,"","op",99]'
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -70,6 +72,23 @@ def test_two_receivers_of_one_name_both_report(redis: Redis, settings: Settings,
         assert [each.id for each in reported(redis)] == [second.journal.identity]
         second.stop()
     assert reported(redis) == []
+
+
+@on_one_server
+def test_the_rest_of_a_batch_is_waited_for_before_a_push(
+    redis: Redis, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.relay.relay.GATHER_SECONDS", 0.5)  # time enough on any machine
+    journal = Journal(tmp_path, PLENTY)
+    relay = Relay(journal, settings)  # not started: its turns are taken here
+    journal.append(ENCODED)
+    relay.wake()
+    rest = threading.Timer(0.05, journal.append, [ENCODED])
+    rest.start()
+    assert relay._turn() is False
+    rest.join()
+    (job_id,) = redis.lrange("rq:queue:presence", 0, -1)
+    assert redis.hget(f"rq:job:{job_id.decode()}", "description") == b"2 events"
 
 
 @on_one_server

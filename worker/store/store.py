@@ -1,4 +1,4 @@
-"""The presence store: events in, outcomes out, one atomic step on the server for each event.
+"""The presence store: events in, outcomes out, one atomic step on the server for the events of each user.
 
 The step is a Redis Function (FUNCTION LOAD, FCALL) rather than a script (EVALSHA): functions persist and
 replicate, so neither a restart nor a failover answers a full pipeline with NOSCRIPT. The price is Redis 7.0.

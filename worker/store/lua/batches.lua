@@ -3,7 +3,7 @@
 -- the user, or belongs to the last such one, and needs none of those in the hash: `recent` has these batches of a step, in
 -- order, until an event comes that is of another kind.
 
-local BATCHES_MAX = 4 -- remembered one by one
+local BATCHES_MAX = #SLOT_NAMES -- remembered one by one
 local EVENTS_MAX = 64 -- of one batch: OpenIM sends one for each change, and each connection, of the user
 local SPAN = 60000 -- events of one operationID are one batch while their seqs, in ms, are less than this apart
 
@@ -89,6 +89,32 @@ local function settle(state)
   end
 end
 
+-- Whether a remembered batch has an event of the platform with this seq.
+local function has_seq(state, platform_id, seq)
+  for _, batch in ipairs(state.batches) do
+    if batch.kind then
+      if batch.platform_id == platform_id and batch.low == seq then return true end
+    else
+      for _, event in ipairs(events_of(batch)) do
+        if event.platform_id == platform_id and event.seq == seq then return true end
+      end
+    end
+  end
+  return false
+end
+
+-- Adds to the sum what is in no batch: during an upgrade, workers of a release that knows none write to the same users.
+local function adopt_others(state)
+  for _, record in ipairs(state.platform_list) do
+    for mark, sum in pairs({ on = 'sum_on', off = 'sum_off' }) do
+      local seq = record[mark]
+      if higher(seq, record[sum]) and not has_seq(state, record.platform, seq) then
+        record[sum], record.is_sum_changed = seq, true
+      end
+    end
+  end
+end
+
 -- Reads the batches that are remembered.
 local function load_batches(state)
   if state.batches then return end
@@ -101,6 +127,7 @@ local function load_batches(state)
     if not kind then events_of(batch) end
     batches[#batches + 1] = batch
   end
+  adopt_others(state)
   sort_batches(batches)
   settle(state)
 end

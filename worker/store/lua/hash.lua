@@ -18,6 +18,7 @@
 
 local EXPIRED = 'x'
 local C, P, S = 99, 112, 115 -- the bytes; a library has no functions at hand while it is loaded
+local SLOT_NAMES = { 'b:0', 'b:1', 'b:2', 'b:3' }
 local SLOTS = { ['b:0'] = true, ['b:1'] = true, ['b:2'] = true, ['b:3'] = true }
 local PUBLIC = {
   status = true, seq = true, changed_at = true, updated_at = true, command = true, conn_id = true, platform_id = true,
@@ -186,8 +187,8 @@ local function put_records(state, to_set, gone)
 end
 
 local function free_slot(user)
-  for i = 0, 3 do
-    if not user['b:' .. i] then return 'b:' .. i end
+  for _, slot in ipairs(SLOT_NAMES) do
+    if not user[slot] then return slot end
   end
 end
 
