@@ -123,7 +123,6 @@ def test_pipelined_requests_are_answered_in_turn(edge: Receiver) -> None:
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         HEAD + b"Content-Length: 50\r\n\r\n" + BODY[:20],
         HEAD + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
-        HEAD + b"operationID: \xff\xfe\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY,
         HEAD + b"Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n",
     ],
 )

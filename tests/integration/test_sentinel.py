@@ -16,7 +16,7 @@ from shared.errors import Unavailable
 from shared.events import Event
 from shared.redis.client import connect, is_outage, refresh_primary
 from shared.settings import load
-from worker.store.store import Outcome, Store
+from worker.store.store import Store
 
 Keep = Callable[[Process], Process]
 
@@ -95,20 +95,20 @@ def test_what_no_replica_confirms_is_not_done_unless_there_is_none(
 ) -> None:
     store = Store(connect(watched.url), load({"PRESENCE_REDIS_URL": watched.url}))
     event = Event("alice", "callbackUserOnlineCommand", 1, "", 1, "IOS", "op", 1000)
-    assert store.apply([event]) == [Outcome("applied", True)]
+
+    def takes(seq: int) -> bool:
+        with suppress(Unavailable):
+            return store.apply([event._replace(seq=seq)])[0].name in {"applied", "duplicate"}
+        return False
+
+    wait_until(lambda: takes(1), what="the replica to confirm, however busy the machine is")
     watched.replica.kill()
     with pytest.raises(Unavailable, match="no replica confirms"):
         store.apply([event._replace(seq=2)])
-
-    def goes_on() -> bool:
-        with suppress(Unavailable):
-            return store.apply([event._replace(seq=3)]) in ([Outcome("applied")], [Outcome("duplicate")])
-        return False
-
-    wait_until(goes_on, what="presence to go on without a replica")
+    wait_until(lambda: takes(3), what="presence to go on without a replica")
     assert "no replica confirms writes" in caplog.text
     watched.replica.restart()
-    wait_until(lambda: goes_on() and "confirms writes to presence again" in caplog.text, what="the replica's word")
+    wait_until(lambda: takes(3) and "confirms writes to presence again" in caplog.text, what="the replica's word")
 
 
 def test_without_a_primary_the_error_is_an_outage_and_one_short_line(watched: Watched) -> None:
