@@ -30,6 +30,9 @@ _NEEDS = {
 _INJECTED = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
+#: Characters of a secret's file.
+_SECRET_MOST = 65536
+
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 
 Network = IPv4Network | IPv6Network
@@ -164,32 +167,62 @@ class Settings(BaseModel):
         return Keys(self.key_prefix)
 
 
+#: What may also come from a file, as Docker gives secrets: a variable with _FILE at the end of its name has the path.
+SECRETS = tuple(name for name, field in Settings.model_fields.items() if not field.repr)
+_FILE = "_FILE"
+
+
+def is_given(environ: Mapping[str, str], variable: str) -> bool:
+    """Whether the variable is set, or its file is named."""
+    return bool(environ.get(variable) or environ.get(variable + _FILE))
+
+
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """Reads `PRESENCE_*`; a variable set to the empty string counts as not set.
 
     Raises SettingsError, whose one line names the variable and what it should be, and never shows its value.
     """
-    values = {}
-    for variable, value in sorted(environ.items()):
-        name = variable.removeprefix(PREFIX)
+    values, variables = {}, {}
+    for variable, given in sorted(environ.items()):
+        name, value = variable.removeprefix(PREFIX), given
         if name == variable or value == "":
             continue
+        if name.endswith(_FILE) and name.removesuffix(_FILE).lower() in SECRETS:
+            if environ.get(variable.removesuffix(_FILE)):
+                raise SettingsError(f"{variable}: {variable.removesuffix(_FILE)} is set too; keep one of them")
+            name, value = name.removesuffix(_FILE), _read_secret(variable, Path(given))
         if name.lower() in Settings.model_fields:
             if trouble := _trouble(name, value):
                 raise SettingsError(f"{variable}: {trouble}")
-            values[name.lower()] = value
+            values[name.lower()], variables[name.lower()] = value, variable
         elif not _INJECTED.fullmatch(name):
             raise SettingsError(f"{variable}: there is no such setting; see the README's table")
     try:
         settings = Settings(**values)  # type: ignore[arg-type]  # pydantic turns the strings into what each is
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        variable = f"{PREFIX}{first['loc'][0]}".upper()
+        name = str(first["loc"][0])
+        variable = variables.get(name, f"{PREFIX}{name}".upper())
         raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from None
     for name, needed in _NEEDS.items():
         if getattr(settings, name) and not getattr(settings, needed):
             raise SettingsError(f"{PREFIX}{name.upper()}: does nothing without {PREFIX}{needed.upper()}; set both")
     return settings
+
+
+def _read_secret(variable: str, path: Path) -> str:
+    """What the file has, less the line's end that editors put there."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            value = file.read(_SECRET_MOST + 1)
+    except OSError as error:
+        raise SettingsError(f"{variable}: the file cannot be read: {error.strerror}") from None
+    except ValueError:  # or a NUL in the path
+        raise SettingsError(f"{variable}: must name a text file in UTF-8") from None
+    value = value.removesuffix("\n").removesuffix("\r")
+    if not value or len(value) > _SECRET_MOST:
+        raise SettingsError(f"{variable}: the file is {'too long for a secret' if value else 'empty'}")
+    return value
 
 
 def _trouble(name: str, value: str) -> str:

@@ -49,7 +49,7 @@ def load_settings() -> settings.Settings:
     Raises SettingsError.
     """
     given = {name: value for name, value in os.environ.items() if value}
-    if "PRESENCE_REDIS_URL" in given or "PRESENCE_QUEUE_URL" in given:
+    if settings.is_given(given, "PRESENCE_REDIS_URL") or settings.is_given(given, "PRESENCE_QUEUE_URL"):
         return settings.load(given)
     return settings.load({**_published(Path("data")), **given})
 

@@ -44,13 +44,14 @@ def up() -> None:
     data = Path("data").absolute()
     given = {name: value for name, value in os.environ.items() if value}  # an empty variable is not set
     environment = {"PRESENCE_HOST": "127.0.0.1", "PRESENCE_JOURNAL_DIR": str(data / "journal"), **given}
+    own = not settings.is_given(given, "PRESENCE_REDIS_URL")
     services: list[Service] = []
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     with hold(data):
         try:
-            if "PRESENCE_REDIS_URL" not in given:
+            if own:
                 port = embedded.free_port(embedded.USUAL_PORT)
                 environment["PRESENCE_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
                 binary = embedded.find_server()
@@ -58,7 +59,7 @@ def up() -> None:
                 server = Service("server", embedded.arguments(binary, port, data), environment)
                 _start(services, server, stopping, _answers(environment), lambda: embedded.reason(binary, data))
             config = settings.load(environment)
-            _check_servers(config, own="PRESENCE_REDIS_URL" not in given)
+            _check_servers(config, own=own)
             receiver = Service("receiver", [sys.executable, "-m", "receiver"], environment)
             _start(services, receiver, stopping, lambda: _receives(config, receiver))
             if config.admin_port:
@@ -71,7 +72,7 @@ def up() -> None:
             worker.answers = lambda it: _says(config.admin_host, it.port, it) == "alive"
             publish(data, environment)
             if not stopping.is_set():
-                click.echo(_how_to(config, own="PRESENCE_REDIS_URL" not in given))
+                click.echo(_how_to(config, own=own))
             while not stopping.wait(0.2):
                 for service in services:
                     service.keep_running()

@@ -7,11 +7,12 @@ import pytest
 import recipes
 
 from shared.cli import cli
-from shared.settings import Settings
+from shared.settings import SECRETS, Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 OURS = {f"PRESENCE_{name.upper()}" for name in Settings.model_fields}
+FILES = {f"PRESENCE_{name.upper()}_FILE" for name in SECRETS}
 
 
 def named(text: str) -> set[str]:
@@ -19,11 +20,18 @@ def named(text: str) -> set[str]:
 
 
 def test_the_readme_names_every_setting_and_no_other() -> None:
-    assert named(README) == OURS
+    assert named(README) - FILES == OURS
 
 
 def test_the_example_names_every_setting_and_no_other() -> None:
-    assert named((ROOT / ".env.example").read_text()) == OURS
+    assert named((ROOT / ".env.example").read_text()) - FILES == OURS
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_the_readme_says_which_settings_may_come_from_a_file(name: str) -> None:
+    paragraph = README.split("## Settings")[1].split("|")[0]
+    shown = "The two Redis URLs" if name in ("redis_url", "queue_url") else f"`PRESENCE_{name.upper()}`"
+    assert shown in paragraph
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -1,9 +1,11 @@
 """Settings: read once, and a wrong value names its variable."""
 
+from pathlib import Path
+
 import pytest
 
 from shared.errors import SettingsError
-from shared.settings import Settings, load, without_password
+from shared.settings import SECRETS, Settings, is_given, load, without_password
 
 
 def test_the_defaults_are_the_contracts() -> None:
@@ -107,6 +109,49 @@ def test_what_files_and_shells_bring_in_is_named_and_no_secret_shown(
         load({variable: form.format(value)})
     assert "geheim" not in str(error.value)
     assert str(error.value).isprintable()
+
+
+def test_the_secrets_are_those_that_are_never_shown() -> None:
+    assert SECRETS == ("redis_url", "queue_url", "callback_path", "basic_auth", "forward_url")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_come_from_a_file(tmp_path: Path, end: str) -> None:
+    (tmp_path / "secret").write_bytes(b"openim:ge heim" + end.encode())
+    given = {"PRESENCE_BASIC_AUTH_FILE": str(tmp_path / "secret")}
+    assert load(given).basic_auth == "openim:ge heim"
+    assert load(given | {"PRESENCE_BASIC_AUTH": ""}) == load(given)
+    assert is_given(given, "PRESENCE_BASIC_AUTH")
+    assert not is_given(given, "PRESENCE_REDIS_URL")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"\n", "the file is empty"),
+        (b"openim:geheim\n\n", r"ends with a newline"),
+        (b"openim:geheim ", r"ends with a blank"),
+        (b"geheim", "must be user:password"),
+        (b"openim:geheim\xff", "must name a text file"),
+        (b"openim:geheim" * 10_000, "too long"),
+        (None, "the file cannot be read: No such file"),
+    ],
+)
+def test_a_wrong_file_of_a_secret_is_named_and_not_shown(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    with pytest.raises(SettingsError, match=f"^PRESENCE_BASIC_AUTH_FILE: .*{words}") as error:
+        load({"PRESENCE_BASIC_AUTH_FILE": str(tmp_path / "secret")})
+    assert "geheim" not in str(error.value)
+
+
+def test_a_secret_comes_from_one_place(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("openim:geheim")
+    with pytest.raises(SettingsError, match=r"^PRESENCE_BASIC_AUTH_FILE: PRESENCE_BASIC_AUTH is set too"):
+        load({"PRESENCE_BASIC_AUTH": "a:b", "PRESENCE_BASIC_AUTH_FILE": str(tmp_path / "secret")})
+    with pytest.raises(SettingsError, match=r"^PRESENCE_PORT_FILE: there is no such setting"):
+        load({"PRESENCE_PORT_FILE": str(tmp_path / "secret")})
 
 
 def test_a_control_character_within_a_value_is_named() -> None:
