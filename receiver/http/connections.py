@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from receiver.http.eviction import OpenConnections
 
@@ -40,10 +40,11 @@ class Connection(web.RequestHandler):
     """One peer. Waits for a request, reads its head, works on it, and so on.
 
     since: when it came to that, by `OpenConnections.now`. proven: it has brought something acceptable.
-    wire: what to cut; while TLS is being agreed on it is not yet what requests come through.
+    wire: what to cut; while TLS is being agreed on it is not yet what requests come through. said_all: its peer sends
+    no more, and may wait for answers.
     """
 
-    __slots__ = ("_cutter", "_open", "_unread", "phase", "proven", "since", "wire")
+    __slots__ = ("_body", "_cutter", "_open", "_unread", "phase", "proven", "said_all", "since", "wire")
 
     def __init__(
         self, server: web.Server, connections: OpenConnections, wire: asyncio.Transport | None = None, **options: Any
@@ -52,9 +53,11 @@ class Connection(web.RequestHandler):
         self._open = connections
         self._cutter: asyncio.TimerHandle | None = None
         self._unread = 0
+        self._body: StreamReader | None = None  # of the newest request
         self.phase = WAITS
         self.since = connections.now
         self.proven = False
+        self.said_all = False
         self.wire = wire
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -80,7 +83,28 @@ class Connection(web.RequestHandler):
             if self._unread > UNREAD_BYTES:
                 self.cut()
                 return
+        heads = self._request_count
         _received(self, data)
+        if self._request_count != heads:
+            self._body = self._messages[-1][1]
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp leaves it to the default, which is to close
+        """True where the connection is to stay: the peer has shut down its side, and a request waits for its answer.
+
+        Over TLS there is no such half, neither in asyncio nor in uvloop.
+        """
+        waits = self._waiter is not None or not self._request_count
+        if self.ssl_context is not None or (waits and not self._messages):
+            return False
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("the connection ended within it"))
+        self.said_all = True
+        return True
+
+    def answered(self) -> None:
+        """Ends the connection after this answer, where its peer said no more and nothing else waits for one."""
+        if not self._messages:
+            self.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

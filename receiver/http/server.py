@@ -53,6 +53,8 @@ class Server(web.Server):
         finally:
             connection.phase = WAITS
             connection.since = self._open.now
+            if connection.said_all:
+                connection.answered()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         self._open.stop()

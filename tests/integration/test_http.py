@@ -110,6 +110,22 @@ def test_pipelined_requests_are_answered_in_turn(edge: Receiver) -> None:
     assert raw(edge, (HEAD + rest) * 2 + HEAD + CLOSE + rest).count(b"HTTP/1.1 200 ") == 3
 
 
+def test_a_client_that_says_no_more_gets_an_answer_to_all_that_it_said(
+    edge: Receiver, tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    slow = Receiver(tmp_path, NOWHERE, journal_fsync="always")
+    keep(slow)
+    whole = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    for receiver in (edge, slow):
+        for count in (1, 2, 100):
+            for _ in range(10):
+                assert raw(receiver, whole * count, and_close=True).count(b"HTTP/1.1 200 ") == count
+    assert raw(edge, whole + whole[:-20], and_close=True).count(b"HTTP/1.1 ") == 2
+    assert raw(edge, whole[:-20], and_close=True).startswith(b"HTTP/1.1 400 ")
+    assert raw(edge, whole + HEAD, and_close=True).count(b"HTTP/1.1 ") == 1
+    assert raw(edge, b"", and_close=True) == b""
+
+
 @pytest.mark.parametrize(
     "data",
     [
