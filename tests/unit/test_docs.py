@@ -1,5 +1,6 @@
 """What the documents name exists, and what exists is named."""
 
+import os
 import re
 from pathlib import Path
 
@@ -75,10 +76,18 @@ def test_architecture_names_files_rooms_and_tests_that_exist() -> None:
         assert set(breakers) <= functions, row
 
 
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as they are on GitHub: lower case, words joined with hyphens, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), (page, target)
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "openim_presence" / "README.md"]:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text()):
+            linked = page.parent / target if target else page
+            assert linked.exists(), (page, target)
+            assert not anchor or anchor in anchors(linked), (page, target, anchor)
 
 
 def test_the_docs_show_the_programs_as_they_are() -> None:
@@ -94,3 +103,12 @@ def test_every_program_is_named_in_the_docs_and_run_by_a_test() -> None:
         assert path.read_text().splitlines()[0].split(" ", 1)[1] == path.name
         assert f'"{path.name}"' in tests
         assert re.search(rf"\s{re.escape(path.name)}$|examples/{re.escape(path.name)}\)", pages, re.MULTILINE)
+
+
+def test_each_step_of_the_workflows_is_a_script_that_is_there() -> None:
+    """What runs on GitHub can run on a contributor's machine as well."""
+    workflows = "".join(path.read_text() for path in (ROOT / ".github" / "workflows").iterdir())
+    steps = re.findall(r"- run: (?:[A-Z_]+=\S+ )?(\S+)", workflows)
+    assert {".ci/run", ".ci/dist", ".ci/version"} <= set(steps)
+    for script in steps:
+        assert os.access(ROOT / script, os.X_OK), script
