@@ -102,6 +102,12 @@ def test_what_is_delivered_again_does_not_count_again(store: Store, redis: Redis
     assert platforms(redis) == "1"
 
 
+def test_an_online_event_that_a_newer_offline_event_covers_is_stale(store: Store, redis: Redis) -> None:
+    store.apply([off("b", 100)])
+    assert outcomes(store.apply([on("a", 50)])) == ["stale"]
+    assert platforms(redis) == ""
+
+
 def test_a_receiver_without_ids_is_told_by_the_time(store: Store, redis: Redis) -> None:
     came = on("b", 100)._replace(id="")
     left = off("b", 100)._replace(id="")

@@ -38,7 +38,7 @@ local function take_platform(state, event, lease)
   end
   if outcome == STALE then
     local record = state.platforms[event.platform_id]
-    if event.seq == (event.kind == 'n' and record.on or record.off) then return DUPLICATE end
+    if event.seq == (event.kind == 'n' and record.was_on or record.was_off) then return DUPLICATE end
   end
   return outcome
 end
