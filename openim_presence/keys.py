@@ -38,6 +38,11 @@ class Keys:
         return f"{self.prefix}-leases"
 
     @property
+    def ignored(self) -> str:
+        """The stream of the newest events that changed nothing."""
+        return f"{self.prefix}-ignored"
+
+    @property
     def receivers(self) -> str:
         """The hash of what each receiver process reports; on the queue's Redis."""
         return f"{self.prefix}-receivers"

@@ -14,6 +14,7 @@ def test_each_name_is_the_contracts() -> None:
     assert keys.changes == "presence-changes"
     assert keys.stats == "presence-stats"
     assert keys.leases == "presence-leases"
+    assert keys.ignored == "presence-ignored"
     assert keys.receivers == "presence-receivers"
     assert keys.sweep == "presence-sweep"
     assert keys.sweeper == "presence-sweeper"

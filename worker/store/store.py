@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 
 from redis.exceptions import RedisError, ResponseError
 
+from shared import ignored
 from shared.errors import PresenceError, SettingsError, Unavailable
 from shared.events import COMMANDS, Event
 from shared.logs.throttle import LogThrottle
@@ -118,7 +119,8 @@ class Store:
         if counts_lag:
             received = (event.received_at for event, each in outcomes if each.name == "applied")
             counts.update(lag_counts(received, self._now_ms() + skew_ms))
-        self._count(counts, sum(each.flipped for _, each in outcomes))
+        without_effect = [(each.name, event) for event, each in outcomes if each.name != "applied"]
+        self._count(counts, sum(each.flipped for _, each in outcomes), without_effect)
 
     def due(self, until_ms: int, most: int) -> dict[str, float]:
         """Users one of whose leases has run out at `until_ms`, and when it has: the earliest first, `most` of them."""
@@ -228,13 +230,16 @@ class Store:
         with suppress(RedisError):
             self._client.hincrby(self._keys.stats, name, events)
 
-    def _count(self, counts: "Counter[str]", flips: int) -> None:
+    def _count(
+        self, counts: "Counter[str]", flips: int, without_effect: Sequence[tuple[ignored.IgnoredName, Event]] = ()
+    ) -> None:
         if self._outbox:  # elsewhere the step itself has counted them
             counts["changes"] = flips
         pipeline = self._client.pipeline(transaction=False)
         for name, count in counts.items():
             if count:
                 pipeline.hincrby(self._keys.stats, name, count)
+        ignored.note(pipeline, self._keys.ignored, without_effect)
         with _unavailable():
             try:
                 if pipeline:
@@ -242,7 +247,8 @@ class Store:
             except ResponseError as error:
                 if is_outage(error):
                     raise
-                _troubles.say(logging.ERROR, "the counters in %s cannot be kept: %s", self._keys.stats, error)
+                keys = self._keys
+                _troubles.say(logging.ERROR, "%s or %s cannot be written: %s", keys.stats, keys.ignored, error)
 
 
 def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
