@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "shared.logs": set(),
     "shared.redis": {"shared.logs"},
     "shared.gateways": set(),
+    "shared.openim": set(),
     "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis"},
     "shared.cli": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.observe"},
     "receiver.journal": {"shared.logs"},
@@ -41,6 +42,8 @@ FORBIDDEN = [
     ("receiver/journal/*.py", {"aiohttp", "redis", "rq"}),
     ("worker/**/*.py", {"aiohttp"}),
     ("shared/gateways/*.py", {"redis", "rq", "os", "time"}),
+    ("shared/openim/*.py", {"redis", "rq"}),
+    ("shared/openim/answers.py", {"aiohttp", "asyncio", "time"}),
 ]
 
 

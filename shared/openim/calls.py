@@ -1,0 +1,138 @@
+"""HTTP to OpenIM's API: few calls at a time, none for longer than OpenIM itself would wait.
+
+What aiohttp raises holds the request, and the admin's token in it. So what goes wrong is a value in here until an error
+of our own is raised, which has neither a cause nor a body.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import aiohttp
+
+from shared.openim.errors import OpenIMAway, OpenIMError, OpenIMRefuses
+from shared.settings import without_password
+
+#: OpenIM's own limit for its calls, as shipped. Who is slower than that says nothing.
+CALL_SECONDS = 5.0
+#: Calls at one time.
+CONCURRENCY = 2
+#: An answer about 400 users with ten connections each, and tokens of 400 bytes, has a quarter of it.
+MOST_BYTES = 8_388_608
+#: So often is one question asked in all, where OpenIM limits us or closes the connection.
+TRIES = 3
+#: Where OpenIM tells us to wait for longer, we come back another time.
+LONGEST_PAUSE_SECONDS = 10.0
+
+#: As OpenIM does with a connection that was idle for long, and when it is restarted.
+_CUT = "closed the connection"
+
+
+class Secret(str):
+    """Is not shown by what shows the variables of a program that failed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'...'"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """failure: why there is none, or "". pause_seconds: until we may ask again."""
+
+    failure: str = ""
+    status: int = 0
+    pause_seconds: float = 0.0
+    body: bytes = field(default=b"", repr=False)
+
+    @property
+    def may_be_tried_again(self) -> bool:
+        return self.failure == _CUT or (self.status == 429 and self.pause_seconds <= LONGEST_PAUSE_SECONDS)
+
+
+class Calls:
+    """To the API at one URL, such as `http://openim:10002`; used in `async with`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self.name = f"OpenIM at {without_password(self._url)}"
+        self._places = asyncio.Semaphore(CONCURRENCY)
+        self._resumes_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CALL_SECONDS), trust_env=False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def post(self, path: str, question: Mapping[str, Any], token: Secret | None = None) -> Reply:
+        """An answer with HTTP 200, or 404. Raises OpenIMError for any other, and where there is none."""
+        reply = Reply()
+        for _ in range(TRIES):
+            async with self._places:
+                await asyncio.sleep(max(0.0, self._resumes_at - time.monotonic()))
+                reply = await self._try(path, question, token)
+            if not reply.may_be_tried_again:
+                break
+            self._resumes_at = time.monotonic() + reply.pause_seconds  # all calls wait
+        if reply.status in (200, 404):
+            return reply
+        raise self._error(path, reply)
+
+    async def _try(self, path: str, question: Mapping[str, Any], token: Secret | None) -> Reply:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # or a small body could become a large one
+            "operationID": "presence " + secrets.token_hex(8),
+            **({"token": token} if token else {}),
+        }
+        data = json.dumps(question).encode()
+        try:
+            async with self._session.post(
+                self._url + path, data=data, headers=headers, allow_redirects=False
+            ) as response:
+                return await _read(response)
+        except (aiohttp.ClientError, OSError) as error:  # of which a timeout is one
+            return Reply(_reason(error))
+
+    def _error(self, path: str, reply: Reply) -> OpenIMError:
+        if reply.failure:
+            return OpenIMAway(f"{self.name} {reply.failure}")
+        if reply.status == 429:
+            return OpenIMAway(f"{self.name} limits how often it may be asked (HTTP 429)")
+        if reply.status >= 500:
+            return OpenIMAway(f"{self.name} answers {path} with HTTP {reply.status}")
+        does = "redirects to another address" if reply.status in range(300, 400) else f"answers {path}"
+        return OpenIMRefuses(f"{self.name} {does} (HTTP {reply.status}): is PRESENCE_OPENIM_API that of its API?")
+
+
+async def _read(response: aiohttp.ClientResponse) -> Reply:
+    after = response.headers.get("Retry-After", "")
+    pause_seconds = (float(after) if after.isdecimal() else 1.0) if response.status == 429 else 0.0
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MOST_BYTES:
+            return Reply(f"answers with more than {MOST_BYTES:,} bytes")
+    return Reply("", response.status, pause_seconds, bytes(body))
+
+
+def _reason(error: Exception) -> str:
+    """In words of ours: an error of aiohttp's may show what was sent."""
+    if isinstance(error, TimeoutError):
+        return f"does not answer within {CALL_SECONDS:g} s"
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError | BrokenPipeError):
+        return _CUT
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "shows a certificate that is not trusted here"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        return f"cannot be reached: {os.strerror(number) if number and number > 0 else 'its name cannot be looked up'}"
+    return f"gives no answer ({type(error).__name__})"

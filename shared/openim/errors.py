@@ -1,0 +1,15 @@
+"""Why OpenIM could not be asked. None of the texts has anything of OpenIM's answers: users' tokens stand in those."""
+
+from shared.errors import PresenceError, Unavailable
+
+
+class OpenIMError(PresenceError):
+    """OpenIM could not be asked, and nothing follows from that for anybody's presence."""
+
+
+class OpenIMAway(OpenIMError, Unavailable):
+    """It is away, too slow, in trouble, or limits how often it may be asked."""
+
+
+class OpenIMRefuses(OpenIMError):
+    """A setting of ours is wrong, or OpenIM is none that we know. Asking again will not help."""
