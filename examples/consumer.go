@@ -19,7 +19,7 @@ const (
 
 type entry struct {
 	id     string
-	change map[string]string // nil: trimmed away before it was done
+	change map[string]string // nil: trimmed before it was handled
 }
 
 func work(id string, change map[string]string) error {
@@ -39,14 +39,14 @@ func main() {
 	}
 }
 
-// consume handles changes until something fails; what was not done by then comes again.
+// consume handles changes until something fails; what was not acknowledged by then comes again.
 func consume() error {
 	conn, err := redis.Dial("tcp", address, redis.DialConnectTimeout(2*time.Second), redis.DialReadTimeout(10*time.Second))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	place, cursor, begun := "0", "0-0", false // first what this consumer was given before, then ">": what nobody was
+	place, cursor, begun := "0", "0-0", false // "0": what this consumer already holds; then ">": what no consumer was given
 	for {
 		last, err := lastGiven(conn)
 		if err != nil {
@@ -61,7 +61,7 @@ func consume() error {
 				return err
 			}
 		}
-		begun = !there // until it was given the first change
+		begun = !there // until the group is given its first change
 		if err := forget(conn); err != nil {
 			return err
 		}
@@ -83,7 +83,7 @@ func consume() error {
 			if len(batch) == 0 {
 				place = ">"
 			}
-			if there && len(batch) > 0 { // some may have been trimmed away since the last look
+			if there && len(batch) > 0 { // some may have been trimmed since the last check
 				if there, err = isThere(conn, last); err != nil {
 					return err
 				}
@@ -96,7 +96,7 @@ func consume() error {
 	}
 }
 
-// finish does the work, and only then acknowledges it.
+// finish does the work, then acknowledges it.
 func finish(conn redis.Conn, batch []entry, trimmed bool) error {
 	done := redis.Args{}.Add(stream, group)
 	for _, each := range batch {
@@ -159,7 +159,7 @@ func entries(reply interface{}, err error) ([]entry, error) {
 	return found, nil
 }
 
-// lastGiven is the id of the last change that the group was given, "" where there is no group.
+// lastGiven is the id of the last change that the group was given, "" if there is no group.
 func lastGiven(conn redis.Conn) (string, error) {
 	there, err := redis.Bool(conn.Do("EXISTS", stream))
 	if err != nil || !there {
@@ -188,7 +188,7 @@ func lastGiven(conn redis.Conn) (string, error) {
 	return "", nil
 }
 
-// isThere is false where the group is new, or the stream no longer has the change with this id.
+// isThere is false if the group is new, or if the stream no longer has the change with this id.
 func isThere(conn redis.Conn, id string) (bool, error) {
 	if id == "" {
 		return false, nil
@@ -197,7 +197,8 @@ func isThere(conn redis.Conn, id string) (bool, error) {
 	return len(found) > 0, err
 }
 
-// forget reads everybody where changes were trimmed away before they were done, and only then lets go of them.
+// forget looks for changes that were trimmed before they were handled; if there are any, it reads all users and then
+// acknowledges these changes.
 func forget(conn redis.Conn) error {
 	oldest, err := entries(conn.Do("XRANGE", stream, "-", "+", "COUNT", 1))
 	if err != nil {
@@ -231,7 +232,7 @@ func forget(conn redis.Conn) error {
 	}
 }
 
-// begin reads everybody, then starts the group at the oldest change that the stream has.
+// begin reads all users, then starts the group at the oldest change in the stream.
 func begin(conn redis.Conn) error {
 	if err := resync(); err != nil {
 		return err

@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 
 from openim_presence import ConsumerGroup, Missed
 
-TAKE_OVER_SECONDS = 60  # what a consumer was given and has not done for so long, another takes over
+TAKE_OVER_SECONDS = 60  # after this time another consumer takes over what one was given and has not acknowledged
 
 client = Redis.from_url("redis://127.0.0.1:6379/0")
 group = ConsumerGroup(client, "mailer", "mailer-1", take_over_seconds=TAKE_OVER_SECONDS)

@@ -25,7 +25,7 @@ database = psycopg.connect(DATABASE)
 
 
 def save(entries):
-    """entries: each user read from Redis, and the id of the entry of presence-changes that was there before."""
+    """entries: each user, and the id of an entry of presence-changes that was there before the user was read."""
     rows = []
     for user, entry in entries:
         ms, n = map(int, entry.split("-"))
@@ -33,7 +33,7 @@ def save(entries):
             rows.append(
                 {"user_id": user.user_id, "status": user.status, "changed_at": user.changed_at, "ms": ms, "n": n}
             )
-    # In one order, or two of these programs could wait for each other's rows.
+    # Always in the same order, or two of these programs could wait for each other's rows.
     rows.sort(key=lambda row: row["user_id"])
     database.cursor().executemany(UPSERT, rows)
     database.commit()

@@ -8,8 +8,8 @@ from redis.exceptions import RedisError
 from openim_presence import ConsumerGroup, Missed, read
 
 AWAY_SECONDS = 30
-LATE_SECONDS = 3600  # nobody wants a push about what is older, be it on the first start or after a long outage
-POLL_SECONDS = 1.0  # a push may be so much late
+LATE_SECONDS = 3600  # nobody wants a push about anything older, on the first start or after a long outage
+POLL_SECONDS = 1.0  # a push may be this late
 TIMERS = "push-timers"
 
 client = Redis.from_url("redis://127.0.0.1:6379/0", decode_responses=True)
@@ -34,7 +34,7 @@ def fire():
     now = time.time() * 1000
     due = dict(client.zrangebyscore(TIMERS, "-inf", now, withscores=True, start=0, num=1000))
     for user in read(client, due):
-        # The hash knows of a return that the feed has not told of yet.
+        # The hash shows a return before the feed does.
         is_away = user.status == "offline" and user.changed_at + AWAY_SECONDS * 1000 <= now
         if is_away and now - due[user.user_id] < LATE_SECONDS * 1000:
             push(user.user_id)
@@ -47,7 +47,7 @@ def step():
         set_timers(changes)
         group.ack(changes)
     except Missed as missed:
-        group.ack(missed)  # whoever went offline in what was missed gets no push
+        group.ack(missed)  # users who went offline in missed changes get no push
     fire()
 
 

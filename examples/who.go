@@ -12,7 +12,7 @@ import (
 
 func isOnline(conn redis.Conn, user string) (bool, error) {
 	status, err := redis.String(conn.Do("HGET", "presence:"+user, "status"))
-	if err == redis.ErrNil { // never heard of
+	if err == redis.ErrNil { // nothing is known of the user
 		err = nil
 	}
 	return status == "online", err

@@ -1,4 +1,4 @@
-"""Reads what the presence servers keep in Redis: who is online, and each change of it.
+"""Reads what the presence servers keep in Redis: who is online, and each change of that.
 
     from redis import Redis
     import openim_presence
@@ -6,7 +6,7 @@
     for user in openim_presence.read(Redis(), ["alice", "bob"]):
         print(user.user_id, user.status)
 
-Everything takes a Redis or a RedisCluster client, with decode_responses or without, and has a twin for asyncio. The
+Everything takes a Redis or a RedisCluster client, with or without decode_responses, and has a twin for asyncio. The
 prefix is the servers' `PRESENCE_KEY_PREFIX`.
 """
 

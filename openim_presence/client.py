@@ -1,7 +1,7 @@
 """The clients that this package takes, and one way to talk to both kinds.
 
-What takes several commands is a generator that yields each of them and is sent its reply: `run` and `run_async` carry
-it out, so that there is one copy of the logic.
+An operation of several commands is a generator that yields each command and is sent its reply. `run` and `run_async`
+carry it out, so there is one copy of the logic.
 """
 
 from collections.abc import Generator
@@ -16,12 +16,12 @@ from redis.exceptions import RedisError
 Client = Redis | RedisCluster
 AsyncClient = AsyncRedis | AsyncRedisCluster
 
-#: Replies as bytes, whatever the client's decode_responses: one bad byte must not cost a whole reply.
+#: Replies are bytes, whatever the client's decode_responses says: one bad byte must not cost a whole reply.
 AS_BYTES: dict[str, Any] = {NEVER_DECODE: True}
 
 Command = tuple[str | int, ...]
 T = TypeVar("T")
-#: Replies are as redis-py parses them. A RedisError is thrown in where the command was yielded.
+#: Replies are as redis-py parses them. A RedisError is raised at the yield of the command.
 Steps = Generator[Command, Any, T]
 
 
@@ -58,5 +58,5 @@ async def run_async(client: AsyncClient, steps: Steps[T]) -> T:
 
 
 def _options(command: Command) -> dict[str, Any]:
-    # redis-py parses the two forms of XPENDING differently, and is told which by its own method only.
+    # redis-py parses the two forms of XPENDING differently, and only its own method says which one it is.
     return AS_BYTES | ({"parse_detail": True} if command[0] == "XPENDING" else {})

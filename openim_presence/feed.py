@@ -5,7 +5,7 @@
         for change in feed.poll():
             print(change.user_id, change.status)
 
-Several readers that share the work are a consumer group: see group.py.
+For several readers that share the work, see group.py.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,15 +17,18 @@ from openim_presence.client import AsyncClient, Client, Steps, run, run_async
 from openim_presence.keys import DEFAULT_PREFIX, Keys
 
 BATCH = 1000
-#: How far back to read again where a server has lost its last moments. New ids may then be lower than those already
-#: read, if its clock was set back or a replica with another clock took over.
+#: How far back to read again if a server has lost its last moments. New ids may then be lower than those already
+#: read, because its clock was set back or a replica with another clock took over.
 REWIND_MS = 10_000
 FIELDS = ("user_id", "status", "previous", "seq", "changed_at", "command", "conn_id", "platform_id", "operation_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a user's status. id: of the stream's entry, `<ms>-<n>`; docs/redis-keys.md has the other fields."""
+    """One change of a user's status.
+
+    id: of the stream's entry, `<ms>-<n>`. changed_at: Unix milliseconds. docs/redis-keys.md has the other fields.
+    """
 
     id: str
     user_id: str = ""
@@ -44,10 +47,10 @@ class Change:
 
 
 class Missed(Exception):
-    """Changes may be gone unread. The users' hashes hold what is true: read all users, then go on.
+    """Changes may be gone unread. The users' hashes hold the truth: read all users, then go on.
 
-    last_id: the highest id that a change had at that moment, "0-0" where there was none. A hash that is read from now
-    on is at least as new as that change.
+    last_id: the highest id of a change at that moment, "0-0" if there was none. A hash that is read from now on is at
+    least as new as that change.
     """
 
     def __init__(self, message: str, last_id: str) -> None:
@@ -67,7 +70,7 @@ class _Place:
         if self.last is None:
             self.last = yield from self._newest()
             self._has_read_last = self.last != "0-0"
-        # The last one read is asked for again: whether it is still there comes in the same step as what follows it.
+        # Ask for the last one read again: one step shows whether it is still there and what follows it.
         start = self.last if self._has_read_last else f"({self.last}"
         entries = yield ("XRANGE", self._stream, start, "+", "COUNT", BATCH + 1)
         if self._has_read_last:
@@ -76,7 +79,7 @@ class _Place:
             entries = entries[1:]
         if not entries:
             if block := blocking(wait_seconds):
-                # Only to wait: what came is read as above.
+                # This only waits: the next poll reads what came, as above.
                 yield ("XREAD", "COUNT", 1, *block, "STREAMS", self._stream, self.last)
             return []
         changes = [change(entry_id, fields) for entry_id, fields in entries]
@@ -87,13 +90,13 @@ class _Place:
         lost = self.last or ""
         milliseconds = int(lost.partition("-")[0])
         back = f"{max(0, milliseconds - REWIND_MS)}-0"
-        # A clock may even have been set back by more than that.
+        # A clock may have been set back by more than that.
         self.last = min(back, (yield from self._newest()), key=_order)
         self._has_read_last = False
         raise (yield from missed(self._stream, f"the stream no longer has {lost}, the last one read"))
 
     def _newest(self) -> Steps[str]:
-        """The id of the newest entry, "0-0" where there is none."""
+        """The id of the newest entry, "0-0" if there is none."""
         entries = yield ("XREVRANGE", self._stream, "+", "-", "COUNT", 1)
         return entries[0][0].decode() if entries else "0-0"
 
@@ -114,10 +117,10 @@ class Feed:
         return self._place.last
 
     def poll(self, wait_seconds: float = 2.0) -> list[Change]:
-        """The next changes, at most 1000, in order; none where there were none for about so long.
+        """The next changes, at most 1000, in order; an empty list if none came for about `wait_seconds`.
 
-        Raises RedisError where the server is away: poll again, and reading goes on where it was. Raises Missed, once,
-        where the last change read is no longer in the stream: trimmed away, or lost by a server that was restarted. The
+        Raises RedisError if the server is away: poll again, and reading goes on where it was. Raises Missed, once, if
+        the last change read is no longer in the stream: it was trimmed, or a server that was restarted lost it. The
         changes of the last seconds may then come again.
         """
         return run(self._client, self._place.poll(wait_seconds))
@@ -140,34 +143,34 @@ class AsyncFeed:
         return await run_async(self._client, self._place.poll(wait_seconds))
 
 
-# What the consumer group needs as well.
+# The consumer group needs these as well.
 
 
 def blocking(wait_seconds: float) -> tuple[str | int, ...]:
-    """How a command is told to wait for so long; to Redis a wait of 0 is for ever."""
+    """The words that make a command wait for that long; none for 0, which Redis takes as for ever."""
     wait_ms = int(wait_seconds * 1000)
     return ("BLOCK", wait_ms) if wait_ms > 0 else ()
 
 
 def missed(stream: str, why: str) -> Steps[Missed]:
-    """The exception, with the stream's last id."""
+    """The exception to raise, with the last id of the stream."""
     try:
         about = yield ("XINFO STREAM", stream)
     except ResponseError as error:
         if not is_no_such_key(error):
             raise
         return Missed(f"changes may be missing: {why}", "0-0")
-    # The newest entry may have been removed, and ids go on from here nevertheless.
+    # Not the id of the newest entry: that may have been removed, and ids still go on from here.
     return Missed(f"changes may be missing: {why}", about["last-generated-id"].decode())
 
 
 def is_no_such_key(error: ResponseError) -> bool:
-    """XINFO's word for a key that is not there."""
+    """Whether XINFO says that the key does not exist."""
     return "no such key" in str(error)
 
 
 def change(entry_id: bytes, fields: dict[bytes, bytes]) -> Change:
-    """The change that an entry tells of; fields that it lacks are empty."""
+    """The change that an entry describes; fields that it lacks are empty."""
     found: dict[str, Any] = {name: fields.get(name.encode(), b"").decode(errors="replace") for name in FIELDS}
     found["changed_at"] = int(found["changed_at"]) if found["changed_at"].isdecimal() else 0
     return Change(entry_id.decode(), **found)

@@ -1,4 +1,4 @@
-"""A consumer group: work that must be done for each change, by one process or by several that share it.
+"""A consumer group: work that must be done for each change, by one process or several.
 
     group = ConsumerGroup(Redis(), "mailer", "mailer-1")
     while True:
@@ -12,7 +12,7 @@
                 ...  # the work
             group.ack(changes)
 
-What is acknowledged is kept in Redis. docs/change-feed.md says what is promised.
+Redis keeps what is acknowledged. docs/change-feed.md has the promises.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 class _Consumer:
-    """What one consumer knows of its group and of itself, and the commands that move both on."""
+    """What one consumer knows of its group and of itself, and the commands that advance both."""
 
     def __init__(self, prefix: str, group: str, name: str, take_over_seconds: float) -> None:
         self._stream = Keys(prefix).changes
@@ -44,10 +44,10 @@ class _Consumer:
         self._held: set[str] | None = None
         #: Why changes may be missing, until that is acknowledged.
         self._missed = ""
-        #: What follows from it then: the place that was lost, and changes that nobody can be given any more.
+        #: What that acknowledgement settles: the place that was lost, and changes that no consumer can get any more.
         self._lost: str | None = None
         self._gone: list[str] = []
-        #: True from a beginning on until the group is given something.
+        #: True from `_begin` until the group is given something.
         self._has_begun = False
 
     def poll(self, wait_seconds: float) -> Steps[list[Change]]:
@@ -64,14 +64,14 @@ class _Consumer:
             entries = yield from self._read("0")
             if entries:
                 return (yield from self._give(entries))
-        # From here on an answer that is lost on its way has given this consumer something nevertheless.
+        # From here on this consumer may be given changes even if the answer is lost on its way.
         self._held = None
         entries = (yield from self._claim()) if pending else []
         if not entries:
             entries = yield from self._read(">", wait_seconds)
             if entries and place != _BEGINNING and not (yield from self._is_there(place)):
                 yield from self._miss("some were trimmed away while they were being read")
-        # redis-py may have repeated a command whose answer was lost: then older ones were given before.
+        # redis-py may have repeated a command whose answer was lost: then this consumer also holds older changes.
         if (entries[0][0] if entries else b"") != (yield from self._oldest_held()):
             entries = yield from self._read("0")
         return (yield from self._give(entries))
@@ -92,7 +92,7 @@ class _Consumer:
         yield ("XACK", self._stream, self._group, *ids)
 
     def _find_place(self) -> Steps[tuple[str, int]]:
-        """The last id that the group was given, "" where there is no group; how many changes are not acknowledged."""
+        """The last id that the group was given, "" if there is no group; how many changes are not acknowledged."""
         try:
             groups = yield ("XINFO GROUPS", self._stream)
         except ResponseError as error:
@@ -120,8 +120,8 @@ class _Consumer:
     def _begin(self, lost: str) -> Steps[None]:
         """Moves the group to the oldest change there is, if no other consumer has done so.
 
-        At the newest one it would pass over what happened between the loss of a group (a Redis restored from a backup,
-        say) and its making.
+        At the newest one it would skip what happened between the loss of a group (in a Redis restored from a backup,
+        say) and its creation.
         """
         place, _ = yield from self._find_place()
         if place == lost == "":
@@ -135,7 +135,7 @@ class _Consumer:
         self._has_begun = True
 
     def _notice_trimmed(self) -> Steps[None]:
-        """Looks for changes that a consumer was given, and that were trimmed away before it acknowledged them."""
+        """Looks for changes that were trimmed away after a consumer was given them and before it acknowledged them."""
         oldest = yield ("XRANGE", self._stream, "-", "+", "COUNT", 1)
         end = f"({oldest[0][0].decode()}" if oldest else "+"
         start, gone = "-", []
@@ -147,12 +147,12 @@ class _Consumer:
             yield from self._miss(f"{len(gone)} were trimmed away before they were acknowledged")
 
     def _read(self, place: str, wait_seconds: float = 0) -> Steps[_Entries]:
-        """place: "0" for what this consumer holds, ">" for what nobody was given."""
+        """place: "0" for what this consumer holds, ">" for what no consumer was given yet."""
         words = ("XREADGROUP", "GROUP", self._group, self._name, "COUNT", BATCH, *blocking(wait_seconds))
         return _entries((yield (*words, "STREAMS", self._stream, place)))
 
     def _claim(self) -> Steps[_Entries]:
-        """What another consumer was given and has not acknowledged for too long."""
+        """Takes over what another consumer was given and has not acknowledged in time."""
         words = ("XAUTOCLAIM", self._stream, self._group, self._name, self._take_over_ms, self._cursor)
         cursor, entries, *gone = yield (*words, "COUNT", BATCH)
         self._cursor = cursor.decode()
@@ -180,8 +180,9 @@ class _Consumer:
 class ConsumerGroup:
     """One consumer of a group. For one thread; the client's socket_timeout must exceed the wait of a poll.
 
-    consumer: a name of its own for each program that shares the work, and the same after a restart. take_over_seconds:
-    what a consumer was given and has not acknowledged for so long, another takes over; so no list may take longer.
+    consumer: a name that no other program of the group has, and that stays the same after a restart. take_over_seconds:
+    after this time without acknowledgement, another consumer takes over the changes; the work on one list must take
+    less.
     """
 
     def __init__(
@@ -196,23 +197,23 @@ class ConsumerGroup:
         self._consumer = _Consumer(prefix, group, consumer, take_over_seconds)
 
     def poll(self, wait_seconds: float = 2.0) -> list[Change]:
-        """The next changes, at most 100, in order; none where there were none for about so long.
+        """The next changes, at most 100, in order; an empty list if none came for about `wait_seconds`.
 
-        What is not acknowledged comes again, after a restart of this program as well. Raises RedisError where the
-        server is away: poll again. Raises Missed where the group is new, and where changes may be gone unread.
+        What is not acknowledged comes again, also after a restart of this program. Raises RedisError if the server is
+        away: poll again. Raises Missed if the group is new, or if changes may be gone unread.
         """
         return run(self._client, self._consumer.poll(wait_seconds))
 
     def ack(self, done: Iterable[Change] | Missed) -> None:
-        """Says that these changes are handled; of a Missed, that all users have been read since.
+        """Acknowledges changes that were handled, or a Missed after which all users were read.
 
-        Raises RedisError where the server is away: then they come again.
+        Raises RedisError if the server is away: they then come again.
         """
         run(self._client, self._consumer.ack(done))
 
 
 class AsyncConsumerGroup:
-    """As `ConsumerGroup`, for asyncio. A poll may be cancelled: what it was given comes with the next one."""
+    """As `ConsumerGroup`, for asyncio. A poll may be cancelled: the next one returns what it was given."""
 
     def __init__(
         self,
@@ -235,7 +236,7 @@ class AsyncConsumerGroup:
 
 
 def _entries(reply: Any) -> _Entries:
-    """The entries of the one stream, whichever form redis-py gives the reply: that depends on protocol and version."""
+    """The entries of the one stream. The form of redis-py's reply depends on protocol and version."""
     if not reply:
         return []
     found: Any = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]

@@ -1,6 +1,6 @@
-"""Every Redis key this project writes, and nowhere else; RQ names its own (`rq:*`).
+"""The names of all Redis keys that this project writes; RQ names its own (`rq:*`). No other module builds a name.
 
-Other programs may rely on those that docs/redis-keys.md promises; the rest are between the servers.
+Other programs may rely on those that docs/redis-keys.md promises; only the servers use the rest.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Keys:
 
     @property
     def gateways(self) -> str:
-        """The hash of what was heard of OpenIM's gateway processes; on the queue's Redis."""
+        """The hash of which batches came from OpenIM's gateway processes; on the queue's Redis."""
         return f"{self.prefix}-gateways"
 
     @property

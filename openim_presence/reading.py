@@ -1,7 +1,7 @@
-"""Reading presence: of some users, of everybody, and how many are online.
+"""Reading presence: of some users, of all users, and how many are online.
 
-Many users take few round trips. All functions raise redis-py's RedisError where the server cannot answer. What is wrong
-with one user's key (another type, say) is in that user's `error`, and stops nobody else's.
+Many users take few round trips. All functions raise redis-py's RedisError if the server cannot answer. If one user's
+key is broken (it has another type, say), that user's `error` says so, and the others are read all the same.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -37,11 +37,11 @@ _NUMBERS = ("changed_at", "updated_at", "sessions")
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What is known of one user. For a user never heard of, status is "unknown" and nothing else is set.
+    """What is known of one user. If nothing is known, status is "unknown" and nothing else is set.
 
-    seq is decimal: it may exceed what JavaScript's numbers hold. changed_at, updated_at: Unix milliseconds.
-    platforms: ids of those with an online session, ascending (1 iOS, 2 Android, 5 web, ...); empty where none is known.
-    error: what is wrong with the key, where something is; status is then "unknown" unless it could be read.
+    seq: decimal text, since it may exceed what JavaScript's numbers hold. changed_at, updated_at: Unix milliseconds.
+    platforms: ids of those with an online session, ascending (1 iOS, 2 Android, 5 web, ...); empty if none is known.
+    error: what is wrong with the key, or ""; status is then "unknown" unless it could be read.
     """
 
     user_id: str
@@ -59,9 +59,9 @@ class Presence:
     error: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as Redis has them, for programs; of an unknown user only user_id and status.
+        """The fields as Redis has them, for programs; for an unknown user only user_id and status.
 
-        error is there only where there is one.
+        `error` is included only if there is one.
         """
         shown = {"user_id": self.user_id, "status": self.status}
         if self.status != "unknown":
@@ -71,7 +71,7 @@ class Presence:
 
 
 def read(client: Client, user_ids: Iterable[str], prefix: str = DEFAULT_PREFIX) -> Iterator[Presence]:
-    """Presence of users, in their order, a round trip for each thousand."""
+    """Presence of users, in the order given, with one round trip for each thousand."""
     for chunk in _chunks(user_ids):
         yield from _presences(chunk, _ask(client, prefix, chunk).execute(raise_on_error=False))
 
@@ -86,9 +86,9 @@ async def read_async(
 
 
 def read_all(client: Client, prefix: str = DEFAULT_PREFIX) -> Iterator[Presence]:
-    """Presence of every user there is, by SCAN, in no order; two round trips for each thousand, in constant memory.
+    """Presence of every user, by SCAN, in no order; with two round trips for each thousand, in constant memory.
 
-    As SCAN promises: a user who is there from beginning to end comes at least once. A user may come twice while the
+    As SCAN promises, a user who exists from beginning to end comes at least once. A user may come twice while the
     server resizes its table or a Cluster moves slots; one who is added or removed meanwhile may be missing.
     """
     for chunk in _chunks(client.scan_iter(**_users(prefix))):
@@ -104,7 +104,7 @@ async def read_all_async(client: AsyncClient, prefix: str = DEFAULT_PREFIX) -> A
 
 
 def users_online(client: Client, prefix: str = DEFAULT_PREFIX) -> int:
-    """How many users are online, in one round trip; exact on a single Redis, docs/redis-keys.md has the rest."""
+    """How many users are online, in one round trip. Exact on a single Redis; for a Cluster see docs/redis-keys.md."""
     count: Any = client.hget(Keys(prefix).stats, "users_online")
     return max(0, int(count or 0))
 
@@ -115,12 +115,12 @@ async def users_online_async(client: AsyncClient, prefix: str = DEFAULT_PREFIX) 
     return max(0, int(count or 0))
 
 
-# What both flavours share: commands out, replies in.
+# Both flavours share what makes the commands and reads the replies.
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
     if isinstance(items, str):
-        raise TypeError("users come in a list; this is one string, and each letter of it would be a user")
+        raise TypeError("user_ids must be a list: in a string, each letter would be a user")
     remaining = iter(items)
     while chunk := list(islice(remaining, CHUNK)):
         yield chunk
@@ -140,7 +140,7 @@ async def _chunks_async(items: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
 def _ask(client: Any, prefix: str, user_ids: Sequence[str]) -> Any:
     keys, pipeline = Keys(prefix), client.pipeline(transaction=False)
     for user_id in user_ids:
-        # A lone surrogate is in nobody's id, and so finds nobody.
+        # A lone surrogate is in no user's id, and so finds no user.
         key = keys.user(user_id).encode(errors="surrogatepass")
         pipeline.execute_command("HMGET", key, *FIELDS, **AS_BYTES)
     return pipeline
@@ -151,7 +151,7 @@ def _users(prefix: str) -> dict[str, Any]:
 
 
 def _user_ids(prefix: str, found: Iterable[bytes]) -> list[str]:
-    """Those of keys that SCAN found; a key that is no UTF-8 is none of ours."""
+    """The ids in keys that SCAN found; a key that is not UTF-8 is not ours."""
     keys, ids = Keys(prefix), {}
     for key in found:
         with suppress(UnicodeDecodeError):
@@ -160,7 +160,7 @@ def _user_ids(prefix: str, found: Iterable[bytes]) -> list[str]:
 
 
 def _is_there(user: Presence) -> bool:
-    """False for one that went away between SCAN and the reading."""
+    """False if the user went away between SCAN and the reading."""
     return user.status != "unknown" or bool(user.error)
 
 
@@ -169,7 +169,7 @@ def _presences(user_ids: Sequence[str], replies: Iterable[Any]) -> Iterator[Pres
         if not isinstance(reply, Exception):
             yield _presence(user_id, reply)
         elif isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
-            yield Presence(user_id, "unknown", error="the key is no hash")
+            yield Presence(user_id, "unknown", error="the key is not a hash")
         else:
             raise reply
 
@@ -187,12 +187,12 @@ def _presence(user_id: str, values: Sequence[bytes | None]) -> Presence:
             found[name] = int(found.get(name, "absent"))
         except ValueError:
             found[name] = 0
-            wrong = f"its {name} is no number"
-    platforms = found.get("platforms", "")  # absent where an older release wrote the hash
+            wrong = f"its {name} is not a number"
+    platforms = found.get("platforms", "")  # absent if an older release wrote the hash
     found["platforms"] = ()
     if platforms:
         try:
             found["platforms"] = tuple(map(int, platforms.split(",")))
         except ValueError:
-            wrong = "its platforms are no numbers"
+            wrong = "its platforms are not numbers"
     return Presence(user_id, **found, error=wrong)

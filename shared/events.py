@@ -28,7 +28,7 @@ class Event(NamedTuple):
     """One accepted callback. It travels as a JSON array of these fields: new ones go at the end, with a default.
 
     user_id: 1 to 256 characters. seq: OpenIM's clock, Unix milliseconds, 0 to 2**63-1.
-    conn_id: empty where OpenIM names no connection. platform_id: 0 where it names no platform.
+    conn_id: empty if OpenIM names no connection. platform_id: 0 if it names no platform.
     received_at: Unix milliseconds at which the receiver took the callback. id: of this one callback, the same however
     often it is delivered, and another's only where user, platform or operationID are others. peer: the address that it
     came from. Receivers of older releases sent neither: both are empty then.
@@ -57,7 +57,7 @@ def encode(event: Event) -> bytes:
 
 
 def received_at(encoded: bytes) -> int:
-    """When the receiver took an event that `encode` wrote, Unix milliseconds; 0 where that cannot be read."""
+    """When the receiver took an event that `encode` wrote, Unix milliseconds; 0 if that cannot be read."""
     try:
         return int(from_json(encoded)[Event._fields.index("received_at")])
     except (ValueError, LookupError, TypeError):

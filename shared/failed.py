@@ -25,7 +25,7 @@ _CHUNK = 200
 class Failed:
     """One batch that failed for good.
 
-    failed_at: Unix milliseconds, 0 where it is not known. error: one line. attempts: how often it was tried. events:
+    failed_at: Unix milliseconds, 0 if it is not known. error: one line. attempts: how often it was tried. events:
     what each says of itself, see `describe`.
     """
 
@@ -59,7 +59,7 @@ class FailedBatches:
         return [(int(score) * 1000, each) for (_, score), each in zip(scheduled, found, strict=True)]
 
     def outcome(self, job_id: str) -> str | None:
-        """What became of one that was requeued: its error where it failed again, "" where it is done, None before."""
+        """What became of one that was requeued: its error where it failed again, "" if it is done, None before."""
         if self._client.zscore(self._key, job_id) is not None:
             return next(iter(self._read([job_id]))).error
         return None if self._client.exists(Job.key_for(job_id)) else ""
@@ -77,7 +77,7 @@ class FailedBatches:
     def requeue(self, job_id: str) -> bool:
         """Puts it back on the queue, in one step: whoever is killed here leaves it in one of the two places.
 
-        False where it is not among the failed, or its job is gone. Its retries are used up, so that it is tried once.
+        False if it is not among the failed, or its job is gone. Its retries are used up, so that it is tried once.
         """
 
         def step(transaction: Pipeline) -> None:
@@ -90,7 +90,7 @@ class FailedBatches:
         return self._take_out(job_id, step)
 
     def drop(self, job_id: str) -> bool:
-        """Forgets it for good. False where it is not among the failed."""
+        """Forgets it for good. False if it is not among the failed."""
 
         def step(transaction: Pipeline) -> None:
             transaction.multi()

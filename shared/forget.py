@@ -15,7 +15,7 @@ FORGOTTEN = "forgotten"
 
 
 def forget(client: Backend, settings: Settings, user_id: str) -> str:
-    """Deletes what is remembered of the user, and says what her status was; "" where there was nothing.
+    """Deletes what is remembered of the user, and says what her status was; "" if there was nothing.
 
     A key of another type than a hash, which holds no user, is deleted too, and its status is `unknown`. Where she was
     online, the change feed gets an entry. On one Redis all is one step; on a Cluster it is several. Raises RedisError.
@@ -41,7 +41,7 @@ def forget(client: Backend, settings: Settings, user_id: str) -> str:
 
 
 def _read(client: Redis, key: str) -> dict[str, str] | None:
-    """None where the key is no hash."""
+    """None if the key is not a hash."""
     try:
         found: Any = client.hgetall(key)
     except ResponseError as error:

@@ -50,7 +50,7 @@ class _PresentExecutions(ExecutionRegistry):
 class BatchMeta:
     """What a job's `meta` says of its batch.
 
-    received_at: when the receiver took the oldest event, Unix milliseconds by its own clock; 0 where it is not known.
+    received_at: when the receiver took the oldest event, Unix milliseconds by its own clock; 0 if it is not known.
     events: how many. skew_ms: how far the clock of the receiver was ahead of that of the queue's server. attempts: how
     often an event that is alone was tried, 0 for a batch.
     """
@@ -124,7 +124,7 @@ def open_queue(connection: Redis, settings: Settings) -> Queue:
 
 
 def check_type(queue: Queue) -> None:
-    """Raises ResponseError where something else than a list has the queue's name.
+    """Raises ResponseError if something else than a list has the queue's name.
 
     To be called before a job is moved onto the queue: a transaction of Redis of which one command fails has
     done the others, and so has taken the job out of where it was.
@@ -151,7 +151,7 @@ def enqueue_encoded(queue: Queue, events: Sequence[bytes], received_at: int, ske
 
 
 def waiting_since(queue: Queue, most: int) -> list[int] | None:
-    """When the oldest event of each batch that is not applied yet was received, Unix milliseconds, 0 where a batch does
+    """When the oldest event of each batch that is not applied yet was received, Unix milliseconds, 0 if a batch does
     not say: by the clock of its receiver or of the queue's server, whichever is earlier. None for more than `most`
     batches. Failed ones do not count: they wait for a person.
     """

@@ -9,9 +9,9 @@ class Report:
     """One process's last report. Times are Unix milliseconds by the clock of the queue's server.
 
     name: host and process, for people. at_ms: when it reported. watermark_ms: all events received before are on the
-    queue; 0 where nobody can tell, since some cannot be read. events, bytes: what its journal holds that the queue does
+    queue; 0 if nobody can tell, since some cannot be read. events, bytes: what its journal holds that the queue does
     not have. trouble: why it refuses events, or "". healthy_at_ms: when it last had no trouble. skew_ms: how far its
-    own clock is ahead of the queue server's; below 0 where it is behind. id: whose report this is, also after a
+    own clock is ahead of the queue server's; below 0 if it is behind. id: whose report this is, also after a
     restart; two receivers may have one name. unreadable: journal files and folders that cannot be read. kept_bytes:
     what is on the queue already and stays in the journal all the same. kept_reason: why it stays for longer than usual,
     or "".
@@ -50,7 +50,7 @@ def encode(report: Report) -> str:
 
 
 def decode(field: bytes, text: bytes) -> Report:
-    """Reads the hash's field and its value, of older releases as well. Raises ValueError where it is no report."""
+    """Reads the hash's field and its value, of older releases as well. Raises ValueError if it is no report."""
     try:
         said = json.loads(text)
         at, mark, events, size = (int(said[name]) for name in ("at", "mark", "events", "bytes"))

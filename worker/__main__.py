@@ -81,7 +81,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
 
 
 def _inspect(settings: Settings, queue: Backend) -> None:
-    """Raises SettingsError where a server is not as it must be, RedisError where the queue's does not answer."""
+    """Raises SettingsError if a server is not as it must be, RedisError where the queue's does not answer."""
     inspect(queue, queue_variable(settings), log)
     if settings.redis_url != settings.queue_url:
         with suppress(RedisError), connect(settings.redis_url) as presence:  # jobs will wait for it

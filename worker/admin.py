@@ -53,7 +53,7 @@ class Pages:
 
 
 def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:
-    """Listens, and answers in a thread. Raises SettingsError where it cannot listen."""
+    """Listens, and answers in a thread. Raises SettingsError if it cannot listen."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 2.0  # for a peer that connects and says nothing

@@ -56,7 +56,7 @@ def note(client: Redis, keys: Keys, events: Sequence[Event], now_ms: int, skew_m
 
 
 def _add(client: Redis, key: str, heard: Mapping[Name, Mapping[int, Heard]], now_ms: int) -> bool:
-    """False where another worker was writing."""
+    """False if another worker was writing."""
     fields = {name: records.encode_name(name) for name in heard}
     with client.pipeline() as transaction:
         transaction.watch(key)  # type: ignore[no-untyped-call]

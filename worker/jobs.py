@@ -56,7 +56,7 @@ def outage() -> Outage:
 
 
 def prepare() -> None:
-    """Makes the presence server ready, where it is there. Raises SettingsError where it is too old."""
+    """Makes the presence server ready, where it is there. Raises SettingsError if it is too old."""
     with suppress(Unavailable):  # the first job will wait for it
         _store().prepare()
 
@@ -150,7 +150,7 @@ def _tell_ahead(ahead: Sequence[Event]) -> None:
 
 
 def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
-    """Raises Poison where the events are not to be parted, or no job of RQ's is running."""
+    """Raises Poison if the events are not to be parted, or no job of RQ's is running."""
     poison = failures[0][1]
     if job is None:
         raise poison
@@ -171,7 +171,7 @@ def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures
 
 
 def _fail_alike(events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> bool:
-    """True where events of several users have all failed, with one error."""
+    """True if events of several users have all failed, with one error."""
     users = {describe(event)["user_id"] for event in events}
     return len(failures) == len(events) and len({str(poison) for _, poison in failures}) == 1 and len(users) > 1
 

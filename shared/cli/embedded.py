@@ -60,7 +60,7 @@ def free_port(wanted: int) -> int:
 
 
 def check_data(data: Path) -> None:
-    """Raises PresenceError where the server would start empty beside the data that it should have."""
+    """Raises PresenceError if the server would start empty beside the data that it should have."""
     files = list((data / _AOF).glob("*.aof")) + list((data / _AOF).glob("*.rdb"))
     if files and not list((data / _AOF).glob("*.manifest")):
         raise PresenceError(

@@ -25,7 +25,7 @@ from shared.redis.client import connect
 def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bool) -> None:
     """Shows the presence of users, in the order asked for; - stands for standard input, one user a line.
 
-    With --all a user may come twice, while the server resizes its table. Exit code 1 where the key of one is broken.
+    With --all a user may come twice, while the server resizes its table. Exit code 1 if the key of one is broken.
 
     \b
     Examples:

@@ -16,9 +16,9 @@ ANSWER_SECONDS = 1.4
 
 
 def ask_receiver(config: Settings) -> Readiness | None:
-    """What the receiver on this machine says of itself, or None where there is none.
+    """What the receiver on this machine says of itself, or None if there is none.
 
-    Raises Unavailable where something takes the connection and then says nothing, as a frozen receiver does.
+    Raises Unavailable if something takes the connection and then says nothing, as a frozen receiver does.
     """
     if not config.admin_port:
         return None
@@ -34,7 +34,7 @@ def ask_receiver(config: Settings) -> Readiness | None:
 def fetch(host: str, port: int, page: str, seconds: float) -> Any:
     """The JSON of a page on an admin port of this machine, whatever its status, and through no proxy.
 
-    Raises TimeoutError, OSError where nobody listens, ValueError where the answer is no JSON.
+    Raises TimeoutError, OSError if nobody listens, ValueError where the answer is no JSON.
     """
     request = Request(f"http://{url_host(host)}:{port}{page}")  # it is http
     try:

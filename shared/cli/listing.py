@@ -14,7 +14,7 @@ PROGRESS_SECONDS = 0.2
 
 class Listing:
     """Used in `with`, it ends quietly on Ctrl-C (exit code 1: not all was listed, and the last line may be torn) and
-    when the reader of the output has enough, as `head` does (0: all that was wanted). Raises PresenceError where the
+    when the reader of the output has enough, as `head` does (0: all that was wanted). Raises PresenceError if the
     output cannot be written, to a full disk for instance.
 
     The progress line is on standard error, only where that is a terminal, and gone when lines follow.
@@ -34,7 +34,7 @@ class Listing:
         self._out.write(f"{text}\n")
 
     def flush(self) -> None:
-        """For lines that should be seen at once. Raises BrokenPipeError where nobody reads, though there are none."""
+        """For lines that should be seen at once. Raises BrokenPipeError if nobody reads, though there are none."""
         self._out.flush()
         poll = select.poll()
         poll.register(self._out, 0)

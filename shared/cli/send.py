@@ -82,7 +82,7 @@ def send(
 ) -> None:
     """Plays OpenIM: sends callbacks as one of its releases would.
 
-    Two at a time, as a gateway of OpenIM 3.7 and later does. Exits with 1 where any was not accepted. Without --event,
+    Two at a time, as a gateway of OpenIM 3.7 and later does. Exits with 1 if any was not accepted. Without --event,
     each user logs in and out. Without --url, it goes where PRESENCE_HOST, PRESENCE_PORT, PRESENCE_CALLBACK_PATH,
     PRESENCE_BASIC_AUTH and PRESENCE_TLS_CERT say that the receiver is.
 

@@ -21,7 +21,7 @@ PROBES = 5
 class Service:
     """One child.
 
-    answers: whether it is alive, within a second or so; None where that cannot be asked. port_variable: a setting that
+    answers: whether it is alive, within a second or so; None if that cannot be asked. port_variable: a setting that
     gets a free port at each start, which is `port` then.
     """
 

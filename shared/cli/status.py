@@ -92,7 +92,7 @@ class View:
         return self.snapshot.presence.stats
 
     def _rate(self, of: Callable[[Stats], int]) -> float | None:
-        """A second; None where there is only one reading."""
+        """A second; None if there is only one reading."""
         if self._before is None or self.snapshot.presence.server.error:
             return None
         return max(0, of(self._stats) - of(self._before)) / self._seconds

@@ -89,7 +89,7 @@ def _start(
     is_ready: Callable[[], bool],
     reason: Callable[[], str] = lambda: "see the line above",
 ) -> None:
-    """Starts it for the first time, waits until it is ready. Raises PresenceError where it ends instead."""
+    """Starts it for the first time, waits until it is ready. Raises PresenceError if it ends instead."""
     services.append(service)
     service.start()
     give_up_at = time.monotonic() + READY_SECONDS
@@ -121,7 +121,7 @@ def _receives(config: settings.Settings, receiver: Service) -> bool:
 
 
 def _says(host: str, port: int, service: Service) -> str | None:
-    """What the service says of itself on /healthz; None where it says nothing, or another program does."""
+    """What the service says of itself on /healthz; None if it says nothing, or another program does."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         said = fetch(host, port, "/healthz", 1)
         if service.process and said["pid"] == service.process.pid:
@@ -130,7 +130,7 @@ def _says(host: str, port: int, service: Service) -> str | None:
 
 
 def _check_servers(config: settings.Settings, *, own: bool) -> None:
-    """Raises PresenceError where a server that somebody else runs does not answer."""
+    """Raises PresenceError if a server that somebody else runs does not answer."""
     for variable, url in (("PRESENCE_REDIS_URL", config.redis_url), ("PRESENCE_QUEUE_URL", config.queue_url)):
         try:
             connect(url).ping()

@@ -75,11 +75,11 @@ class Process:
 
     @property
     def tells_all(self) -> bool:
-        """False where only one kind of callback is enabled: numbers are missing as a matter of course."""
+        """False if only one kind of callback is enabled: numbers are missing as a matter of course."""
         return self.online and self.offline and not self.is_two
 
     def lost(self, now_ms: int) -> int:
-        """Of all its runs; 0 where nothing can be concluded."""
+        """Of all its runs; 0 if nothing can be concluded."""
         return sum(run.lost(now_ms) for run in self.runs) if self.tells_all else 0
 
     @property

@@ -67,7 +67,7 @@ class Run:
         )  # fmt: skip
 
     def add(self, number: int, batch: Heard, now_ms: int) -> bool:
-        """False where the number was heard before. now_ms: when the workers hear it."""
+        """False if the number was heard before. now_ms: when the workers hear it."""
         self.first_at_ms, self.last_at_ms = min(self.first_at_ms, batch.at_ms), max(self.last_at_ms, batch.at_ms)
         if number > self.high:
             self.last_seq = max(batch.seq, self.last_seq)

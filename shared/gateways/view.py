@@ -18,7 +18,7 @@ State = Literal["live", "silent", "restarted"]
 class Gateway:
     """One gateway process.
 
-    heard: its batches. lost: those that never came; None where nothing can be concluded, and `note` says why. missing:
+    heard: its batches. lost: those that never came; None if nothing can be concluded, and `note` says why. missing:
     their numbers, the first and the last of each gap, as far as they are known. interval_ms: what is usual between two
     batches.
     """

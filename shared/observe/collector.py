@@ -24,7 +24,7 @@ WORKER_ALIVE_MS = 15_000
 
 
 def collect_queue(client: Redis, settings: Settings) -> QueueState:
-    """Two round trips. Raises RedisError where the server does not answer; a key of a wrong type is a trouble."""
+    """Two round trips. Raises RedisError if the server does not answer; a key of a wrong type is a trouble."""
     queue = open_queue(client, settings)
     asked = {
         "server": ("INFO",),
@@ -77,7 +77,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
 
 
 def collect_presence(client: Backend, settings: Settings) -> PresenceState:
-    """Each command goes to one key or node, since this may be a Cluster. Raises RedisError where one is down."""
+    """Each command goes to one key or node, since this may be a Cluster. Raises RedisError if one is down."""
     keys = settings.keys
     infos = client.at_each_primary(lambda node: node.info())
     server = _server(*infos)
@@ -166,7 +166,7 @@ def _reports(fields: dict[bytes, bytes]) -> list[Report]:
 
 
 def _moment_ms(text: bytes | None) -> int:
-    """RQ's form of a time; 0 where there is none."""
+    """RQ's form of a time; 0 if there is none."""
     try:
         return int(utcparse(_decode(text)).timestamp() * 1000) if text else 0
     except ValueError:

@@ -69,7 +69,7 @@ class Stats:
     def lag_below(self, share: float, before: "Stats | None" = None) -> float | None:
         """Seconds below which this share of the events lay, those since `before` alone where it is given.
 
-        None where there were none; infinite beyond the last bound.
+        None if there were none; infinite beyond the last bound.
         """
         lags = [
             now - then for now, then in zip(self.lags, before.lags if before else (0,) * len(self.lags), strict=True)

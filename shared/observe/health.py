@@ -17,7 +17,7 @@ RECENT_MS = 3_600_000
 
 
 def problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = None) -> list[str]:
-    """What is wrong; empty where all is well. local: what a receiver on this machine says, if there is one."""
+    """What is wrong; empty if all is well. local: what a receiver on this machine says, if there is one."""
     return [
         *_of_receiver(local),
         *_of_outages(snapshot, settings),

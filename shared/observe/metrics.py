@@ -46,9 +46,9 @@ def histogram(
 
 
 def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = True) -> Iterator[Metric]:
-    """queue_up, presence_up: False where this program has trouble with a server that answers, a full one, say."""
+    """queue_up, presence_up: False if this program has trouble with a server that answers, a full one, say."""
     queue, presence = snapshot.queue, snapshot.presence
-    up = GaugeMetricFamily("presence_redis_up", "1 where the server answers and takes what we write.", labels=["role"])
+    up = GaugeMetricFamily("presence_redis_up", "1 if the server answers and takes what we write.", labels=["role"])
     up.add_metric(["queue"], float(queue_up and not queue.server.error))
     up.add_metric(["presence"], float(presence_up and not presence.server.error))
     yield up
@@ -111,7 +111,7 @@ def of_log(lines_dropped: float) -> Metric:
 
 
 def seconds_since(then_ms: int, now_ms: int | None = None) -> float:
-    """From then to now, both Unix milliseconds; 0 where there was no such moment."""
+    """From then to now, both Unix milliseconds; 0 if there was no such moment."""
     if now_ms is None:
         now_ms = time.time_ns() // 1_000_000
     return max(0, now_ms - then_ms) / 1000 if then_ms else 0.0

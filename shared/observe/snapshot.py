@@ -11,7 +11,7 @@ from shared.reports import Report
 class Server:
     """One Redis, or the primaries of a Cluster.
 
-    error: why it does not answer, or "". max_bytes: 0 where it has no limit. troubles: why it takes no writes, or may
+    error: why it does not answer, or "". max_bytes: 0 if it has no limit. troubles: why it takes no writes, or may
     keep none.
     """
 
@@ -41,8 +41,8 @@ class Worker:
 class QueueState:
     """What RQ's keys and ours on its server say.
 
-    at_ms: when it was asked, 0 where it does not say; by its own clock, as are all times here. oldest_ms: when the
-    oldest event in the queue was received, 0 where none waits; jobs: with those that a worker has taken and not begun.
+    at_ms: when it was asked, 0 if it does not say; by its own clock, as are all times here. oldest_ms: when the
+    oldest event in the queue was received, 0 if none waits; jobs: with those that a worker has taken and not begun.
     silent_workers: without a sign of life for 15 s. leases_held: why no lease runs out now, or "".
     troubles: keys of wrong types.
     """

@@ -20,7 +20,7 @@ def queue_variable(settings: Settings) -> str:
 
 
 def inspect(client: Backend, variable: str, log: logging.Logger) -> None:
-    """Warns of what endangers the data, once for all servers of a Cluster. Raises RedisError, and SettingsError where
+    """Warns of what endangers the data, once for all servers of a Cluster. Raises RedisError, and SettingsError if
     they are no such servers as the variable's URL says, or too old.
     """
     infos = _infos(client, variable)

@@ -34,7 +34,7 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
     that is less than usual. on_connect: called with each new connection instead of redis-py's own greeting, which it
     should then call; not on a Cluster. Nothing is retried here: who calls knows what may be. After an answer that
     means an outage (see `is_outage`), READONLY for example, the next command opens a new connection, since the address
-    may lead to another server by then. Raises ValueError where the URL is wrong.
+    may lead to another server by then. Raises ValueError if the URL is wrong.
     """
     address = parse(url)
     options: dict[str, Any] = {"socket_timeout": timeout, "protocol": 2}  # one form of replies, whatever the default
@@ -68,7 +68,7 @@ def find_primary(client: Redis) -> Literal["same", "another", "unknown"]:
 
 
 def refresh_primary(client: Redis) -> bool:
-    """False where Sentinels, asked anew, name another server than the client last went to, or cannot tell."""
+    """False if Sentinels, asked anew, name another server than the client last went to, or cannot tell."""
     return find_primary(client) == "same"
 
 

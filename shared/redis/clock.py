@@ -25,7 +25,7 @@ class ServerClock:
         self._asked = False
         #: The server's clock less our monotonic one.
         self._ahead_ns = time.time_ns() - time.monotonic_ns()
-        #: How far this machine's clock is ahead of the server's, in milliseconds; below 0 where it is behind.
+        #: How far this machine's clock is ahead of the server's, in milliseconds; below 0 if it is behind.
         self.skew_ms = 0
 
     def ask(self) -> str:

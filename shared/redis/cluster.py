@@ -195,7 +195,7 @@ class ScatteredPipeline(CoreCommands):
         """The replies in the order of the commands; an error is one of them, unless it is to be raised.
 
         That a server did not answer is the reply to each of its commands. Those for the others were carried out: one
-        lost primary must not hold up everybody's users. Raises RedisError where no server is known at all.
+        lost primary must not hold up everybody's users. Raises RedisError if no server is known at all.
         """
         commands, self._commands = self._commands, []
         with as_redis_says():

@@ -49,7 +49,7 @@ class _LookUp:
             self._done.set()
 
     def wait(self, seconds: float) -> None:
-        """Raises OSError where there is no such name, or no answer in time."""
+        """Raises OSError if there is no such name, or no answer in time."""
         if not self._done.wait(seconds):
             raise OSError(f"the resolver has not said within {seconds:g} s where {self._name[0]} is")
         if self._error:
@@ -96,7 +96,7 @@ class _SaysWhyItIsRefused:
     """A connection that names protected mode, instead of the reset by which such a server ends every connection.
 
     The server says so as soon as it has accepted, and closes; what we send meanwhile resets the connection, and its
-    words are lost. So it is listened to once more, without a word of ours.
+    words are lost. So we connect once more and only listen.
     """
 
     def connect(self: Any) -> None:

@@ -43,7 +43,7 @@ _OUTAGES_BEGIN = (
 
 
 def is_outage(error: Exception) -> bool:
-    """True where the server is at fault and later may be better; False where the command is."""
+    """True if the server is at fault and later may be better; False if the command is."""
     if isinstance(error, _OUTAGES):
         return True
     # redis-py puts the command before the error of one in a pipeline.

@@ -32,7 +32,7 @@ _HARMLESS = {
     *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password"),
     *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers"),
 }
-#: These redis-py's client for a Cluster would leave out without a word.
+#: These redis-py's client for a Cluster would leave out silently.
 _NOT_FOR_A_CLUSTER = {"health_check_interval", "ssl_min_version", "ssl_ciphers"}
 
 

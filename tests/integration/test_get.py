@@ -59,7 +59,7 @@ def test_a_key_that_holds_no_user_is_said_and_stops_nothing(server: Server) -> N
     assert line.split(maxsplit=2)[:2] == ["broken", "unknown"]
     assert line.endswith("presence:broken is a string; rename it, or delete it: presence forget broken")
     (found,) = (json.loads(line) for line in run(server, "broken", "--json", exit_code=1))
-    assert found == {"user_id": "broken", "status": "unknown", "error": "the key is no hash"}
+    assert found == {"user_id": "broken", "status": "unknown", "error": "the key is not a hash"}
 
 
 @pytest.mark.usefixtures("crowd")

@@ -61,15 +61,15 @@ def test_one_broken_key_does_not_break_the_others(read: Callable[..., list[Prese
     client.hset("presence:fine", mapping=HASH)
     found = {user.user_id: user for user in read("read", ["text", "half", "odd", "number", "bytes", "\ud800", "fine"])}
     assert {name: (user.status, user.error) for name, user in found.items()} == {
-        "text": ("unknown", "the key is no hash"),
+        "text": ("unknown", "the key is not a hash"),
         "half": ("unknown", "its status is ''"),
         "odd": ("unknown", "its status is 'gone'"),
-        "number": ("online", "its changed_at is no number"),
+        "number": ("online", "its changed_at is not a number"),
         "bytes": ("online", ""),
         "\ud800": ("unknown", ""),
         "fine": ("online", ""),
     }
-    assert found["text"].as_json() == {"user_id": "text", "status": "unknown", "error": "the key is no hash"}
+    assert found["text"].as_json() == {"user_id": "text", "status": "unknown", "error": "the key is not a hash"}
     assert "error" not in found["fine"].as_json()
 
 
@@ -85,7 +85,7 @@ def test_platforms_are_numbers_for_programs_and_the_hashes_text_in_json(
         "more": ((1, 5), "1,5", ""),
         "none": ((), "", ""),
         "old": ((), "", ""),
-        "odd": ((), "", "its platforms are no numbers"),
+        "odd": ((), "", "its platforms are not numbers"),
         "nobody": ((), None, ""),
     }
 

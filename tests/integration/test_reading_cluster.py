@@ -56,7 +56,7 @@ def test_users_of_all_nodes_are_read(client: Any) -> None:
     found = list(presence.read(client, [*USERS, "nobody", "text"]))
     assert [user.user_id for user in found] == [*USERS, "nobody", "text"]
     assert [user.status for user in found] == ["online"] * len(USERS) + ["unknown"] * 2
-    assert found[-1].error == "the key is no hash"
+    assert found[-1].error == "the key is not a hash"
     assert sorted(user.user_id for user in presence.read_all(client)) == sorted([*USERS, "text"])
     assert presence.users_online(client) == 2500
 

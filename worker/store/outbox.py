@@ -84,7 +84,7 @@ class Outbox:
     def reschedule(self, due: Mapping[str, float], user_ids: Sequence[str], ends: Sequence[OnCluster | None]) -> None:
         """Corrects the leases that were due, after their users were reviewed, unless they have changed since.
 
-        ends: of each user what the review replied, None where it failed.
+        ends: of each user what the review replied, None if it failed.
         """
         pipeline = self._client.pipeline(transaction=False)
         for user_id, end in zip(user_ids, ends, strict=True):

@@ -18,7 +18,7 @@ SLICE_COMMANDS = 250
 def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
     """The replies in the order of the commands; a server's error is one of them.
 
-    client: of a single server. Raises RedisError where the connection or the server fails; some commands may have been
+    client: of a single server. Raises RedisError if the connection or the server fails; some commands may have been
     carried out then.
     """
     replies: list[Any] = []

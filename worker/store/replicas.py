@@ -37,7 +37,7 @@ class Replicas:
     def execute(self, pipeline: Any) -> list[Any]:
         """The replies and errors in the order of the commands.
 
-        Raises RedisError, also where no replica confirms; after PATIENCE_SECONDS it goes on without one.
+        Raises RedisError, also if no replica confirms; after PATIENCE_SECONDS it goes on without one.
         """
         if not self.expected:
             return list(pipeline.execute(raise_on_error=False))

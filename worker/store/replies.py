@@ -11,7 +11,7 @@ _NAMES: dict[int, OutcomeName] = {ord("a"): "applied", ord("d"): "duplicate", or
 
 class OnCluster(NamedTuple):
     """What is left to do on a Cluster. outbox: changes that are not on the stream, JSON, one a line. lease_ends_at_ms:
-    the end of the user's earliest lease, Unix milliseconds; None where no session has one.
+    the end of the user's earliest lease, Unix milliseconds; None if no session has one.
     """
 
     outbox: bytes

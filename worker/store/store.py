@@ -166,7 +166,7 @@ class Store:
             return " ".join(sorted(self._client.at_each_primary(lambda server: str(server.info("server")["run_id"]))))
 
     def prepare(self) -> None:
-        """Loads the functions. Raises SettingsError where the server is too old for them."""
+        """Loads the functions. Raises SettingsError if the server is too old for them."""
         try:
             self._client.at_each_primary(lambda server: server.function_load(library.SOURCE, replace=True))
         except RedisError as error:

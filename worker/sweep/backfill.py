@@ -24,7 +24,7 @@ class Backfill:
         self._walk: Iterator[str] | None = None
 
     def give(self, now_ms: int) -> bool:
-        """Walks on; True where all users have the new settings. now_ms: when leases begin that have no beginning yet.
+        """Walks on; True if all users have the new settings. now_ms: when leases begin that have no beginning yet.
 
         Raises Unavailable.
         """

@@ -27,7 +27,7 @@ class Leases:
     def look(self, before: LeaseWatermark, now_ms: int, servers: str, reports: Sequence[Report]) -> LeaseWatermark:
         """How far presence has come at `now_ms`, by the clock of the queue's server. reports: those just read.
 
-        servers: which runs of them; "" where they may not be asked. Raises RedisError.
+        servers: which runs of them; "" if they may not be asked. Raises RedisError.
         """
         waiting = waiting_since(self._queue, BATCHES_MOST)  # after the reports, which say what is on it
         return look(before, now_ms, self._lease_ms, servers, reports, waiting)

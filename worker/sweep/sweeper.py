@@ -121,7 +121,7 @@ class Sweeper(threading.Thread):
         return done
 
     def _ask_presence(self) -> str:
-        """Which runs of presence's servers answer; "" where that may not be asked."""
+        """Which runs of presence's servers answer; "" if that may not be asked."""
         try:
             runs = self._store.run_ids()
         except Unavailable as error:

@@ -52,7 +52,7 @@ def look(
 ) -> LeaseWatermark:
     """The watermark at `now`, which like all times but those of events is by the clock of the queue's server.
 
-    servers: "" where nobody may know. waiting: when the oldest event of each batch on the queue was received, or None
+    servers: "" if nobody may know. waiting: when the oldest event of each batch on the queue was received, or None
     where there are too many to ask; to be read after the reports.
     """
     gap = max(lease_ms / 4, GAP_LEAST_MS)
