@@ -59,7 +59,7 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     forwarder = Forwarder(settings) if settings.forward_url else None
     receiver = Receiver(settings, journal, counts, relay.wake, durable, forwarder)
 
-    callbacks = web.ServerRunner(Server(receiver.handle, context), shutdown_timeout=ANSWER_SECONDS)
+    callbacks = web.ServerRunner(Server(receiver.handle, receiver.unreadable, context), shutdown_timeout=ANSWER_SECONDS)
     pages = SingleProcess(settings, journal, relay, counts, forwarder)
     app = make_inner(pages) if admin_socket else make_admin(pages, Poller(settings))
     admin = web.AppRunner(app, access_log=None)

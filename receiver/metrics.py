@@ -17,6 +17,8 @@ from shared.observe.metrics import gauge, histogram, of_log
 
 #: The label of a command or shape that is not known, or not ours.
 OTHER = "other"
+#: The shape of what is no request: a head that is too large, or no HTTP.
+UNREADABLE = "none"
 
 #: Upper bounds of the time to an answer, in seconds.
 ANSWER_BOUNDS = (

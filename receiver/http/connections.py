@@ -1,10 +1,16 @@
 """One peer's connection: what it is at, how long it may be at that, and what of an answer it may leave unread."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
+from receiver.callback import Refusal
+from receiver.http import head
 from receiver.http.eviction import OpenConnections
 
 #: A request's head must be here within so long after its first byte. OpenIM's comes in one piece.
@@ -16,8 +22,6 @@ IDLE_SECONDS = 3630.0
 #: An answer that waits for its peer to read it waits for so long, while the peer sends no more than so much.
 UNREAD_SECONDS = 10
 UNREAD_BYTES = 1 << 16
-#: A request line, one header, how many of them. OpenIM needs 200 bytes, 100 and seven; proxies add some.
-HEAD_LIMITS = {"max_line_size": 4096, "max_field_size": 4096, "max_headers": 64}
 #: What is read ahead of a body that nobody takes yet, in bytes; and how long the rest of a refused one is read.
 READ_AHEAD = {"read_bufsize": 1 << 16, "lingering_time": 2.0}
 #: aiohttp's own.
@@ -25,7 +29,7 @@ OPTIONS: dict[str, Any] = {
     "access_log": None,
     "auto_decompress": False,
     "keepalive_timeout": IDLE_SECONDS,
-    **HEAD_LIMITS,
+    **head.LIMITS,
     **READ_AHEAD,
 }
 
@@ -39,21 +43,35 @@ WAITS, READS, WORKS = range(3)
 class Connection(web.RequestHandler):
     """One peer. Waits for a request, reads its head, works on it, and so on.
 
+    unreadable: takes who sent what is no request, and why it is none; returns the answer.
     since: when it came to that, by `OpenConnections.now`. proven: it has brought something acceptable.
     wire: what to cut; while TLS is being agreed on it is not yet what requests come through. said_all: its peer sends
-    no more, and may wait for answers.
+    no more, and may wait for answers. answered: how many requests have been.
     """
 
-    __slots__ = ("_body", "_cutter", "_open", "_unread", "phase", "proven", "said_all", "since", "wire")
+    __slots__ = (
+        *("_body", "_body_bytes", "_cutter", "_headway", "_open", "_unread", "_unreadable"),
+        *("answered", "phase", "proven", "said_all", "since", "wire"),
+    )
 
     def __init__(
-        self, server: web.Server, connections: OpenConnections, wire: asyncio.Transport | None = None, **options: Any
+        self,
+        server: web.Server,
+        connections: OpenConnections,
+        unreadable: Callable[[str, Refusal], web.Response],
+        wire: asyncio.Transport | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(server, **options)
         self._open = connections
+        self._unreadable = unreadable
         self._cutter: asyncio.TimerHandle | None = None
         self._unread = 0
-        self._body: StreamReader | None = None  # of the newest request
+        #: Of the newest request, as much of it as has come, and the bytes since then that were of no body.
+        self._body: StreamReader = EMPTY_PAYLOAD
+        self._body_bytes = 0
+        self._headway = 0
+        self.answered = 0
         self.phase = WAITS
         self.since = connections.now
         self.proven = False
@@ -85,26 +103,55 @@ class Connection(web.RequestHandler):
                 return
         heads = self._request_count
         _received(self, data)
-        if self._request_count != heads:
-            self._body = self._messages[-1][1]
+        if self._request_count == heads:
+            self._measure(len(data))
+            return
+        self._body = self._messages[-1][1]
+        self._body_bytes = self._body.total_bytes
+        if self._headway + len(data) > head.MOST_BYTES:
+            for index, (message, _) in enumerate(self._messages):
+                if not isinstance(message, _ErrInfo) and head.size_of(message) > head.MOST_BYTES:
+                    self._messages[index] = _too_large()
+        self._headway = 0
+
+    def _measure(self, size: int) -> None:
+        """Bytes that ended no head: they were of a body, or of a head (or trailer) that may have grown too large."""
+        if self._body.total_bytes != self._body_bytes:
+            self._body_bytes = self._body.total_bytes
+            self._headway = 0
+            return
+        self._headway += size
+        if self._headway > head.MOST_BYTES:
+            self._headway = 0
+            self._request_count += 1
+            self._messages.append(_too_large())
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+            self._pause_transport_reading()  # this is the last that it is told
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp's answer to what its parser cannot read, and to what our handler cannot be blamed for."""
+        if isinstance(exc, HttpProcessingError):
+            return self._unreadable(request.remote or "", head.refusal_of(exc))
+        return super().handle_error(request, status, exc, message)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp leaves it to the default, which is to close
         """True where the connection is to stay: the peer has shut down its side, and a request waits for its answer.
 
         Over TLS there is no such half, neither in asyncio nor in uvloop.
         """
-        waits = self._waiter is not None or not self._request_count
-        if self.ssl_context is not None or (waits and not self._messages):
+        if self.answered == self._request_count or self.ssl_context is not None:
             return False
-        if self._body is not None and not self._body.is_eof():
+        if not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("the connection ended within it"))
         self.said_all = True
         return True
-
-    def answered(self) -> None:
-        """Ends the connection after this answer, where its peer said no more and nothing else waits for one."""
-        if not self._messages:
-            self.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -130,3 +177,8 @@ class Connection(web.RequestHandler):
         self._open.leave(self)
         if self.wire is not None:
             self.wire.abort()
+
+
+def _too_large() -> tuple[_ErrInfo, StreamReader]:
+    """In place of a request, for `handle_error`."""
+    return _ErrInfo(status=431, exc=head.HeadTooLarge(), message=""), EMPTY_PAYLOAD

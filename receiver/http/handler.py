@@ -16,7 +16,7 @@ from receiver.http import access, answers
 from receiver.http.body import Limit, MemoryBudget, OverBudget, check_type, read_rest
 from receiver.http.responses import CachedResponse, Refusals, answer
 from receiver.journal.journal import Journal
-from receiver.metrics import OTHER, Counts
+from receiver.metrics import OTHER, UNREADABLE, Counts
 from shared.errors import Unavailable
 from shared.events import describe, encode
 from shared.settings import Settings
@@ -76,6 +76,14 @@ class Receiver:
         except Exception:
             log.exception("a request could not be answered as it should")
             return self._refuse(request, route, Refusal(503, "this receiver has a defect", "see its log"))
+
+    def unreadable(self, peer: str, refusal: Refusal) -> web.Response:
+        """The answer to what is no request: its head is too large, or it is not HTTP."""
+        self._counts.other("refused", refusal.status, OTHER, UNREADABLE)
+        self._refusals.note_unreadable(peer, refusal)
+        response = answer(refusal.status, answers.refused(refusal))
+        response.force_close()
+        return response
 
     async def _judge(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
         """The whole way of a request, with the checks of docs/openim-versions.md in their order.

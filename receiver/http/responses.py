@@ -76,6 +76,9 @@ class Refusals:
             refusal,
         )
 
+    def note_unreadable(self, peer: str, refusal: Refusal) -> None:
+        self._lines.say(logging.WARNING, "refused what came from %s: %s", peer, refusal)
+
     def shown(self, target: str) -> str:
         """The request target, but for what may be a secret: the prefix, or all where it is not quite that."""
         if not self._secret_path:

@@ -8,24 +8,28 @@ from typing import Any
 
 from aiohttp import web
 
+from receiver.callback import Refusal
 from receiver.http.connections import OPTIONS, WAITS, WORKS, Connection
 from receiver.http.eviction import OpenConnections
 from receiver.http.handshake import Handshake
 
 
 class Server(web.Server):
-    """most: connections at one time; 0 for as many as there may be files."""
+    """handler: answers requests. unreadable: answers what is none, see `Connection`.
+
+    most: connections at one time; 0 for as many as there may be files."""
 
     def __init__(
         self,
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        unreadable: Callable[[str, Refusal], web.Response],
         tls: ssl.SSLContext | None = None,
         most: int = 0,
     ) -> None:
         super().__init__(self._serve)
         self._handler = handler
         self._open = OpenConnections(most)
-        self._make = partial(Connection, self, self._open, loop=self._loop, **OPTIONS)
+        self._make = partial(Connection, self, self._open, unreadable, loop=self._loop, **OPTIONS)
         self._tls = tls
 
     def __call__(self) -> Any:
@@ -53,8 +57,9 @@ class Server(web.Server):
         finally:
             connection.phase = WAITS
             connection.since = self._open.now
-            if connection.said_all:
-                connection.answered()
+            connection.answered += 1
+            if connection.said_all and connection.answered == connection._request_count:
+                connection.close()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         self._open.stop()

@@ -4,6 +4,7 @@ import json
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def test_a_client_that_says_no_more_gets_an_answer_to_all_that_it_said(
     assert raw(edge, whole[:-20], and_close=True).startswith(b"HTTP/1.1 400 ")
     assert raw(edge, whole + HEAD, and_close=True).count(b"HTTP/1.1 ") == 1
     assert raw(edge, b"", and_close=True) == b""
+
+
+def test_connections_that_end_with_their_answer_are_let_go(edge: Receiver) -> None:
+    files = Path(f"/proc/{edge.popen.pid}/fd")
+    before = len(list(files.iterdir()))
+    with ThreadPoolExecutor(20) as pool:
+        answers = pool.map(lambda _: edge.post("/", {"Content-Type": "application/json"}, BODY), range(2000))
+        assert {status for status, _ in answers} == {200}
+    wait_until(lambda: len(list(files.iterdir())) <= before)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""A request's head: how large it may be, and what is said of one that cannot be read."""
+
+from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
+
+from receiver.callback import Refusal
+
+#: OpenIM needs seven headers and some 500 bytes. Proxies pass client certificates and tokens on.
+MOST_HEADERS = 128
+MOST_BYTES = 32 << 10
+#: aiohttp's own: of the request target, of one header, of their number. It has none of the whole.
+LIMITS = {"max_line_size": MOST_BYTES, "max_field_size": MOST_BYTES, "max_headers": MOST_HEADERS}
+
+
+class HeadTooLarge(BadHttpMessage):
+    """All of it together, where each of its lines would do."""
+
+    def __init__(self) -> None:
+        super().__init__("Head too large")
+
+
+def size_of(message: RawRequestMessage) -> int:
+    """About as many bytes as it came in."""
+    return len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+
+
+def refusal_of(error: HttpProcessingError) -> Refusal:
+    """What to answer where aiohttp's parser gave up. Nothing of what came is quoted: it may be a secret."""
+    # The parser's own texts have what came from the first line break on, or as the last of several arguments.
+    said = error.message.partition("\n")[0].rstrip(":") if type(error) is BadHttpMessage else ""
+    if isinstance(error, LineTooLong | HeadTooLarge) or said.startswith("Too many headers"):
+        detail = f"head: at most {MOST_HEADERS} headers and {MOST_BYTES >> 10} KB in all"
+        return Refusal(431, "the request's head is too large", detail)
+    if isinstance(error, BadStatusLine):
+        if "HTTPS" in error.message:
+            detail = "URL: must begin with http://, or set PRESENCE_TLS_CERT and PRESENCE_TLS_KEY"
+            return Refusal(400, "this is HTTPS, and HTTP is spoken here", detail)
+        return Refusal(400, "this is not HTTP", "request line: cannot be read")
+    return Refusal(400, "this is HTTP that cannot be read", f"head: {said or 'garbled'}")
