@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from shared.gateways.batches import Heard
+from shared.gateways.batches import Heard, Witness
 from shared.gateways.run import Run
 
 #: A process is silent after so many times its usual interval, and this long at least;
@@ -14,6 +14,8 @@ SILENT_MS = 21 * 60_000
 #: What is usual is seen from this long before the silence.
 USUAL_MINUTES = 10
 MOST_RUNS = 4
+#: Some of them may have left meanwhile.
+MOST_WITNESSES = 16
 #: With fewer numbers than this, what overlaps another run is a callback that came very late, and no run.
 RUN_LEAST = 3
 
@@ -23,13 +25,15 @@ class Process:
     """Times are Unix milliseconds by the clock of the queue's server.
 
     online, offline: whether such callbacks came. runs: those that ended before, and the one that goes on, which is the
-    last. minutes: how many numbers were first heard in each minute, of the last ones.
+    last. minutes: how many numbers were first heard in each minute, of the last ones. witnesses: some users whom it
+    called online, the last one last.
     """
 
     online: bool = False
     offline: bool = False
     runs: list[Run] = field(default_factory=list)
     minutes: dict[int, int] = field(default_factory=dict)
+    witnesses: list[Witness] = field(default_factory=list)
 
     def hear(self, number: int, batch: Heard, now_ms: int) -> None:
         """Takes one batch, or a part of it, that a worker hears of now. What was heard before changes nothing."""
@@ -43,6 +47,9 @@ class Process:
             self.runs = sorted(self.runs, key=lambda run: run.last_at_ms)[-MOST_RUNS:]
         if is_new:
             self._count(batch.at_ms)
+        if batch.witnesses:
+            others = [each for each in self.witnesses if each not in batch.witnesses]
+            self.witnesses = [*others, *batch.witnesses][-MOST_WITNESSES:]
 
     def _count(self, at_ms: int) -> None:
         minute = at_ms // 60_000

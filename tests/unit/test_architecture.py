@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "shared.redis": {"shared.logs"},
     "shared.gateways": set(),
     "shared.openim": set(),
+    "shared.truth": {"openim_presence", "shared.gateways", "shared.openim", "shared.redis"},
     "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis"},
     "shared.cli": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.observe"},
     "receiver.journal": {"shared.logs"},
@@ -44,6 +45,10 @@ FORBIDDEN = [
     ("shared/gateways/*.py", {"redis", "rq", "os", "time"}),
     ("shared/openim/*.py", {"redis", "rq"}),
     ("shared/openim/answers.py", {"aiohttp", "asyncio", "time"}),
+    *(
+        (f"shared/truth/{name}.py", {"aiohttp", "asyncio", "redis", "rq", "time"})
+        for name in ("ours", "reach", "verdict")
+    ),
 ]
 
 

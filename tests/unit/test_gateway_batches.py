@@ -10,7 +10,7 @@ import pytest
 from support import ROOT
 
 from shared.events import Event
-from shared.gateways.batches import Heard, Name, batch_of, heard_in
+from shared.gateways.batches import MOST_WITNESSES, Heard, Name, batch_of, heard_in
 from shared.gateways.process import SILENT_MS, Process
 from shared.gateways.records import decode, decode_all, encode
 from shared.gateways.run import LOST_MS, MOST_STRETCHES
@@ -308,5 +308,19 @@ def test_a_batch_is_heard_with_all_that_a_job_has_of_it() -> None:
     on = Event("a", "callbackAfterUserOnlineCommand", 5, "", 1, "", "p_1_2", 900, "x", PEER)
     off = on._replace(user_id="b", command="callbackAfterUserOfflineCommand", seq=4, received_at=901)
     others = [on._replace(operation_id="op"), on._replace(peer="")]
-    assert heard_in([on, off, *others]) == {(PEER, 1): {2: Heard(4, 900, {"online", "offline"})}}
+    assert heard_in([on, off, *others]) == {(PEER, 1): {2: Heard(4, 900, {"online", "offline"}, [("a", 1)])}}
     assert heard_in([on], skew_ms=50)[PEER, 1][2].at_ms == 850, "by the clock of the queue's server"
+
+
+def test_some_of_those_whom_a_process_called_online_last_are_kept_as_its_witnesses() -> None:
+    process = Process()
+    users = [f"user{number}" for number in range(40)]
+    for number, user in enumerate([*users, "user39", "user30"]):
+        on = Event(user, "callbackAfterUserOnlineCommand", number, "", 5, "", f"p_1_{number}", number, user, PEER)
+        off = on._replace(user_id="gone", command="callbackAfterUserOfflineCommand", id="off")
+        nowhere = on._replace(user_id="nowhere", platform_id=0, id="nowhere")
+        process.hear(number, heard_in([off, on, nowhere])[PEER, 1][number], 0)
+    assert process.witnesses == [(user, 5) for user in [*users[24:30], *users[31:], "user30"]]
+    storm = [on._replace(user_id=user, id=user) for user in users]
+    assert len(heard_in(storm)[PEER, 1][number].witnesses) == MOST_WITNESSES
+    assert decode(encode(process)) == process

@@ -1,0 +1,87 @@
+"""Which gateways an answer of OpenIM's speaks for.
+
+C has what the gateways say that OpenIM reached, and nothing of the others. A gateway process was reached where somebody
+who was last heard of from it is online in the answer: a witness. Pure: no clock.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple
+
+from shared.gateways.batches import Name
+from shared.gateways.process import Process
+from shared.gateways.run import ORDER_MS
+from shared.gateways.view import view
+from shared.openim.answers import Platforms
+from shared.truth.ours import Batch, Ours
+
+State = Literal["answered", "gone", "out of reach"]
+
+
+class Home(NamedTuple):
+    """A gateway process that a session may be at. is_over: that run of it has ended."""
+
+    name: Name
+    is_over: bool
+
+
+class Reach:
+    """What the answers that were seen show of the gateway processes. now_ms: by the clock of the queue's server."""
+
+    def __init__(self, processes: Mapping[Name, Process], now_ms: int) -> None:
+        self._processes = processes
+        shown = view(processes, now_ms).processes  # those heard last come first
+        latest = {(each.peer, each.pid): each.state for each in reversed(shown)}
+        self._gone = {name for name in processes if latest.get(name) != "live"}
+        self._answered: set[Name] = set()
+
+    def see(self, asked: Iterable[Ours], online: Platforms) -> None:
+        """Takes one answer to question C. asked: those it was asked about, as we knew them before."""
+        for ours in asked:
+            for platform_id in ours.platforms() & online.get(ours.user_id, {}).keys():
+                home = self.home(ours, platform_id)
+                # Of two processes with one address and pid, a witness of one says nothing of the other.
+                if home and not home.is_over and not self._processes[home.name].is_two:
+                    self._answered.add(home.name)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are gateway processes whose callbacks name them: OpenIM 3.8.2 and later."""
+        return bool(self._processes)
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether all that live have answered, and one at least."""
+        return bool(self._answered) and not self.out_of_reach(self._processes)
+
+    def out_of_reach(self, names: Iterable[Name]) -> list[Name]:
+        """Those of the processes that are neither known to have answered nor known to be gone."""
+        return sorted(name for name in names if self.state(name) == "out of reach")
+
+    def state(self, name: Name) -> State:
+        """gone: another has taken its place, or it has been silent for too long."""
+        if name in self._answered:
+            return "answered"
+        return "gone" if name in self._gone else "out of reach"
+
+    def home(self, ours: Ours, platform_id: int) -> Home | None:
+        """The process that her session on that platform is at; None where there may be several, or it is not known."""
+        homes = self.homes(ours, platform_id)
+        return homes[0] if len(homes) == 1 else None
+
+    def homes(self, ours: Ours, platform_id: int) -> list[Home]:
+        """The processes that her session on that platform may be at; empty where nothing is known of that."""
+        batch = ours.batches.get(platform_id)
+        if not batch:
+            return []
+        named = {name: process for name, process in self._processes.items() if name[1] == batch.pid}
+        homes = [Home(name, is_over) for name, process in named.items() for is_over in _runs_with(batch, process)]
+        return homes or [Home(name, False) for name in named]
+
+
+def _runs_with(batch: Batch, process: Process) -> Iterator[bool]:
+    """For each run of the process that has the batch: whether that run is over."""
+    runs = process.true_runs
+    for run in runs:
+        has_number = run.low <= batch.number <= run.high
+        if has_number and run.first_seq - ORDER_MS <= batch.seq <= run.last_seq + ORDER_MS:
+            yield run is not runs[-1] and not process.is_two

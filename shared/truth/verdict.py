@@ -1,0 +1,199 @@
+"""What follows from what we hold of a user and what OpenIM says of her. Pure: no clock, no servers.
+
+OpenIM's answer C is believed where it says online. Where it does not, somebody may be at a gateway that OpenIM did not
+reach; so that needs a proof: witnesses (see reach.py), OpenIM's own record, or the same answer twice.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from shared.events import SEQ_MAX
+from shared.openim.answers import Connection
+from shared.truth.ours import NEVER, Ours, Scope
+from shared.truth.reach import Reach
+
+Kind = Literal["ghost", "missing", "platforms"]
+
+#: Who was heard of so short a time ago is left for the next turn: what OpenIM says may be on its way to us.
+FRESH_MS = 5_000
+#: Where nothing was heard of a user, the online event that we make counts as so much older than the question.
+BEFORE_QUESTION_MS = 60_000
+#: Where no witness can prove that OpenIM reached its gateways, no more than this go at once.
+MOST_GONE = 50
+MOST_GONE_SHARE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """What OpenIM says of one user.
+
+    platforms: how many connections each has, of C. connections: of A, at one gateway; None where that was not asked.
+    recorded: the platforms in OpenIM's own record, of B; None where that was not asked, or is not to be trusted.
+    is_old: sessions are connections.
+    """
+
+    platforms: dict[int, int]
+    connections: list[Connection] | None = None
+    recorded: list[int] | None = None
+    is_old: bool = False
+
+
+class Correction(NamedTuple):
+    """An event that puts a session right. What it corrects decides its seq, so that whatever was sent later wins."""
+
+    scope: Scope
+    is_online: bool
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of a user who differs.
+
+    ours, openim: the platforms that are online, by us and by OpenIM. corrections: what is proven, and `why` says how.
+    doubtful: sessions of ours that OpenIM does not show, without a proof that they are gone; if there are any, `why`
+    says why not. needs_second: the same answer a while later is that proof. is_fresh: she was heard of just now.
+    """
+
+    user_id: str
+    kind: Kind
+    ours: tuple[int, ...]
+    openim: tuple[int, ...]
+    corrections: tuple[Correction, ...] = ()
+    doubtful: tuple[Scope, ...] = ()
+    why: str = ""
+    needs_second: bool = False
+    is_fresh: bool = False
+
+    @property
+    def goes_offline(self) -> bool:
+        """Whether nothing of hers is left online, once she is put right."""
+        return self.kind == "ghost" and bool(self.corrections) and not self.doubtful
+
+
+def judge(
+    ours: Ours, theirs: Theirs, reach: Reach, asked_at_ms: int, *, first: Verdict | None = None
+) -> Verdict | None:
+    """None where both agree.
+
+    asked_at_ms: when OpenIM was asked, by the clock of the queue's server; `ours` was read before that. first: the
+    verdict upon the first of two questions.
+    """
+    held, shown = ours.sessions(), set(theirs.platforms)
+    absent = [scope for scope in held if _is_absent(scope, theirs)]
+    lacking = _lacking(held, theirs)
+    unnamed = _unnamed(ours, theirs)
+    if not absent and not lacking and not unnamed:
+        return None
+    verdict = Verdict(
+        ours.user_id, _kind(held, shown), tuple(sorted(ours.platforms() - {0})), tuple(sorted(shown - {0}))
+    )
+    if abs(asked_at_ms - ours.heard_at_ms) < FRESH_MS:
+        return replace(verdict, is_fresh=True, why="heard of just now")
+
+    proofs = {scope: _proof(ours, scope, theirs, reach, first) for scope in absent}
+    closed = [scope for scope, proof in proofs.items() if proof.holds and ours.marks[scope].on < SEQ_MAX]
+    doubtful = [scope for scope in absent if scope not in closed]
+    corrections = [
+        *(Correction(scope, False, ours.marks[scope].on + 1) for scope in closed),
+        *(Correction(scope, True, _opening_seq(ours, scope, asked_at_ms)) for scope in lacking),
+    ]
+    whys = [proofs[scope].why for scope in (doubtful or closed)]
+    if unnamed and not corrections and not doubtful:
+        whys = ["which connection it is, the gateway alone knows"]
+    return replace(
+        verdict,
+        corrections=tuple(corrections),
+        doubtful=tuple(doubtful),
+        why=whys[0] if whys else "witnessed",
+        needs_second=any(proofs[scope].needs_second for scope in doubtful),
+    )
+
+
+def too_many(leaving: int, shown_online: int) -> bool:
+    """Whether so many would go offline at once, without witnesses, that hardly all of them have left."""
+    return leaving > MOST_GONE and leaving * MOST_GONE_SHARE > shown_online
+
+
+class _Proof(NamedTuple):
+    """Whether a session that OpenIM does not show is gone, and why, or why not."""
+
+    holds: bool
+    why: str
+    needs_second: bool = False
+
+
+def _kind(held: Collection[Scope], shown: Collection[int]) -> Kind:
+    if not shown:
+        return "ghost"
+    return "platforms" if held else "missing"
+
+
+def _is_absent(scope: Scope, theirs: Theirs) -> bool:
+    """Whether OpenIM does not show a session that we do."""
+    if scope == Scope():
+        return not theirs.platforms
+    if not scope.conn_id or theirs.connections is None:
+        return scope.platform_id not in theirs.platforms if scope.platform_id else not theirs.platforms
+    if any(each.conn_id == scope.conn_id for each in theirs.connections):
+        return False
+    # A stops at the first gateway that knows her: it has all where it has as many as C.
+    known = Counter(each.platform_id for each in theirs.connections)
+    if scope.platform_id:
+        return theirs.platforms.get(scope.platform_id, 0) <= known[scope.platform_id]
+    return sum(theirs.platforms.values()) <= len(theirs.connections)
+
+
+def _lacking(held: Collection[Scope], theirs: Theirs) -> list[Scope]:
+    """What OpenIM shows and we do not. Where connections are sessions, those whose end will be told by their names."""
+    if theirs.is_old:
+        conn_ids = {scope.conn_id for scope in held}
+        return [
+            Scope(each.platform_id, each.conn_id)
+            for each in theirs.connections or ()
+            if each.conn_id and each.conn_id not in conn_ids
+        ]
+    known = {scope.platform_id for scope in held}
+    if 0 in known:  # we do not know on which platform she is
+        return []
+    return [Scope(platform_id) for platform_id in sorted(theirs.platforms) if platform_id and platform_id not in known]
+
+
+def _unnamed(ours: Ours, theirs: Theirs) -> bool:
+    """Whether OpenIM shows a platform, by none of the connections that it names, on which we have nobody."""
+    if not theirs.is_old or 0 in ours.platforms():
+        return False
+    named = {each.platform_id for each in theirs.connections or ()}
+    return bool(theirs.platforms.keys() - named - ours.platforms())
+
+
+def _opening_seq(ours: Ours, scope: Scope, asked_at_ms: int) -> int:
+    seq = ours.seq_that_opens(scope)
+    return seq if seq > NEVER else max(0, asked_at_ms - BEFORE_QUESTION_MS)
+
+
+def _is_recorded(scope: Scope, recorded: Collection[int]) -> bool:
+    return scope.platform_id in recorded if scope.platform_id else bool(recorded)
+
+
+def _proof(ours: Ours, scope: Scope, theirs: Theirs, reach: Reach, first: Verdict | None) -> _Proof:
+    homes = reach.homes(ours, scope.platform_id)
+    if homes:
+        silent = reach.out_of_reach(home.name for home in homes if not home.is_over)
+        if not silent:
+            return _Proof(True, "witnessed")
+        peer, pid = silent[0]
+        why = f"nobody known to be at the gateway {peer} (process {pid}) is in OpenIM's answer"
+    elif reach.all_answered:
+        return _Proof(True, "witnessed")
+    else:
+        why = "OpenIM has not shown that it reached all its gateways"
+    if theirs.recorded is not None and not _is_recorded(scope, theirs.recorded):
+        return _Proof(True, "record")
+    if reach.is_known:
+        return _Proof(False, why)
+    if first and scope in first.doubtful:
+        return _Proof(True, "twice")
+    return _Proof(False, "OpenIM has said so once", needs_second=True)
