@@ -18,6 +18,7 @@ from receiver.http.listening import listen, stop_signal
 from receiver.http.server import Server
 from receiver.journal.fsync import PeriodicSync, SyncBeforeAck
 from receiver.journal.journal import Journal
+from receiver.lately import Lately
 from receiver.metrics import Counts
 from receiver.relay.relay import Relay
 from shared.errors import PresenceError
@@ -57,10 +58,11 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     counts = Counts()
     durable = SyncBeforeAck(journal).wait if always else None
     forwarder = Forwarder(settings) if settings.forward_url else None
-    receiver = Receiver(settings, journal, counts, relay.wake, durable, forwarder)
+    lately = Lately()
+    receiver = Receiver(settings, journal, counts, lately, relay.wake, durable, forwarder)
 
     callbacks = web.ServerRunner(Server(receiver.handle, receiver.unreadable, context), shutdown_timeout=ANSWER_SECONDS)
-    pages = SingleProcess(settings, journal, relay, counts, forwarder)
+    pages = SingleProcess(settings, journal, relay, counts, lately, forwarder)
     app = make_inner(pages) if admin_socket else make_admin(pages, Poller(settings))
     admin = web.AppRunner(app, access_log=None)
     renewing: asyncio.Task[None] | None = None

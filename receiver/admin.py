@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 
 from receiver.forward.forwarder import Forwarder
 from receiver.journal.journal import Journal
+from receiver.lately import Lately
 from receiver.metrics import Counts, State, of_state
 from receiver.relay.relay import Relay
 from shared.logs.streams import lines_dropped
@@ -37,12 +38,19 @@ class SingleProcess:
     """Of this process alone. forwarder: None where nothing is forwarded."""
 
     def __init__(
-        self, settings: Settings, journal: Journal, relay: Relay, counts: Counts, forwarder: Forwarder | None = None
+        self,
+        settings: Settings,
+        journal: Journal,
+        relay: Relay,
+        counts: Counts,
+        lately: Lately,
+        forwarder: Forwarder | None = None,
     ) -> None:
         self._settings = settings
         self._journal = journal
         self._relay = relay
         self._counts = counts
+        self._lately = lately
         self._forwarder = forwarder
 
     async def health(self) -> dict[str, Any]:
@@ -62,6 +70,8 @@ class SingleProcess:
             kept_events=journal.kept_events,
             kept_bytes=journal.kept_bytes,
             kept_reason=self._relay.kept_reason,
+            callbacks=self._lately.callbacks(),
+            refused=self._lately.refusals(),
         )
 
     async def state(self) -> State:

@@ -9,7 +9,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from receiver.callback import Refusal
 from receiver.http import head
 from receiver.http.eviction import OpenConnections
 
@@ -43,7 +42,7 @@ WAITS, READS, WORKS = range(3)
 class Connection(web.RequestHandler):
     """One peer. Waits for a request, reads its head, works on it, and so on.
 
-    unreadable: takes who sent what is no request, and why it is none; returns the answer.
+    unreadable: takes who sent what is no request, and what aiohttp's parser found; returns the answer.
     since: when it came to that, by `OpenConnections.now`. proven: it has brought something acceptable.
     wire: what to cut; while TLS is being agreed on it is not yet what requests come through. said_all: its peer sends
     no more, and may wait for answers. answered: how many requests have been.
@@ -58,7 +57,7 @@ class Connection(web.RequestHandler):
         self,
         server: web.Server,
         connections: OpenConnections,
-        unreadable: Callable[[str, Refusal], web.Response],
+        unreadable: Callable[[str, HttpProcessingError], web.Response],
         wire: asyncio.Transport | None = None,
         **options: Any,
     ) -> None:
@@ -138,7 +137,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """aiohttp's answer to what its parser cannot read, and to what our handler cannot be blamed for."""
         if isinstance(exc, HttpProcessingError):
-            return self._unreadable(request.remote or "", head.refusal_of(exc))
+            return self._unreadable(request.remote or "", exc)
         return super().handle_error(request, status, exc, message)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp leaves it to the default, which is to close

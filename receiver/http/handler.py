@@ -9,13 +9,17 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from receiver.callback import OtherCallback, Presence, Refusal, Refused, Route, check_path, read_body, read_route
 from receiver.forward.forwarder import Forwarder
 from receiver.http import access, answers
 from receiver.http.body import Limit, MemoryBudget, OverBudget, check_type, read_rest
-from receiver.http.responses import CachedResponse, Refusals, answer
+from receiver.http.head import refusal_of
+from receiver.http.refusals import Refusals
+from receiver.http.responses import CachedResponse, answer
 from receiver.journal.journal import Journal
+from receiver.lately import Lately
 from receiver.metrics import OTHER, UNREADABLE, Counts
 from shared.errors import Unavailable
 from shared.events import describe, encode
@@ -40,6 +44,7 @@ class Receiver:
         settings: Settings,
         journal: Journal,
         counts: Counts,
+        lately: Lately,
         appended: Callable[[], None],
         durable: Callable[[], Awaitable[None]] | None = None,
         forwarder: Forwarder | None = None,
@@ -56,7 +61,9 @@ class Receiver:
         self._durable = durable
         self._forwarder = forwarder
         self._copy = forwarder.copy if forwarder and forwarder.takes_copies else None
-        self._refusals = Refusals(settings.callback_path)
+        self._lately = lately
+        self._last_of = lately.accepted
+        self._refusals = Refusals(settings.callback_path, lately)
         #: A process that follows this one, or runs beside it, begins somewhere else.
         self._ids = itertools.count(secrets.randbits(48))
         self._debug = log.isEnabledFor(logging.DEBUG)  # asked once: a request is 30 µs
@@ -77,10 +84,11 @@ class Receiver:
             log.exception("a request could not be answered as it should")
             return self._refuse(request, route, Refusal(503, "this receiver has a defect", "see its log"))
 
-    def unreadable(self, peer: str, refusal: Refusal) -> web.Response:
+    def unreadable(self, peer: str, error: HttpProcessingError) -> web.Response:
         """The answer to what is no request: its head is too large, or it is not HTTP."""
+        refusal = refusal_of(error)
         self._counts.other("refused", refusal.status, OTHER, UNREADABLE)
-        self._refusals.note_unreadable(peer, refusal)
+        self._refusals.note_unreadable(peer, refusal, error)
         response = answer(refusal.status, answers.refused(refusal))
         response.force_close()
         return response
@@ -123,6 +131,7 @@ class Receiver:
             self._copy(request, body)
         if self._debug:
             log.debug("accepted", extra=describe(event))
+        self._last_of[event.command] = event
         self._counts.accepted(event.command, route.shape, started)
         if request.keep_alive and request.version >= HttpVersion11:
             return self._document if route.shape == "document" else self._accepted
@@ -135,6 +144,7 @@ class Receiver:
         if self._debug:
             named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": other.command}
             log.debug("not ours", extra=named)
+        self._lately.foreign(other.command, request.remote or "")
         if self._forwarder is None:
             self._counts.other("foreign", 404)
             return answer(404, answers.not_ours(other))
@@ -154,7 +164,7 @@ class Receiver:
         if isinstance(route, Presence):
             command, shape = route.command or refusal.command or OTHER, route.shape
         self._counts.other("refused", refusal.status, command, shape)
-        if not refusal.command and refusal.status != 503:
+        if not refusal.command:
             self._refusals.note(request, refusal)
         if self._debug:
             named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": command}

@@ -1,14 +1,10 @@
-"""Answers as HTTP, and a line in the log about the refusals among them."""
+"""Answers as HTTP."""
 
-import logging
 import time
 from email.utils import formatdate
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
-
-from receiver.callback import Refusal
-from shared.logs.throttle import LogThrottle
 
 JSON = "application/json; charset=utf-8"
 _RENDERED = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nDate: %s\r\n\r\n"
@@ -17,8 +13,6 @@ _HEADERS = {
     401: {hdrs.WWW_AUTHENTICATE: 'Basic realm="openim-presence", charset="UTF-8"'},
     405: {hdrs.ALLOW: hdrs.METH_POST},
 }
-
-log = logging.getLogger("receiver")
 
 
 class CachedResponse(web.StreamResponse):
@@ -57,35 +51,6 @@ class CachedResponse(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         pass
-
-
-class Refusals:
-    """Says in the log that callbacks are refused, since OpenIM does not; one line in ten seconds."""
-
-    def __init__(self, secret_path: str) -> None:
-        self._secret_path = secret_path
-        self._lines = LogThrottle(log, most=1)
-
-    def note(self, request: web.BaseRequest, refusal: Refusal) -> None:
-        self._lines.say(
-            logging.WARNING,
-            "refused %s %s from %s: %s",
-            request.method,
-            self.shown(request.raw_path),
-            request.remote,
-            refusal,
-        )
-
-    def note_unreadable(self, peer: str, refusal: Refusal) -> None:
-        self._lines.say(logging.WARNING, "refused what came from %s: %s", peer, refusal)
-
-    def shown(self, target: str) -> str:
-        """The request target, but for what may be a secret: the prefix, or all where it is not quite that."""
-        if not self._secret_path:
-            return target[:200]
-        if self._secret_path not in target:
-            return "(some other path)"
-        return target.replace(self._secret_path, "(PRESENCE_CALLBACK_PATH)")[:200]
 
 
 def answer(status: int, body: bytes) -> web.Response:

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from receiver.callback import Refusal
 from receiver.http.connections import OPTIONS, WAITS, WORKS, Connection
 from receiver.http.eviction import OpenConnections
 from receiver.http.handshake import Handshake
@@ -22,7 +22,7 @@ class Server(web.Server):
     def __init__(
         self,
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        unreadable: Callable[[str, Refusal], web.Response],
+        unreadable: Callable[[str, HttpProcessingError], web.Response],
         tls: ssl.SSLContext | None = None,
         most: int = 0,
     ) -> None:

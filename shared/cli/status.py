@@ -143,6 +143,7 @@ class View:
         lines.append("")
         if self._local:
             lines.append(_row("here", _receiver_here(self._local)))
+            lines += _at_the_edge(self._local)
         if not self.snapshot.queue.server.error:
             lines += self._queue_rows()
         if not self.snapshot.presence.server.error:
@@ -216,6 +217,20 @@ def _receiver_here(local: Readiness) -> str:
     waits = _waiting(local.journal_events, local.journal_bytes, 0)
     since = f" for {local.journal_oldest_seconds:.0f} s" if local.journal_oldest_seconds else ""
     return f"a receiver on this machine is {local.status}; {waits}{since}"
+
+
+def _at_the_edge(local: Readiness) -> list[str]:
+    """What came to the receiver on this machine lately."""
+    callbacks = [
+        f"{safe(each.command)} from {safe(each.peer)}, {age(each.at_ms)} ago ({moment(each.at_ms)})"
+        for each in local.callbacks
+    ]
+    refused = [
+        f"{safe(str(each))}: {each.count:,} times since {moment(each.since_ms)}, the last {age(each.at_ms)} ago "
+        f"from {safe(each.peer)}" + (", no OpenIM" if each.probe else "")
+        for each in local.refused
+    ]
+    return [*_rows("callbacks", callbacks), *(_rows("refused", refused) if refused else ())]
 
 
 def _waiting(events: int, size: int, since_ms: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from shared.observe.edge import of_openim_unheard
 from shared.observe.readiness import Readiness
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 from shared.redis.clock import SKEW_MOST_MS
@@ -88,6 +89,9 @@ def _of_receiver(local: Readiness | None) -> Iterator[str]:
         yield f"the receiver on this machine refuses events: {local.trouble} ({local.journal})"
     if local.redis == "down":
         yield f"the receiver on this machine cannot push: {counted(local.journal_events, 'event')} in its journal"
+    if refused := of_openim_unheard(local.callbacks, local.refused):
+        last, count = refused[0], sum(each.count for each in refused)
+        yield f"every callback is refused: {count:,} lately, the last from {last.peer}: {last}"
     if local.damaged_files:
         aside = counted(local.damaged_files, "damaged journal file")
         yield f"{aside} set aside: see *.damaged in {local.journal}"

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from shared.observe.edge import LastCallback, RefusedLately, added_up, newest_callbacks
+
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
@@ -13,7 +15,7 @@ class Readiness:
 
     trouble: why it refuses events, or "". journal: the directory. journal_*: what Redis does not have yet.
     unreadable_files: of the journal, and folders to take over. kept_*: what Redis has and may still lose, and why that
-    stays for longer than usual, or "".
+    stays for longer than usual, or "". callbacks, refused: what came lately.
     """
 
     trouble: str = ""
@@ -28,6 +30,8 @@ class Readiness:
     kept_bytes: int = 0
     kept_reason: str = ""
     processes: int = 1
+    callbacks: tuple[LastCallback, ...] = ()
+    refused: tuple[RefusedLately, ...] = ()
 
     @property
     def status(self) -> Literal["ready", "not ready"]:
@@ -72,4 +76,6 @@ def combine(answers: Sequence[Readiness | None]) -> Readiness:
         kept_bytes=sum(answer.kept_bytes for answer in known),
         kept_reason="; ".join(sorted({answer.kept_reason for answer in known if answer.kept_reason})),
         processes=len(answers),
+        callbacks=newest_callbacks(each for answer in known for each in answer.callbacks),
+        refused=added_up(each for answer in known for each in answer.refused),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Process, Receiver, load_samples, same_answer, wait_until
+from support import Hasty, Process, Receiver, load_samples, same_answer, wait_until
 
 NOWHERE = "redis://127.0.0.1:1/0"  # the edge needs no Redis
 
@@ -195,15 +195,34 @@ def test_fsync_before_the_answer_is_to_be_had(tmp_path: Path, keep: Callable[[Pr
     assert receiver.readiness()[1]["journal_events"] == 20
 
 
-def test_refused_callbacks_leave_a_line_in_the_log_and_not_one_each(
+def test_refusals_are_told_for_each_status_and_peer_and_probes_hide_none(
     tmp_path: Path, keep: Callable[[Process], Process]
 ) -> None:
-    receiver = Receiver(tmp_path, NOWHERE, callback_path="/s3cret")
+    receiver = Hasty(tmp_path, NOWHERE, {"http.refusals.SPAN_SECONDS": 1.0}, callback_path="/s3cret")
     keep(receiver)
     for _ in range(20):
+        for _ in range(5):
+            assert receiver.post("/s3cret/probe", {}, b"", "GET")[0] == 405
+            raw(receiver, b"no HTTP\r\n\r\n", and_close=True)
+            raw(receiver, b"", and_close=True)
         assert receiver.post("/wrong", {}, BODY)[0] == 404
-    wait_until(lambda: "404 no callback is taken at this path" in receiver.text())
-    assert receiver.text().count("404 no callback is taken at this path") == 1
+        assert receiver.post("/s3cret", {"Content-Type": "application/json"}, b"{}")[0] == 400
+    wait_until(lambda: "more like it in 1 s" in receiver.text())
+    lines = receiver.text().splitlines()
+    told = [line.partition("refused ")[2] for line in lines if "refused " in line]
+    assert any(line.startswith("POST (some other path) from 127.0.0.1: 404 no callback") for line in told)
+    assert any(line.startswith("POST (PRESENCE_CALLBACK_PATH) from 127.0.0.1: 400 a field is wrong") for line in told)
+    assert sum("this is not HTTP" in line for line in told) == 1
+    assert not any("GET" in line for line in told)
+    counts = {
+        (each["status"], each["probe"]): (each["count"], each["peer"]) for each in receiver.readiness()[1]["refused"]
+    }
+    assert counts == {
+        (400, False): (20, "127.0.0.1"),
+        (404, False): (20, "127.0.0.1"),
+        (405, True): (100, "127.0.0.1"),
+        (400, True): (100, "127.0.0.1"),
+    }
 
 
 def test_what_an_old_openim_sends_of_nobody_alarms_nobody(tmp_path: Path, keep: Callable[[Process], Process]) -> None:

@@ -124,6 +124,35 @@ def test_a_frozen_receiver_on_this_machine_is_named_at_once(run: Run, receiver: 
     assert f"does not answer at 127.0.0.1:{receiver.admin_port}: frozen" in result.output
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_what_came_last_and_what_is_refused_is_said(
+    run: Run, server: Server, worker: Worker, tmp_path: Path, keep: Callable[[Process], Process], processes: str
+) -> None:
+    receiver = Receiver(tmp_path / "r", server.url, basic_auth="openim:geheim", processes=processes)
+    keep(receiver)
+    wait_until(lambda: receiver.readiness()[0] == 200)
+    body = b'{"userID":"alice","callbackCommand":"callbackUserOnlineCommand","seq":1,"operationID":"op"}'
+    json_type = {"Content-Type": "application/json"}
+    here = {"PRESENCE_ADMIN_PORT": str(receiver.admin_port)}
+    for _ in range(8):
+        assert receiver.post("/", json_type, body)[0] == 401
+    result = run("status", **here)
+    assert result.exit_code == 1
+    assert "every callback is refused: 8 lately, the last from 127.0.0.1: 401 callbacks must carry" in result.output
+    for _ in range(8):
+        assert receiver.post("/", {**json_type, "Authorization": "Basic b3BlbmltOmdlaGVpbQ=="}, body)[0] == 200
+    result = run("status", **here)
+    assert "every callback" not in result.output
+    assert re.search(r"\ncallbacks +callbackUserOnlineCommand from 127.0.0.1, \d+ s ago", result.output)
+    assert re.search(r"\nrefused +401 callbacks must carry .*: 8 times since .* from 127.0.0.1\n", result.output)
+    local = json.loads(run("status", "--json", **here).output)["receiver_here"]
+    assert [(each["command"], each["peer"]) for each in local["callbacks"]] == [
+        ("callbackUserOnlineCommand", "127.0.0.1")
+    ]
+    assert abs(local["callbacks"][0]["at_ms"] - time.time() * 1000) < 60_000
+    assert [(each["status"], each["count"], each["probe"]) for each in local["refused"]] == [(401, 8, False)]
+
+
 @pytest.mark.parametrize(
     "key", ["rq:queue:presence", "rq:failed:presence", "rq:workers:presence", "presence-receivers", "presence-stats"]
 )

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from receiver.callback import Refused, check_path
 from receiver.http import access
-from receiver.http.responses import Refusals
+from receiver.http.refusals import Refusals
+from receiver.lately import Lately
 from shared.errors import SettingsError
 from shared.settings import Settings, load
 
@@ -219,6 +220,6 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_a_refusals_line_has_no_secret_path() -> None:
-    shown = Refusals("/geheim").shown
+    shown = Refusals("/geheim", Lately()).shown
     assert "geheim" not in shown("/geheim/callbackX?a=/geheim") + shown("/geheimnis") + shown("/geheiM/x")
     assert shown("/geheim/callbackX").endswith("/callbackX")

@@ -1,0 +1,56 @@
+"""Refusals, told to people: OpenIM tells nobody of them."""
+
+import asyncio
+import logging
+
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError
+
+from receiver.callback import Refusal
+from receiver.lately import Lately
+from shared.logs.throttle import LogBudgets
+
+#: A line in so many seconds for each status and peer, of what OpenIM may have sent.
+SPAN_SECONDS = 10.0
+#: The same, whoever the peers are, of what is no HTTP at all: port scans are that, and once somebody's https:// for http://.
+PROBE_SPAN_SECONDS = 3600.0
+
+log = logging.getLogger("receiver")
+
+
+class Refusals:
+    """In the log, and for `presence status`. Probes, such as `GET /`, are never in the way of what OpenIM is told."""
+
+    def __init__(self, secret_path: str, lately: Lately) -> None:
+        self._secret_path = secret_path
+        self._lately = lately
+        self._lines = LogBudgets(log)
+
+    def note(self, request: web.BaseRequest, refusal: Refusal) -> None:
+        peer = request.remote or ""
+        is_probe = request.method != hdrs.METH_POST
+        self._lately.refused(refusal, peer, is_probe)
+        if not is_probe and refusal.status != 503:  # the journal says more of itself
+            what = f"{request.method} {self.shown(request.raw_path)}"
+            self._say(refusal.status, peer, SPAN_SECONDS, f"refused {what} from {peer}: {refusal}")
+
+    def note_unreadable(self, peer: str, refusal: Refusal, error: HttpProcessingError) -> None:
+        """error: what the parser found."""
+        is_probe = isinstance(error, BadStatusLine)
+        self._lately.refused(refusal, peer, is_probe)
+        line = f"refused what came from {peer}: {refusal}"
+        if is_probe:
+            self._say("no HTTP", "", PROBE_SPAN_SECONDS, f"{line}. That is told once an hour, and counted")
+        else:
+            self._say(refusal.status, peer, SPAN_SECONDS, line)
+
+    def _say(self, kind: object, peer: str, seconds: float, line: str) -> None:
+        self._lines.say(asyncio.get_running_loop().call_later, (kind, peer), kind, seconds, line)
+
+    def shown(self, target: str) -> str:
+        """The request target, but for what may be a secret: the prefix, or all where it is not quite that."""
+        if not self._secret_path:
+            return target[:200]
+        if self._secret_path not in target:
+            return "(some other path)"
+        return target.replace(self._secret_path, "(PRESENCE_CALLBACK_PATH)")[:200]
