@@ -11,7 +11,7 @@ SEQ_MAX = 2**63 - 1
 
 #: OpenIM's six command names. Source: open-im-server, pkg/callbackstruct/constant.go: the first
 #: three at v2.3.3, v3.4.0 and v3.6.0, the last three at v3.7.0 and v3.8.2.
-Command = Literal[
+Callback = Literal[
     "callbackUserOnlineCommand",
     "callbackUserOfflineCommand",
     "callbackUserKickOffCommand",
@@ -20,12 +20,20 @@ Command = Literal[
     "callbackAfterUserKickOffCommand",
 ]
 
+#: Events of ours, made where OpenIM was asked and we were wrong (shared/truth). They have no operationID.
+Correction = Literal["reconciled_online", "reconciled_offline"]
+
+Command = Literal[Callback, Correction]
+
 #: What each command does to a session; a kick-off is an offline event.
-COMMANDS: dict[str, Kind] = {name: "online" if "Online" in name else "offline" for name in get_args(Command)}
+KINDS: dict[str, Kind] = {name: "online" if "online" in name.lower() else "offline" for name in get_args(Command)}
+#: The same of OpenIM's own.
+COMMANDS: dict[str, Kind] = {name: KINDS[name] for name in get_args(Callback)}
 
 
 class Event(NamedTuple):
-    """One accepted callback. It travels as a JSON array of these fields: new ones go at the end, with a default.
+    """One accepted callback, or a correction. It travels as a JSON array of these fields: new ones go at the end, and
+    have a default.
 
     user_id: 1 to 256 characters. seq: OpenIM's clock, Unix milliseconds, 0 to 2**63-1.
     conn_id: empty if OpenIM names no connection. platform_id: 0 if it names no platform.
@@ -47,7 +55,7 @@ class Event(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return COMMANDS[self.command]
+        return KINDS[self.command]
 
 
 def encode(event: Event) -> bytes:

@@ -13,7 +13,7 @@ What the rules leave open is decided here:
   batch that is delivered again as a whole is read as a whole.
 - An online event that is older than the batches remembered, and has exactly the seq at which a batch that was summed up
   named its platform both online and offline and said offline, was counted in that. Otherwise one callback delivered
-  twice would open what its batch has closed, for ever.
+  twice would open what its batch has closed, for ever. An event without an operationID is no part of any batch.
 - A lease begins when the online event that raised its session's seq was received. Where an offline event raises it, as
   in batches that end in one, the lease goes on.
 """
@@ -109,7 +109,7 @@ class Memory:
     def _sum_up(self, oldest: list[Event], came_late: bool) -> None:
         for platform, said in self._read(oldest, self._sums).items():
             mark = self._sums.get(platform, Mark())
-            if not (came_late and said.on == mark.mixed > NEVER):
+            if not (came_late and oldest[0].operation_id and said.on == mark.mixed > NEVER):
                 self._sums[platform] = mark.and_also(said)
         self._batched = [event for event in self._batched if event not in oldest]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from shared.events import COMMANDS, Event, Kind
+from shared.events import KINDS, Event, Kind
 
 #: A gateway process: the address that its callbacks come from, and its pid.
 Name = tuple[str, int]
@@ -53,7 +53,7 @@ def heard_in(events: Iterable[Event], skew_ms: int = 0) -> dict[Name, dict[int, 
     for user_id, command, seq, _, platform_id, _, operation_id, received_at, _, peer in events:
         if operation_id[:2] != "p_" or not peer:
             continue
-        kind, batch = COMMANDS[command], found.get((peer, operation_id))
+        kind, batch = KINDS[command], found.get((peer, operation_id))
         if batch is None:
             batch = found[peer, operation_id] = Heard(seq, received_at, {kind})
         else:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared import ignored
 from shared.errors import PresenceError, SettingsError, Unavailable
-from shared.events import COMMANDS, Event
+from shared.events import KINDS, Event
 from shared.logs.throttle import LogThrottle
 from shared.observe.counters import lag_counts
 from shared.redis.backend import Backend
@@ -31,7 +31,7 @@ PIPELINE_EVENTS = 1000
 #: Events of one user in one step, so that no user holds up the server.
 STEP_EVENTS = 100
 #: What each command is to the functions of lua/.
-_KINDS = {name: "kick_off" if "KickOff" in name else kind for name, kind in COMMANDS.items()}
+_KINDS = {name: "kick_off" if "KickOff" in name else kind for name, kind in KINDS.items()}
 
 log = logging.getLogger("worker.store")
 _troubles = LogThrottle(log)

@@ -132,12 +132,13 @@ local function load_batches(state)
   settle(state)
 end
 
-local function sum_up(record, is_online_said, seq, is_new, is_mixed)
+-- batch: the one that has said so, where it is at hand.
+local function sum_up(record, is_online_said, seq, batch, is_mixed)
   record.is_sum_changed = true
   if not is_online_said then
     record.sum_off = highest(record.sum_off, seq)
     if is_mixed then record.mixed = highest(record.mixed, seq) end
-  elseif not (is_new and seq == record.mixed) then
+  elseif not (batch and batch.is_new and seq == record.mixed and operation_of(batch) ~= '') then
     -- Else it is a part of a batch that said offline, delivered once more after that was summed up.
     record.sum_on = highest(record.sum_on, seq)
   end
@@ -170,7 +171,7 @@ local function sum_up_slots(state, count)
   for _ = 1, count do
     local index, seq, kind, platform_id = earliest_slot(state)
     if not index then return false end
-    sum_up(platform_record(state, platform_id), kind == 'n', seq, false, false)
+    sum_up(platform_record(state, platform_id), kind == 'n', seq, nil, false)
     free(state, table.remove(state.slots, index))
   end
   return true
@@ -179,11 +180,11 @@ end
 -- Adds up a batch that has spoken.
 local function sum_up_batch(state, batch)
   if batch.kind then
-    return sum_up(state.platforms[batch.platform_id], batch.kind == 'n', batch.low, batch.is_new, false)
+    return sum_up(state.platforms[batch.platform_id], batch.kind == 'n', batch.low, batch, false)
   end
   for _, verdict in ipairs(batch.verdicts) do
     local is_mixed = verdict.online > 0 and verdict.offline > 0
-    sum_up(state.platforms[verdict.platform_id], verdict.says_online, verdict.seq, batch.is_new, is_mixed)
+    sum_up(state.platforms[verdict.platform_id], verdict.says_online, verdict.seq, batch, is_mixed)
   end
 end
 
