@@ -56,11 +56,13 @@ class Refused(Exception):
 class Presence:
     """A callback about presence, or one whose URL does not say what it is about.
 
-    command: the name in the URL, or None where only the body has it. shape: which of OpenIM's URL forms.
+    command: the name in the URL, or None where only the body has it. shape: which of OpenIM's URL forms. has_query:
+    True if the URL has a query that names no command, so that it may have swallowed one.
     """
 
     command: str | None
     shape: Literal["document", "query", "path", "body"]
+    has_query: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +104,43 @@ def read_route(target: str) -> Route:
 
 
 def _read_route(target: str) -> Route:
-    path = path_of(target)
-    values = dict(parse_qsl(target.partition("?")[2], keep_blank_values=True))
+    last = path_of(target).rstrip("/").rpartition("/")[2]
+    in_path = last if _COMMAND.fullmatch(last) else None
+    query = target.partition("?")[2]
+    if in_path is None and _SWALLOWED.search(query):
+        return Presence(None, "body", True)
+    values = dict(parse_qsl(query, keep_blank_values=True))
     content_type = values.get("contenttype")
+    in_query = values.get("command")
+    command = in_path or in_query
+    if trouble := _trouble(content_type, in_path, in_query):
+        return trouble
+    if command is None:
+        return Presence(None, "body", bool(query))
+    if command in COMMANDS:
+        return Presence(command, "path" if in_path else "query" if content_type is None else "document")
+    if _COMMAND.fullmatch(command):
+        return OtherCallback(command)
+    return Refusal(400, _UNKNOWN, f"command in the URL: unknown name. {_NO_QUERY}")
+
+
+def _trouble(content_type: str | None, in_path: str | None, in_query: str | None) -> Refusal | None:
+    """What is wrong with a URL that says so much."""
     if content_type is not None and content_type.lower() != "json":
         return Refusal(415, "only JSON is taken", "contenttype in the URL: must be json")
-
-    last = path.rstrip("/").rpartition("/")[2]
-    in_path = last if _COMMAND.fullmatch(last) else None
-    in_query = values.get("command")
     if in_path and in_query is not None and in_path != in_query:
         return Refusal(400, "the URL names two commands", "command: path and query must agree")
-    command = in_path or in_query
-    if command is None:
-        return Presence(None, "body")
-    if command not in COMMANDS:
-        return OtherCallback(command) if _COMMAND.fullmatch(command) else _UNKNOWN_COMMAND
-    if in_path:
-        return Presence(command, "path")
-    return Presence(command, "query" if content_type is None else "document")
+    return None
 
 
 _read_usual_route = lru_cache(maxsize=1024)(_read_route)
-_UNKNOWN_COMMAND = Refusal(400, "this is not a command of OpenIM's", "callbackCommand: unknown name")
+_UNKNOWN = "this is not a command of OpenIM's"
+#: What OpenIM appends to its configured URL as text, whether or not that has a query already.
+_SWALLOWED = re.compile(r"(?:/|\?command=)callback\w*Command(?:[?&]contenttype=\w*)?\Z", re.ASCII)
+_NO_QUERY = (
+    "OpenIM appends the command to its configured URL as text, so that URL must have no query: "
+    "move a secret into the path (PRESENCE_CALLBACK_PATH)"
+)
 
 
 _Fields = TypeVar("_Fields")
@@ -184,11 +200,11 @@ def read_body(
     """
     is_large = len(body) > SKIM_BYTES
     if route.command is None:
-        named = _parse(_NAMED, _skim(body, _COMMAND_ALONE) if is_large else body)["callbackCommand"]
+        named = _command_in(_skim(body, _COMMAND_ALONE) if is_large else body, route)
         if named not in COMMANDS:
             if _COMMAND.fullmatch(named):
                 return OtherCallback(named)
-            raise Refused(400, _UNKNOWN_COMMAND.message, _UNKNOWN_COMMAND.detail)
+            raise Refused(400, _UNKNOWN, "callbackCommand: unknown name")
     if is_large:
         if len(body) > OURS_MOST_BYTES:
             detail = f"body: at most {OURS_MOST_BYTES} bytes where it is about presence"
@@ -216,6 +232,17 @@ def read_body(
     if body.find(b"\\u0000") >= 0 or "\0" in operation_id:  # JSON cannot hold a bare one
         _check_ids(event)
     return event
+
+
+def _command_in(body: bytes, route: Presence) -> str:
+    """The body's `callbackCommand`, if the URL names none. Raises Refused (400)."""
+    try:
+        return _parse(_NAMED, body)["callbackCommand"]
+    except Refused as refused:
+        detail = refused.refusal.detail
+        if route.has_query and detail.startswith("callbackCommand"):
+            raise Refused(400, refused.refusal.message, f"{detail}. {_NO_QUERY}") from None
+        raise
 
 
 def _skim(body: bytes, decoder: msgspec.json.Decoder[msgspec.Struct]) -> bytes:

@@ -6,7 +6,7 @@ import logging
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError
 
-from receiver.callback import Refusal
+from receiver.callback import Refusal, path_of
 from receiver.lately import Lately
 from shared.logs.throttle import LogBudgets
 
@@ -48,9 +48,14 @@ class Refusals:
         self._lines.say(asyncio.get_running_loop().call_later, (kind, peer), kind, seconds, line)
 
     def shown(self, target: str) -> str:
-        """The request target, but for what may be a secret: the prefix, or all where it is not quite that."""
+        """The path of a request target, but for what may be a secret: the prefix, or all if it is not quite that.
+
+        Of a query no more than that there is one: some put a secret there.
+        """
+        path = path_of(target)
+        query = "?..." if "?" in target else ""
         if not self._secret_path:
-            return target[:200]
-        if self._secret_path not in target:
+            return path[:200] + query
+        if self._secret_path not in path:
             return "(some other path)"
-        return target.replace(self._secret_path, "(PRESENCE_CALLBACK_PATH)")[:200]
+        return path.replace(self._secret_path, "(PRESENCE_CALLBACK_PATH)")[:200] + query

@@ -225,6 +225,34 @@ def test_refusals_are_told_for_each_status_and_peer_and_probes_hide_none(
     }
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"callback_path": "/cb"}, {"basic_auth": "a:b"}, {"forward_url": "http://127.0.0.1:1"}]
+)
+def test_what_a_query_holds_is_in_no_log_line_no_reason_and_no_metric(
+    tmp_path: Path, keep: Callable[[Process], Process], settings: dict[str, str]
+) -> None:
+    receiver = Receiver(tmp_path, NOWHERE, log_level="debug", **settings)
+    keep(receiver)
+    said = b""
+    foreign = BODY.replace(b"callbackUserOfflineCommand", b"callbackBeforeSendSingleMsgCommand")
+    for query in (
+        *("token=t0k", "token=t0k/callbackUserOfflineCommand", "token=t0k?command=callbackUserOfflineCommand"),
+        *("command=t0k", "contenttype=t0k", "command=callbackUserOfflineCommand&contenttype=json&token=t0k"),
+        *("t0k=" + "x" * 40_000, "token=t0k/callbackBeforeSendSingleMsgCommand", "?t0k", "t0k#t0k", "\xfft0k"),
+    ):
+        for path in ("/cb", "/other", "/cb/callbackUserOfflineCommand", "http://t0k@host/cb"):
+            for body in (BODY, b"{}", b"", foreign):
+                head = f"POST {path}?{query} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+                said += raw(receiver, head + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                said += raw(receiver, b"GET /?t0k HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
+    with urllib.request.urlopen(f"http://127.0.0.1:{receiver.admin_port}/metrics") as page:
+        said += page.read()
+    said += json.dumps(receiver.readiness()[1]).encode()
+    assert receiver.stop() == 0
+    assert "refused" in receiver.text()
+    assert "t0k" not in receiver.text() + said.decode()
+
+
 def test_what_an_old_openim_sends_of_nobody_alarms_nobody(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
     receiver = Receiver(tmp_path, NOWHERE)
     keep(receiver)
