@@ -50,24 +50,25 @@ class FailedBatches:
 
     def read(self) -> list[Failed]:
         """All of them, those that failed first first."""
-        return sorted(self._read(self.ids()), key=lambda failed: (failed.failed_at, failed.id))
+        return sorted(self.describe(self.ids()), key=lambda failed: (failed.failed_at, failed.id))
 
     def retrying(self) -> list[tuple[int, Failed]]:
         """What is still being tried: when next, Unix milliseconds, and what, the next one first."""
         scheduled: Any = self._client.zrange(self._queue.scheduled_job_registry.key, 0, -1, withscores=True)
-        found = self._read([job_id.decode() for job_id, _ in scheduled])
+        found = self.describe([job_id.decode() for job_id, _ in scheduled])
         return [(int(score) * 1000, each) for (_, score), each in zip(scheduled, found, strict=True)]
 
     def outcome(self, job_id: str) -> str | None:
         """What became of one that was requeued: its error where it failed again, "" if it is done, None before."""
         if self._client.zscore(self._key, job_id) is not None:
-            return next(iter(self._read([job_id]))).error
+            return next(iter(self.describe([job_id]))).error
         return None if self._client.exists(Job.key_for(job_id)) else ""
 
     def has_workers(self) -> bool:
         return bool(self._client.scard(WORKERS_BY_QUEUE_KEY % self._queue.name))
 
-    def _read(self, ids: Iterable[str]) -> Iterator[Failed]:
+    def describe(self, ids: Iterable[str]) -> Iterator[Failed]:
+        """What is known of jobs, in their order, whether they have failed or not."""
         remaining = iter(ids)
         while chunk := list(islice(remaining, _CHUNK)):
             jobs = BatchJob.fetch_many(chunk, self._client, self._queue.serializer)

@@ -16,12 +16,13 @@ from shared.cli.services import receiver, worker
 from shared.cli.status import status
 from shared.cli.up import up
 from shared.cli.watch import watch
+from shared.cli.why import why
 from shared.errors import PresenceError
 
 #: The commands by what somebody wants to do.
 _TASKS = {
     "Run it": (up, receiver, worker),
-    "Look who is online": (get, watch),
+    "Look who is online": (get, why, watch),
     "See whether all is well, and put it right": (status, failed, forget),
     "Try it": (send,),
 }

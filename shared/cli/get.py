@@ -11,9 +11,9 @@ from redis import Redis
 import openim_presence
 from openim_presence.keys import Keys
 from shared.cli.listing import Listing
-from shared.cli.openim import PLATFORMS
 from shared.cli.running import load_settings
 from shared.cli.text import age, moment, named, safe
+from shared.platforms import platform_name
 from shared.redis.client import connect
 
 
@@ -66,7 +66,7 @@ def _line(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
         return f"{name} {_trouble(user, client, keys) if user.error else 'never heard of'}"
     sessions = {0: "", 1: "1 session"}.get(user.sessions, f"{user.sessions} sessions")
     if user.platforms:
-        sessions += f" ({', '.join(PLATFORMS.get(each, f'platform {each}') for each in user.platforms)})"
+        sessions += f" ({', '.join(map(platform_name, user.platforms))})"
     sessions += ", " if sessions else ""
     where = f", {safe(user.platform)}" if user.platform else ""
     return (

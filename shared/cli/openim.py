@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shared.logs.text import safe
+from shared.platforms import PLATFORMS
 
 Step = Literal["Online", "Offline", "KickOff"]
-
-#: OpenIM's numbers for the platforms that clients log in from (protocol, constant/platform.go).
-PLATFORMS = {1: "IOS", 2: "Android", 3: "Windows", 4: "OSX", 5: "Web"}
 
 
 @dataclass(frozen=True, slots=True)

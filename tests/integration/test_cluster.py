@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import recipes
+from click.testing import CliRunner
 from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -20,6 +21,7 @@ from support import Process, Receiver, Server, Worker, free_port, wait_until
 from topology import SECRET, ClusterServers, Flips, changes, command
 
 import openim_presence as presence
+from shared.cli import cli
 from shared.errors import Unavailable
 from shared.events import Event
 from shared.redis.client import connect, is_outage
@@ -59,6 +61,18 @@ def settings_of(servers: ClusterServers, **others: str) -> Settings:
 
 def event(user: str, kind: str, seq: int) -> Event:
     return Event(user, f"callbackUser{kind}Command", seq, "", 1, "IOS", f"op{seq}", 1000 + seq)  # type: ignore[arg-type]
+
+
+def test_why_finds_what_is_spread_over_the_nodes(store: Store, servers: ClusterServers, server: Server) -> None:
+    for user in ("alice", "bob", "carol"):
+        store.apply([event(user, "Online", 1), event(user, "Offline", 2)])
+        store.apply([event(user, "Offline", 1)])
+        environment = {"PRESENCE_REDIS_URL": servers.url, "PRESENCE_QUEUE_URL": server.url}
+        result = CliRunner().invoke(cli, ["why", user, "--json"], env=environment)
+        said = json.loads(result.stdout)
+        assert (said["status"], said["troubles"]) == ("offline", [])
+        assert [each["user_id"] for each in said["changes"]] == [user]
+        assert [each["outcome"] for each in said["ignored"]] == ["stale"]
 
 
 def test_events_are_applied_wherever_their_users_live(store: Store, cluster: Redis) -> None:

@@ -20,7 +20,10 @@ ROOMS: dict[str, set[str]] = {
     "shared.openim": set(),
     "shared.truth": {"openim_presence", "shared.gateways", "shared.openim", "shared.redis"},
     "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis"},
-    "shared.cli": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.observe"},
+    "shared.why": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
+    "shared.cli": {
+        *("openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.observe", "shared.why"),
+    },
     "receiver.journal": {"shared.logs"},
     "receiver.relay": {"receiver.journal", "shared.logs", "shared.redis"},
     "receiver.forward": {"receiver", "receiver.http", "shared.logs"},
@@ -37,12 +40,16 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 
+#: The others ask Redis.
+PURE_OF_WHY = ("memory", "judgement", "facts", "words", "reasons", "against", "notes", "answer")
+
 #: What some modules must not know of the world outside, so that they can be tested without it.
 FORBIDDEN = [
     ("receiver/callback.py", {"aiohttp", "redis", "rq", "os", "time"}),
     ("receiver/journal/*.py", {"aiohttp", "redis", "rq"}),
     ("worker/**/*.py", {"aiohttp"}),
     ("shared/gateways/*.py", {"redis", "rq", "os", "time"}),
+    *((f"shared/why/{name}.py", {"redis", "rq", "os", "time"}) for name in PURE_OF_WHY),
     ("shared/openim/*.py", {"redis", "rq"}),
     ("shared/openim/answers.py", {"aiohttp", "asyncio", "time"}),
     *(

@@ -1,6 +1,6 @@
 -- The user's hash: read into tables, and written back.
 --
--- Private fields of the hash:
+-- Private fields of the hash, which shared/why/memory.py reads as well:
 --       "c:<conn_id>", "p:<platform_id>", "u"  ->  "<on> <off> <platform_id>[ <lease>]"
 --       for each scope, the highest seq of an online and of an offline event, "-" for none; the platform that a
 --       connection belongs to; ms at which its lease began, or "x" where it ran out

@@ -1,0 +1,76 @@
+"""What both servers have of one user at one moment: all that an answer is made from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openim_presence import Change
+from shared.events import Event
+from shared.ignored import Ignored
+from shared.why.memory import Memory
+
+#: Where an event may wait: on the queue; with a worker; for its next try; for a person.
+Place = Literal["queued", "running", "retrying", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An event that is not applied. job_id: of its batch. error: why not, where it was tried. next_at_ms: its next try,
+    Unix milliseconds, 0 where none is planned.
+    """
+
+    place: Place
+    event: Event
+    job_id: str
+    error: str = ""
+    next_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What a receiver's journal has that the queue does not: how many events, of whomever, received since when."""
+
+    receiver: str
+    events: int
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """How far a list was looked through, the newest first. back_to_ms: up to when, where it was not to its end."""
+
+    looked_at: int = 0
+    is_whole: bool = True
+    back_to_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Times are Unix milliseconds.
+
+    at_ms: now, by the queue's server. prefix: of the keys. memory: None where the key is not there, or no hash.
+    key_type: what the key is where it is no hash, or "". similar: ids that are known, and differ in blanks or in upper
+    and lower case. is_empty: nothing of anybody was ever applied here. lease_ms: how long a session lasts unrenewed,
+    0: for ever. leases_held: why none runs out now, or "". retention_seconds: 0: for ever. changes: of the user, the
+    newest first, and so are `ignored`. workers: alive, None where that is not known. troubles: what could not
+    be read, so that the answer may lack it.
+    """
+
+    user_id: str
+    at_ms: int
+    prefix: str = "presence"
+    memory: Memory | None = None
+    key_type: str = ""
+    similar: tuple[str, ...] = ()
+    is_empty: bool = False
+    lease_ms: int = 0
+    leases_held: str = ""
+    retention_seconds: int = 0
+    changes: tuple[Change, ...] = ()
+    changes_scan: Scan = Scan()
+    ignored: tuple[Ignored, ...] = ()
+    ignored_scan: Scan = Scan()
+    waiting: tuple[Waiting, ...] = ()
+    waiting_scan: Scan = Scan()
+    journals: tuple[Journal, ...] = ()
+    workers: int | None = 1
+    troubles: tuple[str, ...] = ()
