@@ -7,6 +7,7 @@ import click
 from redis.exceptions import RedisError
 
 from shared import settings
+from shared.cli.doctor import doctor
 from shared.cli.failed import failed
 from shared.cli.forget import forget
 from shared.cli.get import get
@@ -23,7 +24,7 @@ from shared.errors import PresenceError
 _TASKS = {
     "Run it": (up, receiver, worker),
     "Look who is online": (get, why, watch),
-    "See whether all is well, and put it right": (status, failed, forget),
+    "See whether all is well, and put it right": (status, doctor, failed, forget),
     "Try it": (send,),
 }
 

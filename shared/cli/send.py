@@ -18,10 +18,10 @@ from urllib.parse import quote, unquote, urlsplit
 import click
 
 from shared.cli import churn
-from shared.cli.here import url_host
 from shared.cli.openim import SHAPES, Request, Step, request
 from shared.cli.running import load_settings
 from shared.cli.text import safe
+from shared.observe.here import url_host
 
 if TYPE_CHECKING:
     import aiohttp  # and in the functions, or every `presence` command would take half as long again to start

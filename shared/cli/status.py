@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from shared.cli.here import ask_receiver
 from shared.cli.running import load_settings
 from shared.cli.text import age, moment, safe
 from shared.errors import Unavailable
 from shared.gateways.view import Gateway
 from shared.observe import health
 from shared.observe.counters import Stats
+from shared.observe.here import ask_receiver
 from shared.observe.poller import Poller
 from shared.observe.readiness import Readiness
 from shared.observe.snapshot import Server, Snapshot

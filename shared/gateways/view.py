@@ -20,7 +20,7 @@ class Gateway:
 
     heard: its batches. lost: those that never came; None if nothing can be concluded, and `note` says why. missing:
     their numbers, the first and the last of each gap, as far as they are known. interval_ms: what is usual between two
-    batches.
+    batches. lead_ms: by how much its clock is ahead; below 0 where it is behind, or its batches were late.
     """
 
     peer: str
@@ -33,6 +33,7 @@ class Gateway:
     lost: int | None
     missing: tuple[tuple[int, int], ...] = ()
     note: str = ""
+    lead_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ def _of_process(peer: str, pid: int, process: Process, beside: Collection[Proces
         shown = (peer, pid, state, run.first_at_ms, run.last_at_ms, interval_ms, run.heard)
         if note or isinstance(run, Process):
             return Gateway(*shown, None, note=note)
-        return Gateway(*shown, run.lost(now_ms), tuple(run.missing(now_ms)))
+        lead_ms = run.last_seq - run.last_at_ms
+        return Gateway(*shown, run.lost(now_ms), tuple(run.missing(now_ms)), lead_ms=lead_ms)
 
     *ended, last = process.true_runs
     if process.is_two:

@@ -1,6 +1,7 @@
 """Whether the whole system is well, and if not, why: sentences for a person, each with what to do."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from shared.observe.edge import of_openim_unheard
 from shared.observe.readiness import Readiness
@@ -17,8 +18,25 @@ FULL = 0.9
 RECENT_MS = 3_600_000
 
 
+class Remark(NamedTuple):
+    """code: as `presence doctor` lists it (shared/doctor/codes.py)."""
+
+    code: str
+    text: str
+
+
 def problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = None) -> list[str]:
     """What is wrong; empty if all is well. local: what a receiver on this machine says, if there is one."""
+    return [each.text for each in coded_problems(snapshot, settings, local)]
+
+
+def notes(snapshot: Snapshot) -> list[str]:
+    """What is not wrong, and yet should be known."""
+    return [each.text for each in coded_notes(snapshot)]
+
+
+def coded_problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = None) -> list[Remark]:
+    """As `problems`, each with its code."""
     return [
         *_of_receiver(local),
         *_of_outages(snapshot, settings),
@@ -27,49 +45,73 @@ def problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = N
     ]
 
 
-def notes(snapshot: Snapshot) -> list[str]:
-    """What is not wrong, and yet should be known."""
-    queue, presence = snapshot.queue, snapshot.presence
-    lines = []
+def coded_notes(snapshot: Snapshot) -> list[Remark]:
+    """As `notes`, each with its code."""
+    queue = snapshot.queue
+    return [
+        *_of_disks(queue, snapshot.presence),
+        *_of_retries(queue),
+        *_of_silence(queue, snapshot.at_ms),
+        *_of_clocks(queue),
+        *_of_gateways(queue),
+        *_of_workers(queue, snapshot.at_ms),
+    ]
+
+
+def _of_disks(queue: QueueState, presence: PresenceState) -> Iterator[Remark]:
     on_disk = {"the queue": queue.server.on_disk, "presence": presence.server.on_disk}
     if forgetful := " and ".join(role for role, keeps in on_disk.items() if not keeps):
-        lines.append(f"the Redis for {forgetful} keeps nothing on disk (appendonly no): a restart loses all of it")
+        text = f"the Redis for {forgetful} keeps nothing on disk (appendonly no): a restart loses all of it"
+        yield Remark("P014", text)
+
+
+def _of_retries(queue: QueueState) -> Iterator[Remark]:
     if queue.retrying:
-        lines.append(f"{counted(queue.retrying, 'event')} failed and will be tried again: see the workers' log")
-    silent = [each.name for each in queue.receivers if is_silent(each.at_ms, snapshot.at_ms) and not each.events]
-    if silent:
-        lines.append(f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
-    lines += _of_clocks(queue)
-    lines += _of_gateways(queue)
+        text = f"{counted(queue.retrying, 'event')} failed and will be tried again: see the workers' log"
+        yield Remark("P058", text)
+
+
+def _of_silence(queue: QueueState, now_ms: int) -> Iterator[Remark]:
+    if silent := [each.name for each in queue.receivers if is_silent(each.at_ms, now_ms) and not each.events]:
+        yield Remark("P059", f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
+
+
+def _of_workers(queue: QueueState, now_ms: int) -> Iterator[Remark]:
     for worker in queue.silent_workers:
-        lines.append(
-            f"a worker is silent for {_seconds(worker.seen_ms, snapshot.at_ms):,.0f} s, host {worker.host}, "
-            f"pid {worker.pid}: frozen, killed, or cut off from Redis; others do its work"
+        yield Remark(
+            "P056",
+            f"a worker is silent for {_seconds(worker.seen_ms, now_ms):,.0f} s, host {worker.host}, "
+            f"pid {worker.pid}: frozen, killed, or cut off from Redis; others do its work",
         )
     if queue.leases_held:
-        lines.append(f"no lease runs out now: {queue.leases_held}")
-    return lines
+        yield Remark("P069", f"no lease runs out now: {queue.leases_held}")
 
 
-def _of_gateways(queue: QueueState) -> Iterator[str]:
+def _of_gateways(queue: QueueState) -> Iterator[Remark]:
     for each in queue.gateways.processes:
         name = f"OpenIM's gateway at {each.peer}, pid {each.pid}"
         if each.state == "silent":
-            yield f"{name}, is silent: if it was stopped or killed, nobody said that its users are gone"
+            yield Remark("P066", f"{name}, is silent: if it was stopped or killed, nobody said that its users are gone")
         elif each.state == "restarted" and queue.at_ms - each.last_at_ms < RECENT_MS:
-            yield f"{name}, has ended and another runs: it said nothing of the users that it had"
+            yield Remark("P067", f"{name}, has ended and another runs: it said nothing of the users that it had")
         if each.lost:
             numbers = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in each.missing[-3:])
-            yield f"{name}, sent {counted(each.lost, 'batch')} of callbacks that never came, the last are {numbers}"
+            yield Remark(
+                "P065",
+                f"{name}, sent {counted(each.lost, 'batch')} of callbacks that never came, the last are {numbers}",
+            )
 
 
-def _of_clocks(queue: QueueState) -> Iterator[str]:
+def _of_clocks(queue: QueueState) -> Iterator[Remark]:
     for role, programs in (("receiver", queue.receivers), ("worker", queue.workers)):
         for each in programs:
             if abs(each.skew_ms) > SKEW_MOST_MS:
                 which = "ahead of" if each.skew_ms > 0 else "behind"
                 seconds = f"{abs(each.skew_ms) / 1000:,.1f} s"
-                yield f"the clock of {role} {each.name} is {seconds} {which} that of the queue's server: set it (NTP)"
+                yield Remark(
+                    "P057",
+                    f"the clock of {role} {each.name} is {seconds} {which} that of the queue's server: set it (NTP)",
+                )
 
 
 def counted(count: int, noun: str) -> str:
@@ -82,79 +124,96 @@ def is_silent(at_ms: int, now_ms: int) -> bool:
     return now_ms - at_ms > SILENT_SECONDS * 1000
 
 
-def _of_receiver(local: Readiness | None) -> Iterator[str]:
+def _of_receiver(local: Readiness | None) -> Iterator[Remark]:
     if not local:
         return
     if local.trouble:
-        yield f"the receiver on this machine refuses events: {local.trouble} ({local.journal})"
+        yield Remark("P040", f"the receiver on this machine refuses events: {local.trouble} ({local.journal})")
     if local.redis == "down":
-        yield f"the receiver on this machine cannot push: {counted(local.journal_events, 'event')} in its journal"
+        yield Remark(
+            "P049", f"the receiver on this machine cannot push: {counted(local.journal_events, 'event')} in its journal"
+        )
     if refused := of_openim_unheard(local.callbacks, local.refused):
         last, count = refused[0], sum(each.count for each in refused)
-        yield f"every callback is refused: {count:,} lately, the last from {last.peer}: {last}"
+        yield Remark("P047", f"every callback is refused: {count:,} lately, the last from {last.peer}: {last}")
     if local.damaged_files:
         aside = counted(local.damaged_files, "damaged journal file")
-        yield f"{aside} set aside: see *.damaged in {local.journal}"
+        yield Remark("P032", f"{aside} set aside: see *.damaged in {local.journal}")
 
 
-def _of_outages(snapshot: Snapshot, settings: Settings) -> Iterator[str]:
+def _of_outages(snapshot: Snapshot, settings: Settings) -> Iterator[Remark]:
     queue, presence = snapshot.queue.server.error, snapshot.presence.server.error
     if queue and queue == presence and settings.queue_url == settings.redis_url:
-        yield f"Redis, {without_password(settings.redis_url)}, does not answer: {queue}"
+        yield Remark("P010", f"Redis, {without_password(settings.redis_url)}, does not answer: {queue}")
         return
     if queue:
-        yield f"the queue's Redis, {without_password(settings.queue_url)}, does not answer: {queue}"
+        yield Remark("P010", f"the queue's Redis, {without_password(settings.queue_url)}, does not answer: {queue}")
     if presence:
-        yield f"the Redis for presence, {without_password(settings.redis_url)}, does not answer: {presence}"
+        yield Remark(
+            "P010", f"the Redis for presence, {without_password(settings.redis_url)}, does not answer: {presence}"
+        )
 
 
-def _of_queue(snapshot: Snapshot) -> Iterator[str]:
+def _of_queue(snapshot: Snapshot) -> Iterator[Remark]:
     queue = snapshot.queue
-    yield from (f"a key is not as it should be: {trouble}" for trouble in queue.troubles)
+    yield from (Remark("P022", f"a key is not as it should be: {trouble}") for trouble in queue.troubles)
     yield from _of_server("queue", queue.server)
     yield from _of_reports(snapshot)
     if not queue.workers:
-        yield "no worker is alive: nothing is applied until one is started (python -m worker)"
+        yield Remark("P050", "no worker is alive: nothing is applied until one is started (python -m worker)")
     if any(worker.state == "suspended" for worker in queue.workers):
-        yield "the workers are suspended: rq resume, with the queue's URL"
+        yield Remark("P051", "the workers are suspended: rq resume, with the queue's URL")
     waited = _seconds(queue.oldest_ms, snapshot.at_ms)
     if waited > WAITING_SECONDS:
-        yield f"events wait in the queue, the oldest for {waited:,.0f} s: too few workers, or no Redis for them"
+        yield Remark(
+            "P053", f"events wait in the queue, the oldest for {waited:,.0f} s: too few workers, or no Redis for them"
+        )
     if queue.failed:
-        yield f"{counted(queue.failed, 'failed batch')} to look at: presence failed list"
+        yield Remark("P054", f"{counted(queue.failed, 'failed batch')} to look at: presence failed list")
 
 
-def _of_reports(snapshot: Snapshot) -> Iterator[str]:
+def _of_reports(snapshot: Snapshot) -> Iterator[Remark]:
     reports = snapshot.queue.receivers
     if not any(not is_silent(report.at_ms, snapshot.at_ms) for report in reports):
-        yield "no receiver has reported lately: nobody takes callbacks, or none reaches the queue's Redis"
+        yield Remark(
+            "P052", "no receiver has reported lately: nobody takes callbacks, or none reaches the queue's Redis"
+        )
     for report in reports:
         if report.trouble and not is_silent(report.at_ms, snapshot.at_ms):
-            yield f"the receiver {report.name} refuses events, or did when the last one came: {report.trouble}"
+            yield Remark(
+                "P040", f"the receiver {report.name} refuses events, or did when the last one came: {report.trouble}"
+            )
         if report.unreadable:
-            yield f"{counted(report.unreadable, 'journal file')} of {report.name} cannot be read: see its log"
+            yield Remark(
+                "P033", f"{counted(report.unreadable, 'journal file')} of {report.name} cannot be read: see its log"
+            )
         if report.kept_reason:
-            yield f"{counted(report.kept_bytes, 'byte')} stay in the journal of {report.name}: {report.kept_reason}"
+            yield Remark(
+                "P039",
+                f"{counted(report.kept_bytes, 'byte')} stay in the journal of {report.name}: {report.kept_reason}",
+            )
         if is_silent(report.at_ms, snapshot.at_ms):
             if report.events:
                 silent = f"{report.name} is silent for {_seconds(report.at_ms, snapshot.at_ms):,.0f} s"
-                yield f"the receiver {silent}; {counted(report.events, 'event')} in its journal then"
+                yield Remark("P055", f"the receiver {silent}; {counted(report.events, 'event')} in its journal then")
         elif report.events and (waited := _seconds(report.watermark_ms, snapshot.at_ms)) > WAITING_SECONDS:
-            yield f"events wait in the journal of {report.name}, the oldest for {waited:,.0f} s"
+            yield Remark("P055", f"events wait in the journal of {report.name}, the oldest for {waited:,.0f} s")
 
 
-def _of_presence(presence: PresenceState, settings: Settings) -> Iterator[str]:
-    yield from (f"a key is not as it should be: {trouble}" for trouble in presence.troubles)
+def _of_presence(presence: PresenceState, settings: Settings) -> Iterator[Remark]:
+    yield from (Remark("P022", f"a key is not as it should be: {trouble}") for trouble in presence.troubles)
     if settings.redis_url != settings.queue_url:
         yield from _of_server("presence", presence.server)
 
 
-def _of_server(role: str, server: Server) -> Iterator[str]:
-    yield from (f"the {role}'s Redis {trouble}" for trouble in server.troubles)
+def _of_server(role: str, server: Server) -> Iterator[Remark]:
+    yield from (Remark("P017", f"the {role}'s Redis {trouble}") for trouble in server.troubles)
     if server.max_bytes and server.used_bytes > FULL * server.max_bytes:
-        yield f"the {role}'s Redis is full to {server.used_bytes / server.max_bytes:.0%} of its maxmemory"
+        yield Remark(
+            "P019", f"the {role}'s Redis is full to {server.used_bytes / server.max_bytes:.0%} of its maxmemory"
+        )
     if server.max_bytes and server.evicts:
-        yield f"the {role}'s Redis evicts keys when it is full: set its maxmemory-policy to noeviction"
+        yield Remark("P012", f"the {role}'s Redis evicts keys when it is full: set its maxmemory-policy to noeviction")
 
 
 def _seconds(then_ms: int, now_ms: int) -> float:

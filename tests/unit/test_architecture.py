@@ -21,8 +21,11 @@ ROOMS: dict[str, set[str]] = {
     "shared.truth": {"openim_presence", "shared.gateways", "shared.openim", "shared.redis"},
     "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis"},
     "shared.why": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
+    "shared.doctor": {"shared.observe", "shared.redis"},
+    "shared.doctor.probes": {"shared.doctor", "shared.observe", "shared.redis"},
     "shared.cli": {
-        *("openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.observe", "shared.why"),
+        *("openim_presence", "shared.doctor", "shared.doctor.probes", "shared.why"),
+        *("shared.gateways", "shared.logs", "shared.redis", "shared.observe"),
     },
     "receiver.journal": {"shared.logs"},
     "receiver.relay": {"receiver.journal", "shared.logs", "shared.redis"},
@@ -56,6 +59,7 @@ FORBIDDEN = [
         (f"shared/truth/{name}.py", {"aiohttp", "asyncio", "redis", "rq", "time"})
         for name in ("ours", "reach", "verdict")
     ),
+    ("shared/doctor/*.py", {"aiohttp", "redis", "rq", "os", "time", "socket", "pathlib"}),
 ]
 
 

@@ -32,14 +32,19 @@ def ask_receiver(config: Settings) -> Readiness | None:
 
 
 def fetch(host: str, port: int, page: str, seconds: float) -> Any:
-    """The JSON of a page on an admin port of this machine, whatever its status, and through no proxy.
+    """The JSON of a page on an admin port of this machine. Raises as `read` does, and ValueError where it is none."""
+    return json.loads(read(host, port, page, seconds))
 
-    Raises TimeoutError, OSError if nobody listens, ValueError where the answer is no JSON.
+
+def read(host: str, port: int, page: str, seconds: float) -> bytes:
+    """A page on an admin port of this machine, whatever its status, and through no proxy.
+
+    Raises TimeoutError, and OSError if nobody listens.
     """
     request = Request(f"http://{url_host(host)}:{port}{page}")  # it is http
     try:
         with build_opener(ProxyHandler({}), _AnyStatus()).open(request, timeout=seconds) as answer:
-            return json.load(answer)
+            return bytes(answer.read())
     except URLError as error:
         raise (error.reason if isinstance(error.reason, OSError) else error) from None
 

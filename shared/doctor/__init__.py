@@ -1,0 +1,1 @@
+"""What is wrong or risky here, and how to mend it: facts in, findings out. Pure: it asks nobody anything."""

@@ -1,0 +1,369 @@
+"""Every finding that the doctor may make. docs/doctor.md lists them; a code keeps its meaning for ever."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+#: error: presence is or will be wrong, or callbacks are lost. warning: it takes one more mishap. note: good to know.
+Severity = Literal["error", "warning", "note"]
+#: The worst first.
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """why: why it matters. mend: the command or setting that mends it."""
+
+    severity: Severity
+    why: str
+    mend: str
+
+
+#: What each tens digit is about, for the page.
+GROUPS = {
+    "P00": "Settings",
+    "P01": "Redis",
+    "P02": "Redis",
+    "P03": "The journal",
+    "P04": "The receiver",
+    "P05": "Queue and workers",
+    "P06": "Leases and OpenIM's gateways",
+    "P09": "The doctor itself",
+}
+
+CODES = {
+    # Settings
+    "P001": Code("error", "No program starts with this setting.", "Correct the variable that is named."),
+    "P002": Code(
+        "error",
+        "Two programs on one machine cannot listen on one port: the second does not start.",
+        "Give each of PRESENCE_PORT, PRESENCE_ADMIN_PORT and PRESENCE_WORKER_ADMIN_PORT a port of its own.",
+    ),
+    "P003": Code(
+        "warning",
+        "Whoever reaches the port can show any user as online or offline.",
+        "Set PRESENCE_ALLOWED_NETWORKS, PRESENCE_BASIC_AUTH or PRESENCE_CALLBACK_PATH; docs/access.md.",
+    ),
+    "P004": Code(
+        "warning",
+        "A list that has everybody in it keeps nobody out; of trusted proxies, anybody may then claim any address.",
+        "Name the networks of OpenIM, and the addresses of your proxies.",
+    ),
+    "P005": Code(
+        "note",
+        "Without TLS the password crosses the network as plain text.",
+        "Set PRESENCE_TLS_CERT and PRESENCE_TLS_KEY, or put a proxy with TLS in front.",
+    ),
+    "P006": Code(
+        "error",
+        "Callbacks that are not about presence go round in a circle until they time out, and OpenIM waits for them.",
+        "Set PRESENCE_FORWARD_URL to the business server, or leave it empty.",
+    ),
+    "P007": Code(
+        "warning",
+        "The receiver takes another port at each start, which OpenIM cannot know.",
+        "Set PRESENCE_PORT to a number; OpenIM's shipped configuration has 10006.",
+    ),
+    "P008": Code(
+        "warning",
+        "An event that comes late, from a journal that was away for long, counts as the newest of a user who is "
+        "forgotten by then: somebody may be shown online who is not.",
+        "Set PRESENCE_RETENTION_SECONDS to more than the longest outage, such as 2592000, or to 0.",
+    ),
+    # Redis
+    "P010": Code(
+        "error",
+        "Events wait in the journal until it answers, and presence stands still.",
+        "Start the server, or correct its URL; PRESENCE_REDIS_URL and PRESENCE_QUEUE_URL say where it is.",
+    ),
+    "P011": Code(
+        "error",
+        "Events wait in the journal until it lets us in, and presence stands still.",
+        "Correct user and password in the URL: redis://user:password@host:port/0, with %40 for @ and the like.",
+    ),
+    "P012": Code(
+        "error",
+        "When its memory is full it throws away the queue, or users.",
+        "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in its configuration file.",
+    ),
+    "P013": Code(
+        "warning",
+        "It has no maxmemory now; as soon as somebody sets one, it throws away the queue, or users, when it is full.",
+        "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in its configuration file.",
+    ),
+    "P014": Code(
+        "warning",
+        "A restart of the server loses all that it has; the receivers have the last 5 s.",
+        "redis-cli CONFIG SET appendonly yes, and the same in its configuration file.",
+    ),
+    "P015": Code(
+        "error",
+        "The queue needs 6.2 (LMOVE), presence 7.0 (functions): nothing can be applied.",
+        "Upgrade the server; docs/redis-servers.md.",
+    ),
+    "P016": Code(
+        "warning",
+        "Redis 7.0.0 breaks the protocol when it cannot save (MISCONF): it sends an empty line too many, so that the "
+        "client reads the next answer wrongly and has to connect anew.",
+        "Upgrade it to 7.0.1 or later.",
+    ),
+    "P017": Code(
+        "error",
+        "Events wait in the journal or in the queue until it takes writes and keeps them.",
+        "Point the URL at the primary, or free its disk: its own log says what failed.",
+    ),
+    "P018": Code(
+        "error",
+        "The programs do not work with such a server under such a URL.",
+        "Write the URL as docs/redis-servers.md says.",
+    ),
+    "P019": Code(
+        "error",
+        "When it is full it refuses writes, and events wait in the journal.",
+        "redis-cli CONFIG SET maxmemory with more, or give it more memory.",
+    ),
+    "P020": Code(
+        "error",
+        "What the programs do with this command fails: events wait, or the pages and `presence status` have gaps.",
+        "Give its user what docs/redis-servers.md lists: ACL SETUSER.",
+    ),
+    "P021": Code(
+        "note",
+        "Whoever reaches the server can read and change everything in it.",
+        "Let only the programs reach it, or give it a password (requirepass), which then stands in the URL.",
+    ),
+    "P022": Code(
+        "error",
+        "The programs find something else than they need at this key, and what depends on it does not work.",
+        "Look at it with redis-cli TYPE, and move it away with redis-cli RENAME.",
+    ),
+    "P023": Code(
+        "warning",
+        "Programs go by the clock of the queue's server; who reads their times or writes leases by another is wrong.",
+        "Keep NTP running on the server's machine and on this one.",
+    ),
+    "P024": Code(
+        "warning",
+        "When the primary is lost nothing takes its place, and with its disk everything in it is lost.",
+        "Start a replica; docs/redis-servers.md.",
+    ),
+    "P025": Code(
+        "warning",
+        "Receivers keep what they have pushed for 5 s: a replica that is promoted while further behind loses events.",
+        "Find out what holds it up; min-replicas-to-write 1 and min-replicas-max-lag 3 make it a rule.",
+    ),
+    "P026": Code(
+        "note",
+        "PRESENCE_JOURNAL_FSYNC=always keeps an event until Redis has it, and Redis then loses up to a second of them "
+        "in a power cut.",
+        "redis-cli CONFIG SET appendfsync always, and the same in its configuration file.",
+    ),
+    # The journal
+    "P030": Code(
+        "error",
+        "The receiver can store nothing: it answers 503, and OpenIM sends nothing twice.",
+        "Make the directory writable for the receiver's user (10006 in the image), or set PRESENCE_JOURNAL_DIR.",
+    ),
+    "P031": Code(
+        "error",
+        "Two processes could take one folder for theirs, so the receiver refuses to store events there.",
+        "Put PRESENCE_JOURNAL_DIR on a local disk.",
+    ),
+    "P032": Code(
+        "warning",
+        "Lines with a wrong checksum were passed over: the disk fails, or somebody changed the file.",
+        "Check the disk, keep the *.damaged file for whoever wants to know, then remove it.",
+    ),
+    "P033": Code(
+        "error",
+        "Accepted events wait in these files until they can be read; no lease runs out meanwhile.",
+        "The receiver's log names the files and the error: mend the permissions, the mount or the disk.",
+    ),
+    "P034": Code(
+        "warning",
+        "Each answer waits for a write there, and when the network stalls OpenIM's callbacks are lost.",
+        "Put PRESENCE_JOURNAL_DIR on a local disk.",
+    ),
+    "P035": Code(
+        "warning",
+        "What Redis does not have yet is gone after a restart of the machine, or of the container.",
+        "Put PRESENCE_JOURNAL_DIR on a disk; in a container, on a volume.",
+    ),
+    "P036": Code(
+        "warning",
+        "In a long outage of Redis the disk is full before the journal reaches its limit.",
+        "Free the disk, or lower PRESENCE_JOURNAL_MAX_BYTES; each of PRESENCE_PROCESSES may use so much.",
+    ),
+    "P037": Code(
+        "error",
+        "When the disk is full the receiver answers 503, and OpenIM sends nothing twice.",
+        "Free the disk, or set PRESENCE_JOURNAL_DIR to another.",
+    ),
+    "P038": Code(
+        "warning",
+        "What Redis does not have yet of these events waits there: only a receiver on this directory hands it over.",
+        "Start a receiver with this PRESENCE_JOURNAL_DIR.",
+    ),
+    "P039": Code(
+        "warning",
+        "What is pushed stays in the journal until the server can no longer lose it, and takes room there.",
+        "Mend what is named: usually Sentinels that do not answer, or a server that was replaced.",
+    ),
+    # The receiver
+    "P040": Code(
+        "error",
+        "It answers 503, OpenIM sends nothing twice: what it refuses is lost.",
+        "Mend what is named: usually a full or read-only disk, or a Redis that has been away for long.",
+    ),
+    "P041": Code(
+        "error",
+        "OpenIM's callbacks find nobody, and it sends nothing twice.",
+        "Start the receiver, or let its port through: PRESENCE_HOST and PRESENCE_PORT say where it listens.",
+    ),
+    "P042": Code(
+        "error",
+        "OpenIM's callbacks go to whatever answers there, or are refused.",
+        "See which program has the port (ss -ltnp), and with which settings the receiver runs.",
+    ),
+    "P043": Code(
+        "warning",
+        "A gateway of OpenIM sends with two goroutines, each waiting for its answer: it delivers at most "
+        "2 / (answer time) callbacks a second, and drops the rest without a word.",
+        "Raise PRESENCE_PROCESSES, or find out what the disk waits for; PRESENCE_JOURNAL_FSYNC=always costs an fsync.",
+    ),
+    "P044": Code(
+        "error",
+        "More than half of the goroutines that send OpenIM's callbacks wait for an answer: in a burst it drops some.",
+        "Raise PRESENCE_PROCESSES, run more receivers, or find out what makes answers slow.",
+    ),
+    "P045": Code(
+        "error",
+        "OpenIM verifies the certificate and sends nothing over a connection that fails.",
+        "Replace PRESENCE_TLS_CERT and PRESENCE_TLS_KEY; the receiver notices without a restart.",
+    ),
+    "P046": Code(
+        "warning",
+        "When it has ended, OpenIM sends nothing any more.",
+        "Replace PRESENCE_TLS_CERT and PRESENCE_TLS_KEY; the receiver notices without a restart.",
+    ),
+    "P047": Code(
+        "error",
+        "Nothing of what OpenIM sends is taken: presence stands still, and OpenIM sends nothing twice.",
+        "Mend what the reason names: credentials, path or networks, or an OpenIM of a form that is not known.",
+    ),
+    "P048": Code(
+        "error",
+        "It takes connections and answers none: OpenIM's callbacks time out and are lost.",
+        "Continue the process (kill -CONT) or restart it: what it had accepted is in its journal.",
+    ),
+    "P049": Code(
+        "error",
+        "Events wait in the journal, and presence stands still.",
+        "Mend the queue's Redis; the receiver's log says what it answers.",
+    ),
+    # Queue and workers
+    "P050": Code("error", "Events wait in the queue, and presence stands still.", "Start one: presence worker."),
+    "P051": Code(
+        "error",
+        "Events wait in the queue, and presence stands still.",
+        "rq resume --url with the queue's URL.",
+    ),
+    "P052": Code(
+        "error",
+        "OpenIM sends each callback once; while nobody takes it, it is lost.",
+        "Start one: presence receiver. If one runs, its log says what the queue's Redis answers.",
+    ),
+    "P053": Code(
+        "error",
+        "Presence is late by so much.",
+        "Start more workers, or mend the Redis for presence; the workers' log says what it answers.",
+    ),
+    "P054": Code(
+        "error",
+        "These events are not applied, and wait for a person.",
+        "presence failed list, mend the cause, then presence failed requeue --all.",
+    ),
+    "P055": Code(
+        "error",
+        "These events were accepted and are not applied: presence is late by so much.",
+        "Mend the queue's Redis; start a silent receiver again, or another on the same journal directory.",
+    ),
+    "P056": Code(
+        "warning",
+        "Its batch is taken over within a minute; fewer workers are left.",
+        "Restart it: kill -CONT, then kill, or docker compose up -d worker.",
+    ),
+    "P057": Code(
+        "warning",
+        "Lags and the beginning of leases are wrong by so much.",
+        "Keep NTP running on that machine.",
+    ),
+    "P058": Code(
+        "note",
+        "Each is tried five times within two minutes, then it fails for good.",
+        "See the workers' log for the reason.",
+    ),
+    "P059": Code(
+        "note",
+        "One that was retired on purpose is forgotten after a while.",
+        "Start it again, where it should run.",
+    ),
+    # Leases and OpenIM's gateways
+    "P060": Code(
+        "error",
+        "OpenIM 3.8.2 and later repeats an online callback every 10 or 20 minutes: connected users are shown offline "
+        "in between.",
+        "Set PRESENCE_ONLINE_LEASE_SECONDS to 1800, on all workers, or to 0.",
+    ),
+    "P061": Code(
+        "warning",
+        "Releases before 3.8.2 repeat no online callback: a lease ends every session that lasts longer.",
+        "Set PRESENCE_ONLINE_LEASE_SECONDS to 0, unless OpenIM is 3.8.2 or later.",
+    ),
+    "P062": Code(
+        "error",
+        "A gateway repeats the online callback of at most 26,000 users at a time: the others' leases run out, and "
+        "they are shown offline while connected.",
+        "Add gateways, or set PRESENCE_ONLINE_LEASE_SECONDS to 0.",
+    ),
+    "P063": Code(
+        "warning",
+        "Its callbacks count as stamped when they are received, so those of one user are ordered by their arrival.",
+        "Keep NTP running where that gateway runs; the workers' log names its address.",
+    ),
+    "P064": Code(
+        "warning",
+        "The newest stamp wins: of callbacks from gateways whose clocks differ, an older one may.",
+        "Keep NTP running where that gateway runs, and where the receiver runs.",
+    ),
+    "P065": Code(
+        "warning",
+        "The users in these batches are shown as they were before, until their next event.",
+        "Look at answer times and receivers (docs/operations.md, PresenceGatewayBatchesLost).",
+    ),
+    "P066": Code(
+        "warning",
+        "OpenIM sends nothing for the users that a stopped or killed gateway had: they stay online.",
+        "With OpenIM 3.8.2 or later, set PRESENCE_ONLINE_LEASE_SECONDS=1800 on all workers.",
+    ),
+    "P067": Code(
+        "note",
+        "OpenIM sends nothing for the users that it had: those that did not come back stay online.",
+        "With OpenIM 3.8.2 or later, set PRESENCE_ONLINE_LEASE_SECONDS=1800 on all workers.",
+    ),
+    "P068": Code(
+        "note",
+        "A gateway's clock was more than a minute ahead; its callbacks counted as stamped when they were received.",
+        "See that NTP runs where OpenIM's gateways run.",
+    ),
+    "P069": Code(
+        "note",
+        "Silence means nothing while events may wait somewhere, so sessions that are over stay online for longer.",
+        "Mend what is named; after a gap of ours it passes by itself within a lease.",
+    ),
+    # The doctor itself
+    "P090": Code(
+        "warning",
+        "What this probe should have seen is not known, and may be wrong.",
+        "Mend the other findings first, then run presence doctor again.",
+    ),
+}

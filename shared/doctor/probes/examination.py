@@ -1,0 +1,78 @@
+"""All probes, and what follows from them."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from shared.doctor import configuration, journal, receiver, servers, system
+from shared.doctor.findings import Check, Examination, Finding, Item
+from shared.doctor.probes import journal as journal_probe
+from shared.doctor.probes import receiver as receiver_probe
+from shared.doctor.probes import servers as servers_probe
+from shared.doctor.probes.timed import Probe
+from shared.observe.health import is_silent
+from shared.observe.poller import Poller
+from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
+from shared.settings import Settings
+
+#: All begin at once, so the whole takes no longer than the longest.
+SERVER_SECONDS = 8.0
+SYSTEM_SECONDS = 6.0
+RECEIVER_SECONDS = 8.0
+JOURNAL_SECONDS = 5.0
+BETWEEN_SECONDS = 1.0
+
+
+def examine(settings: Settings) -> Examination:
+    """Ends within 8 s, whatever hangs."""
+    return Examination.of(time.time_ns() // 1_000_000, _examine(settings))
+
+
+def _examine(settings: Settings) -> Iterator[Item]:
+    roles: dict[str, tuple[str, ...]] = {settings.queue_url: ("queue",)}
+    roles[settings.redis_url] = (*roles.get(settings.redis_url, ()), "presence")
+    of_servers = [
+        Probe(f"Redis for {' and '.join(of)}", partial(servers_probe.ask, url, of, settings), SERVER_SECONDS)
+        for url, of in roles.items()
+    ]
+    of_system = Probe("queue and workers", partial(_snapshots, settings), SYSTEM_SECONDS)
+    of_receiver = Probe("receiver", partial(receiver_probe.ask, settings), RECEIVER_SECONDS)
+    of_journal = Probe("journal", partial(journal_probe.look_at, settings.journal_dir), JOURNAL_SECONDS)
+
+    yield from configuration.look(settings)
+    heard, unreachable = [], False
+    for probe in of_servers:
+        if facts := probe.result():
+            unreachable |= bool(facts.error)
+            heard += [*servers.look(facts, journal_fsync=settings.journal_fsync)]
+    yield from heard
+    before, now = of_system.result() or (_nothing(of_system),) * 2
+    here = of_receiver.result()
+    readiness = here.readiness if here else None
+    for item in system.look(before, now, settings, readiness):
+        # The server's own probe has said more, and waited for longer.
+        if not (unreachable and isinstance(item, Finding) and item.code == "P010"):
+            yield item
+    elsewhere = sum(not is_silent(each.at_ms, now.at_ms) for each in now.queue.receivers)
+    if here:
+        yield from receiver.look(here, elsewhere=elsewhere, gateways=system.live_gateways(now.queue), now=time.time())
+    if found := of_journal.result():
+        yield from journal.look(found, settings, readiness, is_expected=not elsewhere)
+    probes: list[Probe[Any]] = [*of_servers, of_system, of_receiver, of_journal]
+    for each in probes:
+        if each.trouble:
+            yield Check(each.name, "cannot tell", each.trouble)
+            yield Finding("P090", f"the probe of {each.name} says nothing: {each.trouble}")
+
+
+def _snapshots(settings: Settings) -> tuple[Snapshot, Snapshot]:
+    poller = Poller(settings)
+    before = poller.poll()
+    time.sleep(BETWEEN_SECONDS)
+    return before, poller.poll()
+
+
+def _nothing(probe: Probe[Any]) -> Snapshot:
+    unknown = Server(error=probe.trouble)
+    return Snapshot(time.time_ns() // 1_000_000, QueueState(unknown), PresenceState(unknown))

@@ -1,0 +1,127 @@
+"""Asks the receiver on this machine, on both its ports. It stores nothing for that."""
+
+import http.client
+import json
+import ssl
+import time
+from base64 import b64encode
+from contextlib import suppress
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from shared.doctor.receiver import Answers, Certificate, Reach, ReceiverFacts
+from shared.errors import Unavailable
+from shared.observe.here import ask_receiver, read, url_host
+from shared.settings import Settings
+
+ANSWER_SECONDS = 2.0
+BETWEEN_SECONDS = 1.0
+
+
+def ask(settings: Settings) -> ReceiverFacts:
+    """Raises nothing that a receiver may cause."""
+    readiness, frozen = None, ""
+    try:
+        readiness = ask_receiver(settings)
+    except Unavailable as error:
+        frozen = str(error)
+    scheme = "https" if settings.tls_cert else "http"
+    reach, detail = _reach(settings)
+    return ReceiverFacts(
+        readiness,
+        frozen,
+        f"{scheme}://{url_host(settings.host)}:{settings.port}",  # the path may be a secret
+        reach,
+        detail,
+        _answers(settings) if readiness else None,
+        _certificate(settings) if settings.tls_cert and reach != "nobody" else None,
+    )
+
+
+def _reach(settings: Settings) -> tuple[Reach, str]:
+    """GET, which a receiver refuses after it has looked at credentials, and before it would store anything."""
+    headers = {"Connection": "close"}
+    if settings.basic_auth:
+        headers["Authorization"] = f"Basic {b64encode(settings.basic_auth.encode()).decode()}"
+    connection = _connection(settings)
+    try:
+        connection.request("GET", settings.callback_path or "/", headers=headers)
+        answer = connection.getresponse()
+        status = answer.status
+        is_ours = _is_refusal(answer.read(65_536), status)
+    except TimeoutError:
+        return "silent", f"nothing within {ANSWER_SECONDS:g} s"
+    except (ConnectionRefusedError, http.client.RemoteDisconnected) as error:
+        return "nobody" if isinstance(error, ConnectionRefusedError) else "another program", str(error)
+    except (OSError, http.client.HTTPException) as error:
+        return "another program", str(error) or type(error).__name__
+    finally:
+        connection.close()
+    known: dict[int, Reach] = {405: "ours", 401: "wrong credentials", 403: "not from here"}
+    return known.get(status, "another program") if is_ours else "another program", f"status {status}"
+
+
+def _is_refusal(body: bytes, status: int) -> bool:
+    """Whether it has the form of a receiver's refusals."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(said, dict) and said.get("errCode") == status
+
+
+def _connection(settings: Settings) -> http.client.HTTPConnection:
+    host = url_host(settings.host).strip("[]")
+    if not settings.tls_cert:
+        return http.client.HTTPConnection(host, settings.port, timeout=ANSWER_SECONDS)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # that is looked at by itself
+    return http.client.HTTPSConnection(host, settings.port, timeout=ANSWER_SECONDS, context=context)
+
+
+def _answers(settings: Settings) -> Answers | None:
+    """From two readings of its metrics; None where there was no answer yet, or no page."""
+    with suppress(OSError, ValueError):
+        count_before, seconds_before = _read_answers(settings)
+        began = time.monotonic()
+        time.sleep(BETWEEN_SECONDS)
+        count, seconds = _read_answers(settings)
+        took = time.monotonic() - began
+        if count:
+            return Answers(seconds / count, (seconds - seconds_before) / took, (count - count_before) / took)
+    return None
+
+
+def _read_answers(settings: Settings) -> tuple[float, float]:
+    """How many callbacks were accepted, and how many seconds their answers took."""
+    text = read(settings.admin_host, settings.admin_port, "/metrics", ANSWER_SECONDS).decode()
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        if family.name == "presence_answer_seconds"
+        for sample in family.samples
+    }
+    return samples.get("presence_answer_seconds_count", 0.0), samples.get("presence_answer_seconds_sum", 0.0)
+
+
+def _certificate(settings: Settings) -> Certificate:
+    """Of the running receiver. A private one is trusted here; whether OpenIM's machine does, nobody here knows."""
+    context = ssl.create_default_context()
+    context.check_hostname = False  # this is not the name that OpenIM uses
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if settings.tls_cert:
+        with suppress(OSError):
+            context.load_verify_locations(settings.tls_cert)
+    host = url_host(settings.host).strip("[]")
+    connection = http.client.HTTPSConnection(host, settings.port, timeout=ANSWER_SECONDS, context=context)
+    try:
+        connection.connect()
+        shown = connection.sock.getpeercert() or {}
+    except ssl.SSLCertVerificationError as error:
+        return Certificate(trouble=error.verify_message)
+    except OSError:
+        return Certificate()
+    finally:
+        connection.close()
+    ends = shown.get("notAfter")
+    return Certificate(ends_at=ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None)
