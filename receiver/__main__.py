@@ -61,7 +61,8 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     lately = Lately()
     receiver = Receiver(settings, journal, counts, lately, relay.wake, durable, forwarder)
 
-    callbacks = web.ServerRunner(Server(receiver.handle, receiver.unreadable, context), shutdown_timeout=ANSWER_SECONDS)
+    server = Server(receiver.handle, receiver.unreadable, context)
+    callbacks = web.ServerRunner(server, shutdown_timeout=ANSWER_SECONDS)
     pages = SingleProcess(settings, journal, relay, counts, lately, forwarder)
     app = make_inner(pages) if admin_socket else make_admin(pages, Poller(settings))
     admin = web.AppRunner(app, access_log=None)
@@ -79,7 +80,7 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
         where = settings.host, settings.port, " (HTTPS)" if context else ""
         log.info("receiving on %s:%d%s, journal in %s", *where, settings.journal_dir.absolute())
         if context and settings.tls_cert and settings.tls_key:
-            renewing = asyncio.create_task(tls.renew(context, settings.tls_cert, settings.tls_key))
+            renewing = asyncio.create_task(tls.renew(settings.tls_cert, settings.tls_key, server.serve_with))
         await stop.wait()
     finally:
         if renewing:

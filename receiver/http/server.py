@@ -41,6 +41,10 @@ class Server(web.Server):
         self._open.enter(connection)
         return connection
 
+    def serve_with(self, tls: ssl.SSLContext) -> None:
+        """New connections get this certificate; the others go on with theirs."""
+        self._tls = tls
+
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         connection: Connection = request.protocol  # type: ignore[assignment]  # made above
         if connection.phase == WAITS:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from shared.errors import SettingsError
@@ -45,8 +46,11 @@ def _no_password() -> str:
     raise ValueError("is encrypted; give one without a passphrase, which only this program can read")
 
 
-async def renew(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    """Puts a changed pair into the context that serves, for new connections, until it is cancelled.
+async def renew(certificate: Path, key: Path, serve_with: Callable[[ssl.SSLContext], None]) -> None:
+    """Has new connections served with a changed pair, until it is cancelled. serve_with: takes its context.
+
+    Each pair has a context of its own: one that was given a second keeps both if their keys are of different kinds, and
+    goes on serving the old one to whoever takes either.
 
     A pair that cannot be used is left alone, with a line in the log.
     """
@@ -58,9 +62,8 @@ async def renew(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         if now != loaded and now == seen:
             loaded = now
             try:
-                make_context(certificate, key)
-                context.load_cert_chain(certificate, key, password=_no_password)
-            except (SettingsError, OSError) as error:  # ssl.SSLError is one of these
+                serve_with(make_context(certificate, key))
+            except (SettingsError, OSError) as error:  # ssl.SSLError is an OSError
                 log.error("the changed certificate cannot be used, the old one stays: %s", error)
             else:
                 log.info("serving with the changed certificate %s", certificate)

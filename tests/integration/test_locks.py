@@ -75,10 +75,8 @@ def write(pair: trustme.LeafCert, certificate: Path, key: Path) -> None:
     certificate.write_bytes(b"".join(pem.bytes() for pem in pair.cert_chain_pems))
 
 
-def served(receiver: Receiver, root: trustme.CA) -> bytes:
+def served(receiver: Receiver, context: ssl.SSLContext) -> bytes:
     """The certificate that a new connection gets."""
-    context = ssl.create_default_context()
-    root.configure_trust(context)
     with (
         socket.create_connection(("127.0.0.1", receiver.port), 10) as connection,
         context.wrap_socket(connection, server_hostname="presence.test") as secure,
@@ -93,7 +91,9 @@ def test_https_is_served_and_a_renewed_certificate_needs_no_restart(tmp_path: Pa
     settings = {"tls_cert": str(certificate), "tls_key": str(key), "basic_auth": "openim:geheïm"}
     receiver = Hasty(tmp_path, NOWHERE, {"http.tls.LOOK_SECONDS": 0.1}, **settings)
     keep(receiver)
-    first = served(receiver, root)
+    context = ssl.create_default_context()
+    root.configure_trust(context)
+    first = served(receiver, context)
 
     url = f"https://openim:gehe%C3%AFm@localhost:{receiver.port}/callbackExample"
     root.cert_pem.write_to_path(tmp_path / "root.pem")
@@ -111,6 +111,32 @@ def test_https_is_served_and_a_renewed_certificate_needs_no_restart(tmp_path: Pa
     wait_until(lambda: "cannot be used, the old one stays: PRESENCE_TLS_KEY" in receiver.text())
     assert served_to_anyone(receiver) == second
     assert receiver.popen.poll() is None
+
+
+@pytest.mark.parametrize("tls", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_certificate_that_is_renewed_with_a_key_of_another_kind_is_served(
+    tmp_path: Path, keep: Keep, tls: ssl.TLSVersion
+) -> None:
+    root = trustme.CA()
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    context = ssl.create_default_context()
+    context.minimum_version = context.maximum_version = tls
+    root.configure_trust(context)
+    kinds = [trustme.KeyType.ECDSA, trustme.KeyType.RSA, trustme.KeyType.ECDSA]
+    pairs = [root.issue_cert("presence.test", key_type=kind) for kind in kinds]
+    write(pairs[0], certificate, key)
+    receiver = Hasty(tmp_path, NOWHERE, {"http.tls.LOOK_SECONDS": 0.1}, tls_cert=str(certificate), tls_key=str(key))
+    keep(receiver)
+    kept = context.wrap_socket(
+        socket.create_connection(("127.0.0.1", receiver.port), 10), server_hostname="presence.test"
+    )
+    for pair in pairs:
+        write(pair, certificate, key)
+        expected = ssl.PEM_cert_to_DER_cert(pair.cert_chain_pems[0].bytes().decode())
+        wait_until(lambda expected=expected: served(receiver, context) == expected, 5, "the renewed certificate")
+    with kept:  # what was agreed on before goes on
+        kept.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert kept.recv(100).startswith(b"HTTP/1.1 415 ")
 
 
 def served_to_anyone(receiver: Receiver) -> bytes:
