@@ -14,21 +14,21 @@ from receiver.admin import SingleProcess, make_admin, make_inner
 from receiver.forward.forwarder import Forwarder
 from receiver.http import access, tls
 from receiver.http.handler import Receiver
-from receiver.http.listening import listen, stop_signal
+from receiver.http.listening import Listener, bind, listen
 from receiver.http.server import Server
 from receiver.journal.fsync import PeriodicSync, SyncBeforeAck
 from receiver.journal.journal import Journal
 from receiver.lately import Lately
 from receiver.metrics import Counts
 from receiver.relay.relay import Relay
+from receiver.stopping import Stop
 from shared.errors import PresenceError
 from shared.logs import setup as logs
 from shared.logs import streams
 from shared.observe.poller import Poller
 from shared.settings import Settings, load
 
-#: After SIGTERM: seconds for open requests, for copies of them, and for handing the journal to Redis. Docker waits 10.
-ANSWER_SECONDS = 2.0
+#: After the last answer: seconds for copies of callbacks, and for handing the journal to Redis.
 COPY_SECONDS = 1.0
 HAND_OVER_SECONDS = 5.0
 #: The relay's thread holds the interpreter for so long at most while a request waits; 5 ms is Python's own.
@@ -43,12 +43,13 @@ log = logging.getLogger("receiver")
 
 
 async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLContext | None = None) -> None:
-    """Receives until a signal, then stops in order. Raises SettingsError where it cannot listen.
+    """Receives until a signal, then stops in order (docs/operations.md). Raises SettingsError where it cannot listen.
 
     admin_socket: the path where to answer for health instead of at the admin port. One process of several has
     it, and shares its port with the others. context: for HTTPS.
     """
-    stop = stop_signal()
+    stop = Stop()
+    sockets = bind(settings.host, settings.port, "PORT", reuse_port=admin_socket is not None)
     journal = Journal(settings.journal_dir, settings.journal_max_bytes)
     if trouble := journal.check():
         log.error("%s (%s): events are refused until it can", trouble, settings.journal_dir.absolute())
@@ -62,14 +63,13 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     receiver = Receiver(settings, journal, counts, lately, relay.wake, durable, forwarder)
 
     server = Server(receiver.handle, receiver.unreadable, context)
-    callbacks = web.ServerRunner(server, shutdown_timeout=ANSWER_SECONDS)
-    pages = SingleProcess(settings, journal, relay, counts, lately, forwarder)
+    listener = Listener(server, sockets)
+    pages = SingleProcess(settings, journal, relay, counts, lately, stop, forwarder)
     app = make_inner(pages) if admin_socket else make_admin(pages, Poller(settings))
     admin = web.AppRunner(app, access_log=None)
     renewing: asyncio.Task[None] | None = None
     try:
-        shared = admin_socket is not None
-        await listen(callbacks, settings.host, settings.port, "PORT", reuse_port=shared)
+        await listener.start(settings.host, settings.port, "PORT")
         if admin_socket:
             await admin.setup()
             await web.UnixSite(admin, admin_socket).start()
@@ -81,23 +81,29 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
         log.info("receiving on %s:%d%s, journal in %s", *where, settings.journal_dir.absolute())
         if context and settings.tls_cert and settings.tls_key:
             renewing = asyncio.create_task(tls.renew(settings.tls_cert, settings.tls_key, server.serve_with))
-        await stop.wait()
+        await stop.told.wait()
+        await stop.pause(settings.stop_delay_seconds)
     finally:
         if renewing:
             renewing.cancel()
-        for runner in (callbacks, admin):
-            await runner.cleanup()
+        await listener.stop()
+        await server.stop(stop.hurried)
+        await admin.cleanup()
         if forwarder:
             await forwarder.close(COPY_SECONDS)
-        if relay.is_alive():
-            log.info("stopping: %d events still to hand over", journal.waiting_events)
-            await asyncio.to_thread(relay.stop, HAND_OVER_SECONDS)
-            syncer.stop()
-            log.info("stopped: %d events wait on disk", journal.waiting_events)
-        try:
-            journal.close(keep_folder=not relay.signed_off)
-        except OSError as error:
-            log.error("the journal could not be synced: %s", error.strerror)
+        await _hand_over(relay, syncer, journal)
+
+
+async def _hand_over(relay: Relay, syncer: PeriodicSync, journal: Journal) -> None:
+    if relay.is_alive():
+        log.info("stopping: %d events still to hand over", journal.waiting_events)
+        await asyncio.to_thread(relay.stop, HAND_OVER_SECONDS)
+        syncer.stop()
+        log.info("stopped: %d events wait on disk", journal.waiting_events)
+    try:
+        journal.close(keep_folder=not relay.signed_off)
+    except OSError as error:
+        log.error("the journal could not be synced: %s", error.strerror)
 
 
 def main() -> int:

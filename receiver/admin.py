@@ -16,6 +16,7 @@ from receiver.journal.journal import Journal
 from receiver.lately import Lately
 from receiver.metrics import Counts, State, of_state
 from receiver.relay.relay import Relay
+from receiver.stopping import Stop
 from shared.logs.streams import lines_dropped
 from shared.observe.metrics import CONTENT_TYPE, of_snapshot, page, seconds_since
 from shared.observe.poller import ALL_SECONDS, Poller
@@ -44,6 +45,7 @@ class SingleProcess:
         relay: Relay,
         counts: Counts,
         lately: Lately,
+        stop: Stop,
         forwarder: Forwarder | None = None,
     ) -> None:
         self._settings = settings
@@ -51,6 +53,7 @@ class SingleProcess:
         self._relay = relay
         self._counts = counts
         self._lately = lately
+        self._stop = stop
         self._forwarder = forwarder
 
     async def health(self) -> dict[str, Any]:
@@ -59,7 +62,7 @@ class SingleProcess:
     async def readiness(self) -> Readiness:
         journal = self._journal
         return Readiness(
-            trouble=journal.check(),
+            trouble=self._trouble(),
             journal=str(self._settings.journal_dir.absolute()),
             redis="up" if self._relay.redis_is_up else "down",
             journal_events=journal.waiting_events,
@@ -84,7 +87,7 @@ class SingleProcess:
         return State(
             pid=os.getpid(),
             counts=counts,
-            ready=not journal.check(),
+            ready=not self._trouble(),
             redis_up=relay.redis_is_up,
             events=journal.waiting_events,
             bytes=journal.waiting_bytes,
@@ -95,6 +98,9 @@ class SingleProcess:
             unreadable_files=journal.unreadable_files(),
             kept_bytes=journal.kept_bytes,
         )
+
+    def _trouble(self) -> str:
+        return self._journal.check() or ("it was told to stop" if self._stop.told.is_set() else "")
 
     def _oldest_seconds(self) -> float:
         return seconds_since(self._journal.oldest_ms() or 0)

@@ -18,8 +18,9 @@ import aiohttp
 from aiohttp import web
 
 from receiver.admin import make_admin
-from receiver.http.listening import listen, stop_signal
+from receiver.http.listening import listen
 from receiver.metrics import MonotonicCounts, State, merge
+from receiver.stopping import Stop
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
 from shared.logs.streams import lines_dropped
@@ -38,7 +39,7 @@ log = logging.getLogger("receiver")
 
 async def supervise(settings: Settings) -> None:
     """Runs PRESENCE_PROCESSES receivers until a signal. Raises PresenceError where one cannot start."""
-    stop = stop_signal()
+    stop = Stop().told
     with tempfile.TemporaryDirectory(prefix="receiver-") as directory:
         sockets = [Path(directory) / f"{number}.sock" for number in range(settings.processes)]
         admin = web.AppRunner(make_admin(ProcessGroup(sockets), Poller(settings)), access_log=None)

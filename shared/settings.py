@@ -132,6 +132,7 @@ class Settings(BaseModel):
     )
     host: Host = "0.0.0.0"  # noqa: S104  # OpenIM is on another machine or in another container
     port: Port = 10006
+    stop_delay_seconds: int = Field(0, ge=0, le=3600)
     processes: int = Field(1, ge=1, le=64)
     admin_host: Host = "127.0.0.1"
     admin_port: Port = 10016

@@ -163,6 +163,11 @@ class Connection(web.RequestHandler):
             self._cutter = None
         super().resume_writing()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether its next answer is its last."""
+        return self._open.are_ending
+
     def is_late(self, now: int) -> bool:
         waited = now - self.since
         return (self.phase == READS and waited > HEAD_SECONDS) or (not self.proven and waited > STRANGER_SECONDS)
@@ -170,6 +175,12 @@ class Connection(web.RequestHandler):
     def worth(self) -> tuple[bool, bool, int]:
         """The lowest goes first."""
         return (self.proven, self.phase == WORKS, self.since)
+
+    def end_if_idle(self) -> None:
+        if self.transport is None:  # TLS is not yet agreed on
+            self.cut()
+        elif self.phase == WAITS and self.answered == self._request_count and not self._request_in_progress:
+            self.force_close()
 
     def cut(self) -> None:
         """Ends it without another word; what it has not read is thrown away."""

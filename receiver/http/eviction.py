@@ -6,6 +6,7 @@ Go does not repeat a POST that met a connection just closed, so what OpenIM keep
 import asyncio
 import logging
 import resource
+from collections.abc import Iterator
 from typing import Protocol
 
 from shared.logs.throttle import LogThrottle
@@ -29,12 +30,20 @@ class Evictable(Protocol):
 
     def cut(self) -> None: ...
 
+    def end_if_idle(self) -> None:
+        """Ends it where nothing has come that waits for an answer."""
+        ...
+
 
 class OpenConnections:
-    """All of one process, in the order in which they came. now: seconds since the start, a count that costs nothing."""
+    """All of one process, in the order in which they came.
+
+    now: seconds since the start, a count that costs nothing. are_ending: each with its next answer.
+    """
 
     def __init__(self, most: int = 0) -> None:
         self.now = 0
+        self.are_ending = False
         self._most = most or most_connections()
         self._open: dict[Evictable, None] = {}
         self._crowds = LogThrottle(log, most=1)
@@ -48,6 +57,9 @@ class OpenConnections:
 
     def leave(self, connection: Evictable) -> None:
         self._open.pop(connection, None)
+
+    def __iter__(self) -> Iterator[Evictable]:
+        return iter(self._open)
 
     def stop(self) -> None:
         """Watches no longer."""

@@ -13,6 +13,20 @@ from receiver.http.connections import OPTIONS, WAITS, WORKS, Connection
 from receiver.http.eviction import OpenConnections
 from receiver.http.handshake import Handshake
 
+#: Told to stop, it goes on for so long with the connections that there are. Each answer says that it is the last on its
+#: connection, so that the peer opens another. Go does not repeat a POST that met a connection just closed.
+LINGER_SECONDS = 2.0
+#: After that, what it has begun to read is answered within so long. OpenIM waits no longer.
+ANSWER_SECONDS = 5.0
+
+
+class Request(web.BaseRequest):
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection stays open, as things are when the answer is made."""
+        connection: Connection = self.protocol  # type: ignore[assignment]  # made below
+        return not (self._message.should_close or connection.is_ending)
+
 
 class Server(web.Server):
     """handler: answers requests. unreadable: answers what is none, see `Connection`.
@@ -27,6 +41,7 @@ class Server(web.Server):
         most: int = 0,
     ) -> None:
         super().__init__(self._serve)
+        self.request_factory = partial(Request, loop=self._loop)
         self._handler = handler
         self._open = OpenConnections(most)
         self._make = partial(Connection, self, self._open, unreadable, loop=self._loop, **OPTIONS)
@@ -65,6 +80,17 @@ class Server(web.Server):
             if connection.said_all and connection.answered == connection._request_count:
                 connection.close()
 
-    async def shutdown(self, timeout: float | None = None) -> None:
+    async def stop(self, hurried: asyncio.Event) -> None:
+        """Ends all connections, in order. hurried: cuts the first wait short."""
+        self._open.are_ending = True
+        await self._wait_until_none(LINGER_SECONDS, hurried)
+        for connection in list(self._open):
+            connection.end_if_idle()
+        await self._wait_until_none(ANSWER_SECONDS)
         self._open.stop()
-        await super().shutdown(timeout)
+        await self.shutdown(0.1)
+
+    async def _wait_until_none(self, seconds: float, hurried: asyncio.Event | None = None) -> None:
+        until = self._loop.time() + seconds
+        while list(self._open) and self._loop.time() < until and not (hurried and hurried.is_set()):
+            await asyncio.sleep(0.01)

@@ -22,7 +22,7 @@ class Service:
     """One child.
 
     answers: whether it is alive, within a second or so; None if that cannot be asked. port_variable: a setting that
-    gets a free port at each start, which is `port` then.
+    gets a free port at each start, which is `port` then. stop_seconds: how long it may take to stop.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Service:
     answers: Callable[["Service"], bool] | None = None
     port_variable: str = ""
     port: int = 0
+    stop_seconds: float = STOP_SECONDS
     process: "subprocess.Popen[bytes] | None" = None
     failures: int = 0
     start_at: float = 0.0
@@ -56,9 +57,9 @@ class Service:
             return
         self.process.terminate()
         try:
-            self.process.wait(STOP_SECONDS)
+            self.process.wait(self.stop_seconds)
         except subprocess.TimeoutExpired:
-            click.echo(f"presence: {self.name} did not stop in {STOP_SECONDS} s and was killed", err=True)
+            click.echo(f"presence: {self.name} did not stop in {self.stop_seconds:g} s and was killed", err=True)
             self.process.kill()
             self.process.wait()
 

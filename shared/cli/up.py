@@ -61,6 +61,7 @@ def up() -> None:
             config = settings.load(environment)
             _check_servers(config, own=own)
             receiver = Service("receiver", [sys.executable, "-m", "receiver"], environment)
+            receiver.stop_seconds += config.stop_delay_seconds
             _start(services, receiver, stopping, lambda: _receives(config, receiver))
             if config.admin_port:
                 receiver.answers = lambda it: _says(config.admin_host, config.admin_port, it) is not None
