@@ -10,7 +10,7 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
-    """Between fork and exec: the kernel is to ask the child to stop, should its parent be killed. Linux only."""
+    """Called between fork and exec: the kernel will stop the child if its parent is killed. Linux only."""
     if _prctl:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -2,7 +2,7 @@
 
 
 class PresenceError(Exception):
-    """The root. Its text is one line for a person, and says what to do."""
+    """The root. Its text is one line for a person that says what to do."""
 
 
 class SettingsError(PresenceError):
@@ -10,4 +10,4 @@ class SettingsError(PresenceError):
 
 
 class Unavailable(PresenceError):
-    """A server or disk is not there just now. Trying again later is the right answer."""
+    """A server or disk is not available at the moment. Trying again later can help."""

@@ -37,9 +37,9 @@ class Event(NamedTuple):
 
     user_id: 1 to 256 characters. seq: OpenIM's clock, Unix milliseconds, 0 to 2**63-1.
     conn_id: empty if OpenIM names no connection. platform_id: 0 if it names no platform.
-    received_at: Unix milliseconds at which the receiver took the callback. id: of this one callback, the same however
-    often it is delivered, and another's only where user, platform or operationID are others. peer: the address that it
-    came from. Receivers of older releases sent neither: both are empty then.
+    received_at: Unix milliseconds at which the receiver took the callback. id: identifies this callback among those
+    with the same user, platform and operationID, however often it is delivered. peer: the address that it came from.
+    Receivers of older releases sent neither; then both are empty.
     """
 
     user_id: Annotated[StrictStr, Field(min_length=1)]
@@ -59,8 +59,8 @@ class Event(NamedTuple):
 
 
 def encode(event: Event) -> bytes:
-    """The event as one JSON array without a newline in it."""
-    # Of a subclass of tuple pydantic asks first whether it is a model, which takes three times as long.
+    """The event as one JSON array without a newline."""
+    # For a subclass of tuple, pydantic first checks whether it is a model, which takes three times as long.
     return to_json(tuple(event))
 
 
@@ -72,12 +72,12 @@ def received_at(encoded: bytes) -> int:
         return 0
 
 
-#: What a log line or a list says of an event.
+#: The fields of an event that a log line or a list shows.
 NAMED = ("user_id", "command", "seq", "operation_id")
 
 
 def describe(event: object) -> dict[str, Any]:
-    """Those fields of an Event, or of whatever a job has in place of one, as far as it has them."""
+    """The NAMED fields of an Event, or of whatever a job has in its place; "" for those that it lacks."""
     fields = dict(zip(Event._fields, event, strict=False)) if isinstance(event, (list, tuple)) else {}
     return {name: fields.get(name, "") for name in NAMED}
 

@@ -1,4 +1,4 @@
-"""What could not be applied: RQ's failed registry of the queue, and what a person may do with what is in it."""
+"""Batches that could not be applied: RQ's failed registry of the queue, and what a person can do with them."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -25,8 +25,8 @@ _CHUNK = 200
 class Failed:
     """One batch that failed for good.
 
-    failed_at: Unix milliseconds, 0 if it is not known. error: one line. attempts: how often it was tried. events:
-    what each says of itself, see `describe`.
+    failed_at: Unix milliseconds, 0 if unknown. error: one line. attempts: how often it was tried. events: see
+    `describe`.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Failed:
 
 
 class FailedBatches:
-    """Raises redis-py's RedisError wherever the server is away."""
+    """All methods raise redis-py's RedisError if the server is away."""
 
     def __init__(self, client: Redis, settings: Settings) -> None:
         self._client = client
@@ -49,17 +49,17 @@ class FailedBatches:
         return [job_id.decode() for job_id in members]
 
     def read(self) -> list[Failed]:
-        """All of them, those that failed first first."""
+        """All of them, in the order in which they failed."""
         return sorted(self.describe(self.ids()), key=lambda failed: (failed.failed_at, failed.id))
 
     def retrying(self) -> list[tuple[int, Failed]]:
-        """What is still being tried: when next, Unix milliseconds, and what, the next one first."""
+        """What is still being tried, the next one first: when, in Unix milliseconds, and what."""
         scheduled: Any = self._client.zrange(self._queue.scheduled_job_registry.key, 0, -1, withscores=True)
         found = self.describe([job_id.decode() for job_id, _ in scheduled])
         return [(int(score) * 1000, each) for (_, score), each in zip(scheduled, found, strict=True)]
 
     def outcome(self, job_id: str) -> str | None:
-        """What became of one that was requeued: its error where it failed again, "" if it is done, None before."""
+        """What became of a requeued batch: its error if it failed again, "" if it is done, None until then."""
         if self._client.zscore(self._key, job_id) is not None:
             return next(iter(self.describe([job_id]))).error
         return None if self._client.exists(Job.key_for(job_id)) else ""
@@ -76,9 +76,9 @@ class FailedBatches:
                 yield _describe(job) if job else Failed(job_id, 0, "its job is gone: drop it", 0, [])
 
     def requeue(self, job_id: str) -> bool:
-        """Puts it back on the queue, in one step: whoever is killed here leaves it in one of the two places.
+        """Puts it back on the queue, in one step: if this program is killed, the batch is in one of the two places.
 
-        False if it is not among the failed, or its job is gone. Its retries are used up, so that it is tried once.
+        False if it is not among the failed, or its job is gone. Its retries are used up, so it is tried once.
         """
 
         def step(transaction: Pipeline) -> None:
@@ -91,7 +91,7 @@ class FailedBatches:
         return self._take_out(job_id, step)
 
     def drop(self, job_id: str) -> bool:
-        """Forgets it for good. False if it is not among the failed."""
+        """Discards it for good. False if it is not among the failed."""
 
         def step(transaction: Pipeline) -> None:
             transaction.multi()
@@ -100,7 +100,7 @@ class FailedBatches:
         return self._take_out(job_id, step)
 
     def _take_out(self, job_id: str, step: Any) -> bool:
-        """Runs step and takes the job out of the registry, if it is still in there when both happen."""
+        """Runs `step` and takes the job out of the registry in one transaction, if the job is still in there."""
         while True:
             with self._client.pipeline() as transaction:
                 try:
@@ -110,7 +110,7 @@ class FailedBatches:
                     step(transaction)
                     transaction.zrem(self._key, job_id)
                     transaction.execute()
-                except WatchError:  # another one failed, or went, meanwhile
+                except WatchError:  # the registry has changed meanwhile
                     continue
                 except NoSuchJobError:
                     return False
@@ -123,7 +123,7 @@ def _describe(job: Job) -> Failed:
     try:
         events = [describe(event) for event in job.args[0]]
         meta = BatchMeta.decode(job.meta)
-    except Exception:  # a pickle, or a job that another program made: RQ raises whatever its reader does
+    except Exception:  # a pickle, or another program's job: RQ passes on whatever its deserializer raises
         events, meta = [], BatchMeta()
     return Failed(
         job.id,

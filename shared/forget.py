@@ -1,4 +1,4 @@
-"""Forgetting a user for good, as `presence forget` does: her next callback begins anew."""
+"""Forgetting a user for good, as `presence forget` does: the next callback starts afresh."""
 
 import time
 from typing import Any
@@ -15,10 +15,10 @@ FORGOTTEN = "forgotten"
 
 
 def forget(client: Backend, settings: Settings, user_id: str) -> str:
-    """Deletes what is remembered of the user, and says what her status was; "" if there was nothing.
+    """Deletes what is remembered of the user. Returns the user's last status, "" if there was nothing.
 
-    A key of another type than a hash, which holds no user, is deleted too, and its status is `unknown`. Where she was
-    online, the change feed gets an entry. On one Redis all is one step; on a Cluster it is several. Raises RedisError.
+    If the key is not a hash, it holds no user; it is deleted too, and the status is `unknown`. If the user was online,
+    the change feed gets an entry. On one Redis all is one step; on a Cluster it is several. Raises RedisError.
     """
     key = settings.keys.user(user_id)
     if client.is_cluster:

@@ -1,8 +1,7 @@
 """The newest events that changed nothing: stale or duplicate, each with the time at which a worker found that out.
 
-They are kept for whoever asks why a user is shown in some way (`presence why`), in a stream on presence's server.
-Nothing is written for an event that was applied. The stream is bounded, so what others sent may push out what one user
-sent.
+They explain why a user is shown in some way (`presence why`), and are kept in a stream on presence's server. Nothing
+is written for an event that was applied. The stream is bounded, so the events of other users may push out one user's.
 """
 
 from collections.abc import Iterable
@@ -16,17 +15,17 @@ from shared.events import EVENT, Event, encode
 
 IgnoredName = Literal["duplicate", "stale"]
 
-#: About so many are kept, some 150 bytes each.
+#: About how many are kept, some 150 bytes each.
 KEPT_MOST = 50_000
-#: Of events that were applied together: a large batch that is delivered again must not push out all others.
+#: How many of one batch are kept: a large batch that is delivered again must not push out all others.
 TOGETHER_MOST = 100
-#: After the last of them all are forgotten.
+#: All are forgotten this long after the last one.
 KEPT_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """One event that changed nothing. at_ms: when it was found to be so, Unix milliseconds of presence's server."""
+    """One event that changed nothing. at_ms: when a worker found that out, Unix milliseconds of presence's server."""
 
     outcome: IgnoredName
     event: Event
@@ -44,7 +43,7 @@ def note(pipeline: Pipeline, stream: str, ignored: Iterable[tuple[IgnoredName, E
 
 
 def read(entry_id: bytes, fields: dict[bytes, bytes]) -> Ignored | None:
-    """The event of one entry, None where another release wrote something else."""
+    """The event of one entry, None if another release wrote something else."""
     outcome: Any = fields.get(b"outcome", b"").decode(errors="replace")
     if outcome not in ("duplicate", "stale"):
         return None

@@ -19,9 +19,9 @@ from shared.settings import Settings
 APPLY = "worker.jobs.apply_batch"
 
 JOB_TIMEOUT_SECONDS = 120
-#: Batches that presence might forget (worker/sweep/replay_window.py) are kept so long at the most.
+#: The longest time for which batches that presence might forget are kept (worker/sweep/replay_window.py).
 KEPT_SECONDS = 600
-#: A batch fails only with its worker; so often may the workers under one batch be killed.
+#: A batch fails only if its worker is killed; this is how often that may happen.
 BATCH_RETRIES = 1000
 #: In RQ's hash of a worker: how far its machine's clock is ahead of that of the queue's server, in milliseconds.
 SKEW_FIELD = "clock_skew_ms"
@@ -30,10 +30,11 @@ EVENT_RETRY_SECONDS = (2, 10, 30, 60)
 
 
 class _PresentExecutions(ExecutionRegistry):
-    """RQ 3.0.0 deletes a finished job by fetching each of its executions, and raises `ValueError:
-    Execution ... not found in Redis` for one whose hash has expired, as it has when its worker was killed.
-    The finished job then counts as failed, for ever. So: only executions that are still there.
-    `tests/integration/test_rq.py` tells when this is no longer needed.
+    """Only the executions that are still in Redis.
+
+    RQ 3.0.0 deletes a finished job by fetching each of its executions. If the hash of one has expired, as it has after
+    its worker was killed, RQ raises `ValueError: Execution ... not found in Redis`, and the finished job counts as
+    failed for ever. `tests/integration/test_rq.py` shows when this is no longer needed.
     """
 
     def get_executions(self, start: int = 0, end: int = -1) -> list[Execution]:
@@ -48,11 +49,11 @@ class _PresentExecutions(ExecutionRegistry):
 
 @dataclass(frozen=True, slots=True)
 class BatchMeta:
-    """What a job's `meta` says of its batch.
+    """What a job's `meta` says about its batch.
 
-    received_at: when the receiver took the oldest event, Unix milliseconds by its own clock; 0 if it is not known.
-    events: how many. skew_ms: how far the clock of the receiver was ahead of that of the queue's server. attempts: how
-    often an event that is alone was tried, 0 for a batch.
+    received_at: when the receiver took the oldest event, Unix milliseconds by its own clock; 0 if unknown. events: how
+    many. skew_ms: how far the receiver's clock was ahead of that of the queue's server. attempts: how often an event
+    that is alone was tried, 0 for a batch.
     """
 
     received_at: int = 0
@@ -76,13 +77,13 @@ class BatchMeta:
 
     @classmethod
     def decode(cls, meta: Mapping[str, Any]) -> "BatchMeta":
-        """What is missing or no number is 0: an older release wrote less, and other programs make jobs too."""
+        """A missing or invalid number is 0: an older release wrote less, and other programs make jobs too."""
         names = ("since", "events", "skew", "attempts")
         return cls(*(value if isinstance(value := meta.get(name), int) else 0 for name in names))
 
     @classmethod
     def parse(cls, text: bytes | None) -> "BatchMeta":
-        """The same of the field of the job's hash."""
+        """The same from the field `meta` of the job's hash."""
         try:
             meta = json.loads(text or b"{}")
         except ValueError:  # a pickle
@@ -91,10 +92,10 @@ class BatchMeta:
 
 
 class BatchJob(Job):
-    """RQ's job, which can also be finished after a worker died under it."""
+    """RQ's job, made so that it can be finished after a worker died under it."""
 
     def get_result_ttl(self, default_ttl: int) -> int:
-        """Nothing is kept of a batch that was applied, except where it says so."""
+        """A batch that was applied is not kept, unless the job sets `result_ttl`."""
         return self.result_ttl or 0
 
     @property
@@ -102,9 +103,11 @@ class BatchJob(Job):
         return _PresentExecutions(self.id, connection=self.connection)
 
     def set_status(self, status: JobStatus, pipeline: Pipeline | None = None) -> None:
-        """RQ 3.0.0 says `scheduled` in Redis before the transaction that schedules the job. A worker that dies
-        between the two leaves a job that is in no list and that no cleanup touches. The transaction writes the
-        status as well, so that without one there is nothing to write.
+        """Writes the status only in a transaction.
+
+        RQ 3.0.0 writes `scheduled` to Redis before the transaction that schedules the job. A worker that dies between
+        the two leaves a job that is in no list and that no cleanup touches. The transaction writes the status as well,
+        so the first write is not needed.
         """
         if pipeline is None:
             self._status = status
@@ -113,7 +116,7 @@ class BatchJob(Job):
 
 
 def open_queue(connection: Redis, settings: Settings) -> Queue:
-    """The queue, JSON only: reading a pickle from Redis would run whatever code it names."""
+    """The queue, with JSON only: reading a pickle from Redis would run whatever code it names."""
     return Queue(
         settings.keys.queue,
         connection=connection,
@@ -124,20 +127,20 @@ def open_queue(connection: Redis, settings: Settings) -> Queue:
 
 
 def check_type(queue: Queue) -> None:
-    """Raises ResponseError if something else than a list has the queue's name.
+    """Raises ResponseError if the key with the queue's name is not a list.
 
-    To be called before a job is moved onto the queue: a transaction of Redis of which one command fails has
-    done the others, and so has taken the job out of where it was.
+    Call this before you move a job onto the queue: if one command of a Redis transaction fails, the others are still
+    carried out, so the job would be gone from its old place.
     """
     kind = queue.connection.type(queue.key)
     if kind not in (b"list", b"none"):
-        raise ResponseError(f"the key {queue.key} is no list; rename it, batches go there")
+        raise ResponseError(f"the key {queue.key} is not a list; rename it, batches go there")
 
 
 def enqueue_encoded(queue: Queue, events: Sequence[bytes], received_at: int, skew_ms: int = 0) -> Job:
     """Puts one batch of events, each as `events.encode` wrote it, onto the queue in one transaction.
 
-    They are not decoded: the job's data is the JSON around them. received_at, skew_ms: see BatchMeta.
+    The events are not decoded; the job's data is the JSON around them. received_at, skew_ms: see BatchMeta.
     """
     meta = BatchMeta(received_at, len(events), skew_ms)
     job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES), meta)
@@ -145,18 +148,19 @@ def enqueue_encoded(queue: Queue, events: Sequence[bytes], received_at: int, ske
     try:
         return _enqueue(queue, job)
     except ResponseError:
-        # A queue of a wrong type, say, refuses the id and not the job: try after try would pile up.
+        # A key of a wrong type refuses the id and not the job, so each try would leave a job behind.
         queue.connection.delete(job.key)
         raise
 
 
 def waiting_since(queue: Queue, most: int) -> list[int] | None:
-    """When the oldest event of each batch that is not applied yet was received, Unix milliseconds, 0 if a batch does
-    not say: by the clock of its receiver or of the queue's server, whichever is earlier. None for more than `most`
-    batches. Failed ones do not count: they wait for a person.
+    """When the oldest event of each batch that is not applied yet was received; None for more than `most` batches.
+
+    Unix milliseconds by the clock of its receiver or of the queue's server, whichever is earlier; 0 if a batch does not
+    say. Failed batches do not count: they wait for a person.
     """
     connection = queue.connection
-    with connection.pipeline() as transaction:  # all at once, or a batch could slip by from one list to another
+    with connection.pipeline() as transaction:  # all at once, or a batch could move between lists unseen
         transaction.lrange(queue.key, 0, most)
         transaction.lrange(queue.intermediate_queue_key, 0, most)
         transaction.zrange(queue.started_job_registry.key, 0, most)
@@ -168,15 +172,15 @@ def waiting_since(queue: Queue, most: int) -> list[int] | None:
         for job_id in job_ids:
             pipeline.hmget(Job.key_for(job_id), "status", "meta")
         found = pipeline.execute()
-    metas = [BatchMeta.parse(meta) for status, meta in found if status is not None]  # else it was done meanwhile
+    metas = [BatchMeta.parse(meta) for status, meta in found if status is not None]  # None: it was done meanwhile
     return [min(meta.received_at, meta.received_ms) for meta in metas]
 
 
 def enqueue_alone(queue: Queue, event: Any, job_id: str, batch: BatchMeta, why: str) -> Job:
     """Puts one event that failed in its batch onto the queue, to be tried alone with growing pauses.
 
-    job_id: the same for the same event of the same batch, so that a batch run twice makes one job. Its meta counts the
-    attempts: the batch was the first.
+    job_id: must be the same for the same event of the same batch, so that a batch run twice makes one job. The job's
+    meta counts the attempts; the batch was the first.
     """
     pauses = EVENT_RETRY_SECONDS
     meta = replace(batch, events=1, attempts=1)
@@ -186,7 +190,7 @@ def enqueue_alone(queue: Queue, event: Any, job_id: str, batch: BatchMeta, why: 
 
 
 def _create(queue: Queue, description: str, retry: Retry, meta: BatchMeta, job_id: str | None = None) -> Job:
-    """A job of which nothing is kept when it is done, and everything, for ever, when it failed."""
+    """A job that is deleted when it is done, and kept for ever when it has failed."""
     return queue.create_job(
         APPLY,
         description=description,

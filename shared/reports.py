@@ -1,4 +1,4 @@
-"""What a receiver process says of itself once a second, in a hash on the queue's server."""
+"""What each receiver process reports about itself once a second, in a hash on the queue's server."""
 
 import json
 from dataclasses import dataclass
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 class Report:
     """One process's last report. Times are Unix milliseconds by the clock of the queue's server.
 
-    name: host and process, for people. at_ms: when it reported. watermark_ms: all events received before are on the
-    queue; 0 if nobody can tell, since some cannot be read. events, bytes: what its journal holds that the queue does
-    not have. trouble: why it refuses events, or "". healthy_at_ms: when it last had no trouble. skew_ms: how far its
-    own clock is ahead of the queue server's; below 0 if it is behind. id: whose report this is, also after a
-    restart; two receivers may have one name. unreadable: journal files and folders that cannot be read. kept_bytes:
-    what is on the queue already and stays in the journal all the same. kept_reason: why it stays for longer than usual,
-    or "".
+    name: host and process, for people. at_ms: when it reported. watermark_ms: all events received before then are on
+    the queue; 0 if that is unknown, since some files cannot be read. events, bytes: what its journal holds that the
+    queue does not have. trouble: why it refuses events, or "". healthy_at_ms: when it last had no trouble. skew_ms: how
+    far its own clock is ahead of the queue server's; negative if it is behind. id: identifies the receiver, also after
+    a restart; two receivers may have one name. unreadable: journal files and folders that cannot be read. kept_bytes:
+    what the journal keeps although the queue has it. kept_reason: why it is kept for longer than usual, or "".
     """
 
     name: str
@@ -50,14 +49,14 @@ def encode(report: Report) -> str:
 
 
 def decode(field: bytes, text: bytes) -> Report:
-    """Reads the hash's field and its value, of older releases as well. Raises ValueError if it is no report."""
+    """Reads a field of the hash and its value, also of older releases. Raises ValueError if it is not a report."""
     try:
         said = json.loads(text)
         at, mark, events, size = (int(said[name]) for name in ("at", "mark", "events", "bytes"))
         healthy_at, skew = int(said.get("well", at)), int(said.get("skew", 0))
         unreadable, kept = int(said.get("unreadable", 0)), int(said.get("kept", 0))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("no receiver's report") from None
+        raise ValueError("not a receiver's report") from None
     key = field.decode("utf-8", "backslashreplace")
     return Report(
         name=str(said.get("name", key)),

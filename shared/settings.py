@@ -18,7 +18,7 @@ from shared.redis.url import parse
 PREFIX = "PRESENCE_"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
-#: A setting that is half of something, with its other half. Alone it would look like a lock and be none.
+#: Settings that do nothing without another one. Alone, some would look like protection and give none.
 _NEEDS = {
     "tls_cert": "tls_key",
     "tls_key": "tls_cert",
@@ -30,7 +30,7 @@ _NEEDS = {
 _INJECTED = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
-#: Characters of a secret's file.
+#: The most characters in the file of a secret.
 _SECRET_MOST = 65536
 
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
@@ -45,7 +45,7 @@ def _redis_url(value: str) -> str:
 
 def _queue_url(value: str) -> str:
     if parse(value).kind == "cluster":
-        raise ValueError("RQ needs one Redis, no Cluster; say where one is")
+        raise ValueError("RQ needs one Redis, not a Cluster; give its URL")
     return value
 
 
@@ -55,7 +55,7 @@ def _host(value: str) -> str:
         try:
             IPv6Address(inner)
         except ValueError:
-            raise ValueError("must be an address or a name alone; the port is a setting of its own") from None
+            raise ValueError("must be an address or a name alone; the port is a separate setting") from None
     return inner
 
 
@@ -64,7 +64,7 @@ def _path_prefix(value: str) -> str:
     if value and not value.startswith("/"):
         raise ValueError("must begin with a slash")
     if set(value) & set(" ?#"):
-        raise ValueError("must be written as in a URL: no blank, question mark or number sign, but %20, %3F or %23")
+        raise ValueError("must be written as in a URL: %20, %3F or %23 for a blank, a question mark or a number sign")
     return value
 
 
@@ -79,7 +79,7 @@ def _network(text: str) -> Network:
     except ValueError as error:
         if str(error).endswith("has host bits set"):
             raise ValueError(f"{text} is an address within a network; the network is {network}") from None
-        raise ValueError(f"{text or 'an empty entry'} is no network, such as 10.0.0.0/8 or 192.0.2.7") from None
+        raise ValueError(f"{text or 'an empty entry'} is not a network, such as 10.0.0.0/8 or 192.0.2.7") from None
     # An IPv4 peer of an IPv6 socket is compared as IPv4.
     if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
         return IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
@@ -96,13 +96,13 @@ def _credentials(value: str) -> str:
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be http://host or https://host, with a port and a path where there are any")
+        raise ValueError("must be http://host or https://host, with a port and a path if there are any")
     try:
         _ = parts.port
     except ValueError:
         raise ValueError("its port must be a number up to 65535") from None
     if parts.query or parts.fragment or not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("may have neither a query nor a fragment; other characters than ASCII as %41 and the like")
+        raise ValueError("may have neither a query nor a fragment; write characters beyond ASCII as %41 and the like")
     return value
 
 
@@ -110,7 +110,7 @@ def _key_prefix(value: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_.{}-]+", value):
         raise ValueError("may have letters, digits and _ . - { } only")
     if value == "rq":
-        raise ValueError("rq is what the names of RQ's own keys begin with; choose another")
+        raise ValueError("the names of RQ's own keys begin with rq; choose another prefix")
     return value
 
 
@@ -151,7 +151,7 @@ class Settings(BaseModel):
     journal_max_bytes: int = Field(1_073_741_824, ge=1)
     journal_fsync: Literal["everysec", "always"] = "everysec"
     key_prefix: Annotated[str, AfterValidator(_key_prefix)] = "presence"
-    # With numbers that Redis does not take, no event could be applied.
+    # Redis rejects larger numbers, and no event could be applied.
     changes_maxlen: int = Field(1_000_000, ge=1, le=10**12)
     online_lease_seconds: int = Field(0, ge=0, le=10**9)
     retention_seconds: int = Field(0, ge=0, le=10**9)
@@ -160,7 +160,7 @@ class Settings(BaseModel):
 
     @property
     def has_separate_queue(self) -> bool:
-        """Not on the queue's server."""
+        """Whether presence and the queue are on different servers."""
         return self.redis_url != self.queue_url
 
     @property
@@ -168,20 +168,20 @@ class Settings(BaseModel):
         return Keys(self.key_prefix)
 
 
-#: What may also come from a file, as Docker gives secrets: a variable with _FILE at the end of its name has the path.
+#: Settings that may also come from a file, as Docker provides secrets: the variable with _FILE at the end has the path.
 SECRETS = tuple(name for name, field in Settings.model_fields.items() if not field.repr)
 _FILE = "_FILE"
 
 
 def is_given(environ: Mapping[str, str], variable: str) -> bool:
-    """Whether the variable is set, or its file is named."""
+    """Whether the variable or the one that names its file is set."""
     return bool(environ.get(variable) or environ.get(variable + _FILE))
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Reads `PRESENCE_*`; a variable set to the empty string counts as not set.
+    """Reads `PRESENCE_*`; a variable that is empty counts as not set.
 
-    Raises SettingsError, whose one line names the variable and what it should be, and never shows its value.
+    Raises SettingsError. Its one line names the variable and what it should be, and never shows its value.
     """
     values, variables = {}, {}
     for variable, given in sorted(environ.items()):
@@ -212,7 +212,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def _read_secret(variable: str, path: Path) -> str:
-    """What the file has, less the line's end that editors put there."""
+    """What the file has, without the newline that editors add at the end."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             value = file.read(_SECRET_MOST + 1)
@@ -227,25 +227,25 @@ def _read_secret(variable: str, path: Path) -> str:
 
 
 def _trouble(name: str, value: str) -> str:
-    """What no setting's value may look like, or ""."""
+    """What is wrong with the value, whichever setting it is of, or ""."""
     if name.endswith("PORT") and _INJECTED_VALUE.match(value):
         service = (PREFIX + name).removesuffix("_PORT").lower().replace("_", "-")
         return (
-            f"Kubernetes has set it, for its Service {service}: say enableServiceLinks: false in the pod's spec, "
+            f"Kubernetes has set it, for its Service {service}: put enableServiceLinks: false into the pod's spec, "
             "give the Service another name, or set the port yourself"
         )
     for end, char in (("begins", value[0]), ("ends", value[-1])):
         if char.isspace() or _is_control(char):
-            return f"{end} with {_named(char)}; take it out"
+            return f"{end} with {_named(char)}; remove it"
     if control := next(filter(_is_control, value), None):
-        return f"has {_named(control)} in it; take it out"
+        return f"has {_named(control)} in it; remove it"
     if len(value) > 1 and _QUOTES.get(value[0]) == value[-1]:
-        return f"stands in quotes, {_named(value[0])}; take them off"
+        return f"is in quotes, {_named(value[0])}; remove them"
     return ""
 
 
 def _is_control(char: str) -> bool:
-    """Also what steers a line without being seen, such as a byte order mark."""
+    """Whether it is a control character or an invisible one, such as a byte order mark."""
     return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")
 
 
@@ -255,5 +255,5 @@ def _named(char: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may stand in a log: of one Redis or of several."""
+    """The URL of one Redis or several, as a log may show it."""
     return re.sub(r"^([^:/]+://)(?:[^/?#]*@)?([^?#]*).*", r"\1\2", url, flags=re.DOTALL)

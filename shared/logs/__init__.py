@@ -1,1 +1,1 @@
-"""Log lines: their form, how many of them, and how outages are told."""
+"""Log lines: their form, their number, and how outages are reported."""

@@ -1,4 +1,4 @@
-"""A server that goes away, in the log: one line when it goes, one when it comes back."""
+"""Logs the outage of a server: one line when it begins, one when it ends."""
 
 import logging
 import random
@@ -8,8 +8,8 @@ import time
 class Outage:
     """Follows one server. Not for use by several threads at once.
 
-    what: the server's name in the log lines. first, longest: seconds of the pause after the first
-    failure, and the most a pause may grow to.
+    what: the server's name in the log lines. first, longest: the pause after the first failure, and the longest pause,
+    in seconds.
     """
 
     def __init__(self, log: logging.Logger, what: str, first: float = 0.1, longest: float = 3.0) -> None:
@@ -25,7 +25,7 @@ class Outage:
         return self._failures > 0
 
     def failed(self, error: Exception) -> float:
-        """Says how many seconds to wait before the next try: twice the last pause, and some jitter."""
+        """Returns how many seconds to wait before the next try: twice the last pause, with some jitter."""
         if not self._failures:
             self._since = time.monotonic()
             self._log.warning("%s is not available: %s", self._what, error)
@@ -34,7 +34,7 @@ class Outage:
         return pause * random.uniform(0.5, 1.0)
 
     def over(self) -> None:
-        """To be called after whatever succeeded."""
+        """To be called after every success."""
         if self._failures:
             self._log.warning("%s is back after %.1f s", self._what, time.monotonic() - self._since)
             self._failures = 0

@@ -1,4 +1,4 @@
-"""Log lines, for people or as JSON; made once at the start of each program."""
+"""The form of log lines, for people or as JSON; set up once at the start of each program."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from shared.logs.text import safe
 
-#: What a line about an event carries, given as `extra=describe(event)`.
+#: The fields that a line about an event carries, given as `extra=describe(event)`.
 _FIELDS = ("operation_id", "user_id", "command", "seq")
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
@@ -18,7 +18,7 @@ class _Text(logging.Formatter):
     default_time_format = _TIME
     default_msec_format = "%s.%03dZ"
 
-    # Ids come from outside: no newline or escape code of theirs may look like a line of ours, nor a blank like a field.
+    # Ids come from outside: their newlines or escape codes must not look like our lines, nor their blanks like fields.
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         fields = "".join(f" {name}={_word(str(value))}" for name, value in _fields(record).items())
         return safe(super().formatMessage(record)) + fields
@@ -28,7 +28,7 @@ class _Text(logging.Formatter):
 
 
 def _word(value: str) -> str:
-    """The value as one word, in quotes where it is not one by itself."""
+    """The value as one word, in quotes if it needs them."""
     return safe(value) if value.isprintable() and not set(value) & set(' "=') else json.dumps(value)
 
 
@@ -55,7 +55,7 @@ Style = Literal["text", "json"]
 
 
 def set_up(level: str, style: Style) -> None:
-    """level: as in PRESENCE_LOG_LEVEL. Everything goes to standard error."""
+    """Sends all log lines to standard error. level: as in PRESENCE_LOG_LEVEL."""
     handler = logging.StreamHandler(sys.stderr)
     text = _Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_Json() if style == "json" else text)

@@ -1,7 +1,7 @@
-"""Standard streams that never hold a program up, whoever reads them, or nobody.
+"""Standard streams that never hold a program up, whether anything reads them or not.
 
-A write to a pipe that nobody empties, or to a terminal after Ctrl-S, blocks. A program that logs would then stand
-still: no answers, no heartbeats, and SIGTERM unheard. So a thread of its own does the writing.
+A write to a pipe that nothing empties, or to a terminal after Ctrl-S, blocks. A program that logs would then stand
+still: it would send no answers and no heartbeats, and ignore SIGTERM. So a separate thread does the writing.
 """
 
 import atexit
@@ -15,9 +15,9 @@ import time
 from collections import deque
 from contextlib import suppress
 
-#: What may wait to be written, in bytes. What does not fit is left out, line by line, and counted.
+#: How many bytes may wait to be written. Lines that do not fit are left out and counted.
 MAX_BYTES = 1 << 20
-#: At the end of the program a reader has so long to take what waits.
+#: How long the end of the program waits for a reader to take what is left.
 FLUSH_SECONDS = 1.0
 
 log = logging.getLogger("log")
@@ -26,7 +26,7 @@ log = logging.getLogger("log")
 class QueuedStream(io.TextIOBase):
     """Takes text without ever blocking, and writes it to a file descriptor, line by line, in a daemon thread.
 
-    encoding: what it cannot express is written as escapes.
+    encoding: characters that it lacks are written as escapes.
     """
 
     errors = "backslashreplace"
@@ -40,7 +40,7 @@ class QueuedStream(io.TextIOBase):
         self._waiting_bytes = 0
         self._unsaid = 0  # lines dropped since the last one that said so
         self.dropped = 0
-        # Reentrant: the garbage collector may call whoever writes a warning while this thread holds it.
+        # Reentrant: while this thread holds it, the garbage collector may run code that writes a warning.
         self._changed = threading.Condition(threading.RLock())
         threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
 
@@ -82,7 +82,7 @@ class QueuedStream(io.TextIOBase):
         """Does not wait; `drain` does."""
 
     def drain(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Waits until all is written, for so long at the most."""
+        """Waits until all is written, but no longer than that."""
         with self._changed:
             if self._begun:
                 self.write("\n")
@@ -101,16 +101,16 @@ class QueuedStream(io.TextIOBase):
                 unsaid, self._unsaid = (self._unsaid, 0) if written and not self._lines else (0, self._unsaid)
                 self._changed.notify_all()
             if unsaid:
-                log.warning("%d log lines were left out: nobody took them in time", unsaid)
+                log.warning("%d log lines were left out: nothing read them in time", unsaid)
 
     def _write_line(self, line: bytes) -> bool:
-        """In one call where the kernel takes it so: programs that share a pipe do not tear each other's lines apart."""
+        """Uses one call if the kernel allows, so that programs that share a pipe do not mix up each other's lines."""
         while line:
             try:
                 line = line[os.write(self._descriptor, line) :]
-            except BlockingIOError:  # another program that shares it has made it so
+            except BlockingIOError:  # another program that shares the descriptor has made it non-blocking
                 select.select([], [self._descriptor], [])
-            except OSError:  # the reader is gone, the disk is full: the next line may fare better
+            except OSError:  # the reader is gone or the disk is full: the next line may succeed
                 return False
         return True
 
@@ -119,16 +119,16 @@ _queued: list[QueuedStream] = []
 
 
 def take_over() -> None:
-    """To be called first in a program that runs on: from here on nothing that it prints or logs can hold it up.
+    """To be called first in a long-running program: from here on nothing that it prints or logs can hold it up.
 
-    Descriptors 0 to 2 that were closed lead to /dev/null: otherwise a socket or a file of ours would get their numbers,
-    and what is meant for standard error would be written there.
+    Closed descriptors 0 to 2 are opened on /dev/null: otherwise one of our sockets or files would get their numbers,
+    and output for standard error would be written there.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
     encoding = sys.stderr.encoding if sys.stderr else "utf-8"
     sys.stdout, sys.stderr = QueuedStream(1, encoding), QueuedStream(2, encoding)
     _queued[:] = [sys.stdout, sys.stderr]

@@ -2,7 +2,7 @@
 
 
 def safe(text: str) -> str:
-    """The text with everything that could move a cursor, turn the direction of writing or forge a line made visible."""
+    """The text, with visible escapes for all that could move a cursor, reverse the writing or forge a line."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,4 +1,4 @@
-"""Log lines about what may happen thousands of times."""
+"""Limits log lines about what may happen thousands of times."""
 
 import logging
 import threading
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class LogThrottle:
-    """Lets through the first lines of each span, and says with the next span's first how many it kept back.
+    """Lets through the first lines of each span; the first line of the next span says how many were left out.
 
-    most: lines in a span of so many seconds.
+    most: how many lines a span lets through. seconds: the length of a span.
     """
 
     def __init__(self, log: logging.Logger, most: int = 10, seconds: float = 10.0) -> None:
@@ -22,7 +22,7 @@ class LogThrottle:
         self._said = 0
 
     def say(self, level: int, message: str, *args: object, extra: Mapping[str, Any] | None = None) -> None:
-        """As logging's own; the message must not depend on being the only one of its kind."""
+        """As `Logger.log`. The line may be left out."""
         with self._lock:
             now = time.monotonic()
             kept_back = 0

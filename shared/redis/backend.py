@@ -1,6 +1,6 @@
-"""Where keys live, whatever it is: one Redis, a primary that Sentinels name, or a Cluster.
+"""Where keys live: one Redis, a primary that Sentinels name, or a Cluster.
 
-`connect` chooses once, by the URL. Everything else asks the client what it needs to know, and not what it is.
+`connect` chooses once, by the URL. All other code asks the client what it can do, not what it is.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ class Backend(Redis):
 
     @property
     def has_replicas(self) -> bool:
-        """Whether replicas are expected to be there, by the URL."""
+        """Whether the URL lets one expect replicas."""
         return isinstance(self.connection_pool, SentinelConnectionPool)
 
     def at_each_primary(self, do: Callable[[Redis], T]) -> list[T]:
-        """What it returns for a client of each server that takes writes. Raises RedisError."""
+        """Calls `do` with a client of each server that takes writes; returns the results. Raises RedisError."""
         return [do(self)]
 
     def refresh(self) -> None:
-        """Asks anew which servers take writes, where that can change. Raises RedisError."""
+        """Asks again which servers take writes, if that can change. Raises RedisError."""
         if isinstance(self.connection_pool, SentinelConnectionPool):
-            # Where it is another, redis-py closes the connections as well.
+            # If it is another, redis-py also closes the connections.
             self.connection_pool.get_master_address()  # type: ignore[no-untyped-call]

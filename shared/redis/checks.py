@@ -1,4 +1,4 @@
-"""What a Redis server must be, and should be, as its INFO tells."""
+"""Checks by INFO whether a Redis server is one that must or should be used."""
 
 import logging
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from shared.errors import SettingsError
 from shared.redis.backend import Backend
 from shared.settings import Settings
 
-#: RQ takes a job from its queue so that a killed worker does not lose it (LMOVE) only from this version on.
+#: The first version with LMOVE, by which RQ takes a job so that a killed worker cannot lose it.
 QUEUE_VERSION = (6, 2)
 
 
@@ -20,8 +20,9 @@ def queue_variable(settings: Settings) -> str:
 
 
 def inspect(client: Backend, variable: str, log: logging.Logger) -> None:
-    """Warns of what endangers the data, once for all servers of a Cluster. Raises RedisError, and SettingsError if
-    they are no such servers as the variable's URL says, or too old.
+    """Warns of what endangers the data, once for all servers of a Cluster.
+
+    Raises RedisError; SettingsError if a server is too old or not what the variable's URL says.
     """
     infos = _infos(client, variable)
     for info in infos:
@@ -35,8 +36,8 @@ def _infos(client: Backend, variable: str) -> list[Mapping[str, Any]]:
     try:
         return client.at_each_primary(lambda server: server.info())
     except ConnectionError as error:
-        if "Cluster mode is not enabled" in str(error):  # so says redis-py of every refusal of CLUSTER SLOTS
-            raise SettingsError(f"{variable}: this is no Redis Cluster, or CLUSTER SLOTS is forbidden there") from None
+        if "Cluster mode is not enabled" in str(error):  # redis-py says so if CLUSTER SLOTS is refused for any reason
+            raise SettingsError(f"{variable}: this is not a Redis Cluster, or it forbids CLUSTER SLOTS") from None
         raise
 
 
@@ -53,7 +54,7 @@ def incompatibility(info: Mapping[str, Any], *, is_cluster: bool = False) -> str
 
 
 def durability_risk(info: Mapping[str, Any]) -> str:
-    """Why the server may lose what it has been given, or "". Not from CONFIG GET, which managed servers forbid."""
+    """Why the server may lose what it was given, or "". Does not use CONFIG GET, which managed servers forbid."""
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy == "noeviction":
         return ""
@@ -61,5 +62,5 @@ def durability_risk(info: Mapping[str, Any]) -> str:
 
 
 def read_info(text: str) -> dict[str, str]:
-    """INFO's reply as it comes over the wire."""
+    """Parses INFO's reply as it comes over the wire."""
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

@@ -1,4 +1,4 @@
-"""Clients of Redis: one server, behind Sentinels, or a Cluster, by its URL alone."""
+"""Makes clients of Redis from a URL: for one server, a primary behind Sentinels, or a Cluster."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from shared.redis.url import Address, parse
 __all__ = ["connect", "is_outage", "refresh_primary"]
 
 CONNECT_TIMEOUT_SECONDS = 2.0
-#: For the answer of a Sentinel; they are asked one after the other.
+#: The time for a Sentinel's answer; Sentinels are asked one after the other.
 SENTINEL_TIMEOUT_SECONDS = 1.0
 
 _CONNECTIONS = {"redis": Plain, "rediss": TLS, "unix": UnixSocket}
@@ -30,14 +30,14 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
     """A client that opens its connection at the first command.
 
     url: as PRESENCE_REDIS_URL. For a Cluster the client is a `shared.redis.cluster.Cluster`, which has the commands of
-    Redis; its pipelines are for commands of one key each. timeout: seconds for one answer, and for a connection where
-    that is less than usual. on_connect: called with each new connection instead of redis-py's own greeting, which it
-    should then call; not on a Cluster. Nothing is retried here: who calls knows what may be. After an answer that
-    means an outage (see `is_outage`), READONLY for example, the next command opens a new connection, since the address
-    may lead to another server by then. Raises ValueError if the URL is wrong.
+    Redis; its pipelines are for commands of one key each. timeout: seconds for one answer, and for connecting if that
+    is less than CONNECT_TIMEOUT_SECONDS. on_connect: called with each new connection instead of redis-py's own
+    greeting, which it should then call; not on a Cluster. Nothing is retried here: only the caller knows what may be
+    repeated. After an answer that means an outage (see `is_outage`), READONLY for example, the next command opens a new
+    connection, since the address may lead to another server by then. Raises ValueError if the URL is wrong.
     """
     address = parse(url)
-    options: dict[str, Any] = {"socket_timeout": timeout, "protocol": 2}  # one form of replies, whatever the default
+    options: dict[str, Any] = {"socket_timeout": timeout, "protocol": 2}  # else the form of replies could change
     if not url.startswith("unix:"):
         options |= {"socket_connect_timeout": min(timeout, CONNECT_TIMEOUT_SECONDS), "socket_keepalive": True}
     if address.kind == "cluster":
@@ -50,17 +50,17 @@ def connect(url: str, *, timeout: float = 5.0, on_connect: Callable[[Any], None]
 
 
 def find_primary(client: Redis) -> Literal["same", "another", "unknown"]:
-    """Which server Sentinels, asked anew, name: the one that the client last went to, or another, or none.
+    """Asks the Sentinels again whether the primary is still the server that the client last went to.
 
-    "unknown" where none of them can be asked. A primary that was frozen, or is cut off, takes writes for seconds after
-    another was promoted, and loses them. Asks nobody where there are no Sentinels: the server is the same then.
+    "unknown" if none of them can be asked. A primary that was frozen or is cut off takes writes for seconds after
+    another was promoted, and loses them. Without Sentinels the server is always the same.
     """
     pool = client.connection_pool
     if not isinstance(pool, SentinelConnectionPool):
         return "same"
     before, pool.sentinel_manager.knew_of_it = pool.master_address, False
     try:
-        # Where it is another, redis-py closes the connections as well.
+        # If it is another, redis-py also closes the connections.
         address = pool.get_master_address()  # type: ignore[no-untyped-call]
     except RedisError:
         return "another" if pool.sentinel_manager.knew_of_it else "unknown"
@@ -68,7 +68,7 @@ def find_primary(client: Redis) -> Literal["same", "another", "unknown"]:
 
 
 def refresh_primary(client: Redis) -> bool:
-    """False if Sentinels, asked anew, name another server than the client last went to, or cannot tell."""
+    """Asks the Sentinels again; False if they name another server than the client last went to, or cannot tell."""
     return find_primary(client) == "same"
 
 
@@ -78,7 +78,7 @@ def _once() -> Retry:
 
 def _cluster(address: Address, options: dict[str, Any]) -> FollowingCluster:
     nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
-    # Only by a URL does redis-py 8.1 take a class of connections; the nodes are what it goes by all the same.
+    # redis-py 8.1 takes a connection class only with a URL; it uses the nodes all the same.
     first = f"redis://[{nodes[0].host}]:{nodes[0].port}" if ":" in nodes[0].host else f"redis://{nodes[0].name}"
     connection_class = ToNodeTLS if address.tls else ToNode
     return FollowingCluster(
@@ -87,7 +87,7 @@ def _cluster(address: Address, options: dict[str, Any]) -> FollowingCluster:
 
 
 class _Sentinels(Sentinel):
-    #: Whether one of them has said anything of the service, though it may be that it is down.
+    #: Whether one of them has said anything about the service, even that it is down.
     knew_of_it = False
 
     def check_master_state(self, state: dict[str, Any], service_name: str) -> bool:
@@ -102,7 +102,7 @@ class _Sentinels(Sentinel):
         try:
             return cast(tuple[str, int], super().discover_master(service_name))  # type: ignore[no-untyped-call]
         except MasterNotFoundError as error:
-            # redis-py shows each of its clients with all that they are made of: for a log, the reasons are enough.
+            # redis-py shows each client with all its options; a log needs only the reasons.
             raise MasterNotFoundError(re.sub(r"<redis.*?> - ", "", str(error), flags=re.DOTALL)) from None
 
 

@@ -1,37 +1,37 @@
 """One clock for programs on several machines: that of a Redis server to which all of them are connected.
 
-Clocks of machines differ, by seconds and now and then by hours. Where a time that one program wrote is compared by
-another, both go by the server's.
+The clocks of machines differ by seconds, and sometimes by hours. If one program compares a time that another wrote,
+both use the server's clock.
 """
 
 import time
 
 from redis import Redis
 
-#: A difference beyond this is worth a person's attention.
+#: A larger difference deserves a person's attention.
 SKEW_MOST_MS = 2000
-#: An answer that took longer does not say well enough what time it is.
+#: If an answer took longer, its time is too inexact.
 _ANSWER_SECONDS = 0.5
 
 
 class ServerClock:
-    """Follows the server's clock: asked now and then, in between it goes on with this machine's monotonic clock.
+    """Follows the server's clock: asks it now and then, and uses this machine's monotonic clock in between.
 
-    Until the first answer it is this machine's clock. Not for use by several threads at once, except for reading.
+    Until the first answer it is this machine's clock. Several threads may read it, but only one may ask.
     """
 
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._asked = False
-        #: The server's clock less our monotonic one.
+        #: The server's clock minus our monotonic one.
         self._ahead_ns = time.time_ns() - time.monotonic_ns()
-        #: How far this machine's clock is ahead of the server's, in milliseconds; below 0 if it is behind.
+        #: How far this machine's clock is ahead of the server's, in milliseconds; negative if it is behind.
         self.skew_ms = 0
 
     def ask(self) -> str:
-        """Asks the server for its time; returns which run of the server answered, its `run_id`. Raises RedisError."""
+        """Asks the server for its time; returns the `run_id` of the run that answered. Raises RedisError."""
         asked_at = time.monotonic_ns()
-        # Not TIME: whoever connects here may run INFO, and in an existing ACL perhaps nothing else that tells the time.
+        # Not TIME: our users may run INFO, but an existing ACL may forbid every other command that tells the time.
         info = self._client.info("server")
         answered_at = time.monotonic_ns()
         took_ns = answered_at - asked_at

@@ -1,9 +1,9 @@
-"""A Redis Cluster, seen through redis-py's client made to behave as its `Redis` does.
+"""A Redis Cluster, through redis-py's client, made to behave like redis-py's `Redis`.
 
-Three things of redis-py's `RedisCluster` do not suit us (read in 8.1, cluster.py). It connects in its constructor.
-It says that nobody is there, or that a slot has no server, with exceptions that are no RedisError. And its pipeline
-asks a server for the key of every FCALL (COMMAND GETKEYS), and sends what failed again one by one, each with a
-timeout of its own: a primary that hangs would hold up a batch for hours.
+Three properties of redis-py's `RedisCluster` do not suit us (source: cluster.py of 8.1). It connects in its
+constructor. If no server answers, or a slot has no server, it raises exceptions that are not RedisErrors. And its
+pipeline asks a server for the key of every FCALL (COMMAND GETKEYS), and resends failed commands one by one, each with
+its own timeout: a primary that hangs would hold up a batch for hours.
 """
 
 import threading
@@ -27,15 +27,15 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-#: Where a command has its key, if not right after its name.
+#: The place of the key in a command, if it is not right after the name.
 _KEY_AT = {"FCALL": 3, "FCALL_RO": 3}
 _Command = tuple[tuple[Any, ...], dict[str, Any]]
 T = TypeVar("T")
 
 
 @contextmanager
-def as_redis_says() -> Iterator[None]:
-    """Whatever the library raises that is no answer of the server's counts as no answer: nothing else is known."""
+def as_redis_errors() -> Iterator[None]:
+    """Turns every exception of the library that is not a server's error into ConnectionError: no answer is known."""
     try:
         yield
     except RedisError:
@@ -49,7 +49,7 @@ def as_redis_says() -> Iterator[None]:
 class FollowingCluster(RedisCluster):
     """redis-py's client, which also follows ASK to a node that it does not know.
 
-    A primary that was just added is in no table of slots, until it has the first one whole; redis-py 8.1 looks for it
+    A primary that was just added is in no table of slots until it has its first whole slot. redis-py 8.1 looks for it
     there and raises AttributeError.
     """
 
@@ -69,16 +69,15 @@ class FollowingCluster(RedisCluster):
 
 
 class Cluster(RedisClusterCommands):
-    """A `Backend` that connects at the first command and retries nothing, but follows slots that moved. It raises
-    RedisErrors only.
+    """A `Backend` that connects at the first command and retries nothing, but follows slots that moved.
 
-    make: makes redis-py's client, from the hosts in the URL. It is called again when none of the nodes that are
-    known by now can be reached: in a container's world all of them may have new addresses.
+    It raises only RedisErrors. make: makes redis-py's client from the hosts in the URL. It is called again if no known
+    node can be reached: in containers all nodes may have new addresses.
     """
 
     is_cluster = True
     has_replicas = True
-    _event_dispatcher = EventDispatcher()  # redis-py's commands want one; nothing here uses it
+    _event_dispatcher = EventDispatcher()  # redis-py's commands require one; nothing here uses it
 
     def __init__(self, make: Callable[[], FollowingCluster]) -> None:
         self._make = make
@@ -86,14 +85,14 @@ class Cluster(RedisClusterCommands):
         self._made: FollowingCluster | None = None
 
     def client(self) -> FollowingCluster:
-        """redis-py's. Raises RedisClusterException."""
+        """redis-py's client. Raises RedisClusterException."""
         with self._lock:
             if self._made is None:
                 self._made = self._make()
             return self._made
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with as_redis_says(), self._or_start_over():
+        with as_redis_errors(), self._reconnecting_on_failure():
             return self.client().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = False) -> "ScatteredPipeline":
@@ -102,21 +101,21 @@ class Cluster(RedisClusterCommands):
         return ScatteredPipeline(self)
 
     def _split_command_across_slots(self, command: str, *keys: Any) -> int:
-        """DEL, EXISTS and the like, with keys that may lie anywhere; redis-py's own needs more of its client."""
+        """DEL, EXISTS and the like, with keys on any nodes; redis-py's own version needs more from its client."""
         pipeline = self.pipeline()
         for key in keys:
             pipeline.execute_command(command, key)
         return sum(pipeline.execute())
 
     def at_each_primary(self, do: Callable[[Redis], T]) -> list[T]:
-        """What it returns for a client of each primary. Raises RedisError."""
-        with self._or_know_better():
-            self.client().nodes_manager.initialize()  # or one that is a replica by now would be asked for ever
+        """Calls `do` with a client of each primary; returns the results. Raises RedisError."""
+        with self._refreshing_on_error():
+            self.client().nodes_manager.initialize()  # else a primary that became a replica would be asked for ever
             return [do(server) for server in self._primaries()]
 
     def scan_iter(self, *arguments: Any, **options: Any) -> Iterator[Any]:
-        """As that of Redis, over all primaries. A key whose slot is moved meanwhile may be missed."""
-        with self._or_know_better():
+        """As `Redis.scan_iter`, over all primaries. A key whose slot is moved meanwhile may be missed."""
+        with self._refreshing_on_error():
             for server in self._primaries():
                 yield from server.scan_iter(*arguments, **options)
 
@@ -126,23 +125,24 @@ class Cluster(RedisClusterCommands):
         return [client.get_redis_connection(node) for node in nodes.values()]
 
     @contextmanager
-    def _or_know_better(self) -> Iterator[None]:
-        """What fails at a primary may do so because it is none any more: whoever asks next is to know."""
+    def _refreshing_on_error(self) -> Iterator[None]:
+        """Refreshes for the next command if one fails at a primary, which may have become a replica."""
         try:
-            with as_redis_says():
+            with as_redis_errors():
                 yield
         except RedisError:
             self.refresh()
             raise
 
     def refresh(self) -> None:
-        """Asks the cluster anew which node has which keys. Raises RedisError."""
-        with as_redis_says(), self._or_start_over():
+        """Asks the cluster again which node has which keys. Raises RedisError."""
+        with as_redis_errors(), self._reconnecting_on_failure():
             self.client().unlisted.clear()
             self.client().nodes_manager.initialize()
 
     @contextmanager
-    def _or_start_over(self) -> Iterator[None]:
+    def _reconnecting_on_failure(self) -> Iterator[None]:
+        """Drops redis-py's client if it fails by itself, so that the next command makes a new one."""
         try:
             yield
         except RedisError:
@@ -164,13 +164,13 @@ class Cluster(RedisClusterCommands):
         self.close()
 
 
-_REDIRECTIONS = (AskError, TryAgainError)  # MOVED is an AskError, to redis-py
+_REDIRECTIONS = (AskError, TryAgainError)  # redis-py's MovedError is an AskError
 
 
 class ScatteredPipeline(CoreCommands):
     """Commands of one key each, sent together: one plain pipeline for each primary that has some of the keys.
 
-    A WAIT at the end is for all of them, and its reply is the least of theirs; a primary without replicas is not asked.
+    A WAIT at the end goes to all of them that have replicas, and its reply is the least of theirs.
     """
 
     _event_dispatcher = EventDispatcher()
@@ -192,13 +192,14 @@ class ScatteredPipeline(CoreCommands):
         return self
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """The replies in the order of the commands; an error is one of them, unless it is to be raised.
+        """The replies in the order of the commands. Errors are among them unless `raise_on_error` is set.
 
-        That a server did not answer is the reply to each of its commands. Those for the others were carried out: one
-        lost primary must not hold up everybody's users. Raises RedisError if no server is known at all.
+        If a server does not answer, that error is the reply to each of its commands; the commands for other servers are
+        carried out all the same, so one lost primary does not hold up the users on others. Raises RedisError if no
+        server is known at all.
         """
         commands, self._commands = self._commands, []
-        with as_redis_says():
+        with as_redis_errors():
             replies = self._execute(commands)
         if self._wait:
             replies.append(_least(self._confirmed))
@@ -216,7 +217,7 @@ class ScatteredPipeline(CoreCommands):
             self._cluster.refresh()
         self._send(commands, again, replies)
         for index in again:
-            if isinstance(replies[index], _REDIRECTIONS):  # its slot is just being moved
+            if isinstance(replies[index], _REDIRECTIONS):  # its slot is being moved right now
                 args, options = commands[index]
                 try:
                     replies[index] = self._cluster.execute_command(*args, **options)
@@ -234,7 +235,7 @@ class ScatteredPipeline(CoreCommands):
             at_node[node.name].append(index)
         lost: list[RedisError] = []
         for name, mine in at_node.items():
-            if len(lost) == 2:  # a third would take its timeout as well
+            if len(lost) == 2:  # a third would cost another timeout
                 answers: list[Any] = [lost[0]] * len(mine)
             else:
                 answers = self._ask(nodes[name], [commands[index] for index in mine])
@@ -242,7 +243,7 @@ class ScatteredPipeline(CoreCommands):
             for index, answer in zip(mine, answers, strict=True):
                 replies[index] = answer
         if lost:
-            with suppress(RedisError):  # what is lost says more
+            with suppress(RedisError):  # the first errors say more
                 self._cluster.refresh()
 
     def _ask(self, node: Any, commands: Sequence[_Command]) -> list[Any]:
@@ -267,5 +268,5 @@ def _key(command: _Command) -> Any:
 
 
 def _least(confirmed: Sequence[Any]) -> Any:
-    """Of the replies to WAIT; an error is less than any."""
+    """The least of the replies to WAIT; an error counts as less than any number."""
     return min(confirmed, key=lambda reply: -1 if isinstance(reply, Exception) else reply, default=1)

@@ -1,4 +1,4 @@
-"""redis-py's connections, made to cope with an address that leads to another server, and a resolver that is silent."""
+"""redis-py's connections, made to cope with an address that leads to another server, and with a silent resolver."""
 
 import socket
 import threading
@@ -14,14 +14,14 @@ GREETING_SECONDS = 0.3
 _CUT_OFF = ("reset by peer", "Broken pipe", "closed by server")
 PROTECTED_MODE = (
     "it is in protected mode and takes no connection from another machine; give it a password (requirepass), or set "
-    "protected-mode no where only ours can reach it"
+    "protected-mode no if only your own machines can reach it"
 )
 
 
 class _LookUp:
-    """Asks the resolver for a name, in a thread: it cannot be told how long to wait, and may take 40 s."""
+    """Asks the resolver for a name, in a thread: it has no timeout of its own, and may take 40 s."""
 
-    _under_way: dict[tuple[str, int], "_LookUp"] = {}  # noqa: RUF012  # one for all: a second thread would wait as well
+    _under_way: dict[tuple[str, int], "_LookUp"] = {}  # noqa: RUF012  # shared: a second thread would only wait as well
     _lock = threading.Lock()
 
     def __init__(self, host: str, port: int) -> None:
@@ -32,7 +32,7 @@ class _LookUp:
 
     @classmethod
     def begin(cls, host: str, port: int) -> "_LookUp":
-        """The one that is under way, or a new one."""
+        """The look-up of this name that is under way, or a new one."""
         with cls._lock:
             if (host, port) not in cls._under_way:
                 cls._under_way[host, port] = cls(host, port)
@@ -51,7 +51,7 @@ class _LookUp:
     def wait(self, seconds: float) -> None:
         """Raises OSError if there is no such name, or no answer in time."""
         if not self._done.wait(seconds):
-            raise OSError(f"the resolver has not said within {seconds:g} s where {self._name[0]} is")
+            raise OSError(f"the resolver has not found {self._name[0]} within {seconds:g} s")
         if self._error:
             raise self._error
 
@@ -67,20 +67,20 @@ def _is_address(host: str) -> bool:
 
 
 class _LooksUpInTime:
-    """A connection whose name is looked up within the time that it has for connecting."""
+    """A connection that looks up its host's name within the time for connecting."""
 
     def _connect(self: Any) -> Any:
         if not _is_address(self.host):
             _LookUp.begin(self.host, self.port).wait(self.socket_connect_timeout)
-        return super()._connect()  # type: ignore[misc]  # looks it up again, and now the answer is known
+        return super()._connect()  # type: ignore[misc]  # looks it up again, when the answer is known
 
 
 class _ReconnectsOnOutage:
     """A connection that is closed after any answer that means an outage.
 
-    An address may lead to another server by now: a Kubernetes Service, HAProxy and managed Redis keep the address of a
-    primary when they promote a replica, and leave the old connections on the old primary. Only a new connection finds
-    out. It costs little, since whoever got that answer waits before the next try.
+    The address may lead to another server by now. A Kubernetes Service, HAProxy and managed Redis keep the address of a
+    primary when they promote a replica, and leave the old connections on the old primary; only a new connection finds
+    the new one. It costs little, since callers that get such an answer wait before the next try.
     """
 
     def read_response(self, *args: Any, **options: Any) -> Any:
@@ -93,10 +93,10 @@ class _ReconnectsOnOutage:
 
 
 class _SaysWhyItIsRefused:
-    """A connection that names protected mode, instead of the reset by which such a server ends every connection.
+    """A connection whose error names protected mode, and not the reset with which such a server ends each connection.
 
-    The server says so as soon as it has accepted, and closes; what we send meanwhile resets the connection, and its
-    words are lost. So we connect once more and only listen.
+    The server says so as soon as it has accepted, and closes. What we send meanwhile resets the connection, and its
+    message is lost. So we connect once more and only listen.
     """
 
     def connect(self: Any) -> None:

@@ -1,4 +1,4 @@
-"""What errors of Redis mean for us: whether the server is at fault, or the command."""
+"""What errors of Redis mean: is the server at fault, or the command?"""
 
 from redis.exceptions import (
     AskError,
@@ -17,12 +17,12 @@ from redis.exceptions import (
 )
 
 _OUTAGES = (
-    AskError,  # and MovedError: the cluster is being changed faster than it can be followed
+    AskError,  # and MovedError: the cluster changes faster than we can follow
     AuthenticationError,
     BusyLoadingError,
     ClusterError,  # and ClusterDownError
-    ConnectionError,  # and MasterNotFoundError: no Sentinel knows a primary that is well
-    InvalidResponse,  # Redis 7.0.0 sends an empty line too many after some refusals
+    ConnectionError,  # and MasterNotFoundError: no Sentinel knows a healthy primary
+    InvalidResponse,  # Redis 7.0.0 sends an extra empty line after some refusals
     MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
@@ -30,10 +30,10 @@ _OUTAGES = (
     TimeoutError,
     TryAgainError,
 )
-# How errors begin for which redis-py has no class: a server that cannot persist, lacks replicas or runs somebody's
-# endless script. Source: the error table of redis/src/server.c, createSharedObjects(). The last three have no code of
-# their own: a function that is refused as a whole on a replica (Redis 7.0.0), and one that calls a command which our
-# user may not call (7.0, later) (redis/src/script.c, scriptPrepareForRun() and scriptVerifyACL()).
+# The first words of errors for which redis-py has no class: the server cannot persist, lacks replicas or runs an
+# endless script. Source: the error table of redis/src/server.c, createSharedObjects(). The last three have no error
+# code: a function was refused as a whole on a replica (Redis 7.0.0), or called a command that our user may not call
+# (7.0, later releases). Source: redis/src/script.c, scriptPrepareForRun() and scriptVerifyACL().
 _OUTAGES_BEGIN = (
     *("MISCONF", "NOREPLICAS", "BUSY", "NOAUTH", "UNBLOCKED", "MASTERDOWN", "CLUSTERDOWN"),
     "Can not run script with write flag on readonly replica",
@@ -43,9 +43,9 @@ _OUTAGES_BEGIN = (
 
 
 def is_outage(error: Exception) -> bool:
-    """True if the server is at fault and later may be better; False if the command is."""
+    """True if the server is at fault, so that a later try may succeed; False if the command is."""
     if isinstance(error, _OUTAGES):
         return True
-    # redis-py puts the command before the error of one in a pipeline.
+    # In a pipeline, redis-py puts the command before its error.
     text = str(error).rpartition("of pipeline caused error: ")[2]
     return isinstance(error, RedisError) and text.removeprefix("ERR ").startswith(_OUTAGES_BEGIN)

@@ -1,4 +1,4 @@
-"""Redis URLs: redis-py's own, and two forms of ours with several hosts, for a Cluster and for Sentinels."""
+"""Redis URLs: redis-py's own, and our two forms with several hosts, for a Cluster and for Sentinels."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from redis.connection import parse_url
 CLUSTER_PORT = 6379
 SENTINEL_PORT = 26379
 
-# Not urlsplit: it takes the commas for part of a port, and brackets after one for an error.
+# Not urlsplit: it takes commas as part of a port, and brackets after a comma as an error.
 _SEVERAL = re.compile(r"(rediss?)\+(cluster|sentinel)://(?:([^/?#]*)@)?([^/?#@]*)([^?#]*)(?:\?(.*))?", re.DOTALL)
 _HOST = re.compile(
     r"\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\](?::(?P<v6_port>\d+))?|(?P<name>[^\s\[\]:]+)(?::(?P<port>\d+))?"
 )
 
 
-#: Options that change nothing which the rest relies on; of the numbers, what they may be. All others are refused: with
-#: decode_responses, say, events would be applied and yet count as failed.
+#: Options that change nothing on which other code relies; for numbers, their range. All others are refused: with
+#: decode_responses, for example, events would be applied and yet count as failed.
 _NUMBERS = {
     "db": (0, 10**6),
     "socket_timeout": (2, 60),  # more than a worker waits for a job at a time
@@ -32,16 +32,16 @@ _HARMLESS = {
     *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password"),
     *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers"),
 }
-#: These redis-py's client for a Cluster would leave out silently.
+#: redis-py's client for a Cluster would silently ignore these.
 _NOT_FOR_A_CLUSTER = {"health_check_interval", "ssl_min_version", "ssl_ciphers"}
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a Redis is, and how to speak with it.
+    """Where a Redis is, and how to connect to it.
 
-    hosts: the Cluster's or the Sentinels' that are asked for the rest. service: what the Sentinels call it.
-    options: of the connections, as redis-py names them. sentinel_options: of those to the Sentinels, where they differ.
+    hosts: nodes of the Cluster, or Sentinels, which are asked for the rest. service: its name at the Sentinels.
+    options: of the connections, as redis-py names them. sentinel_options: different ones for connections to Sentinels.
     """
 
     kind: Literal["single", "cluster", "sentinel"]
@@ -53,7 +53,7 @@ class Address:
 
 
 def parse(url: str) -> Address:
-    """Raises ValueError, which says what the URL should be and shows nothing of a password; connects to nothing."""
+    """Parses a URL, without connecting. Raises ValueError, which says what the URL should be and shows no password."""
     _check_escapes(url)
     several = _SEVERAL.fullmatch(url)
     if not several:
@@ -63,7 +63,7 @@ def parse(url: str) -> Address:
     query = urlencode([(name, value) for name, value in parse_qsl(query) if name not in own])
     service, database = _sentinel_path(path) if kind == "sentinel" else ("", _cluster_path(path))
     _check_options(query, kind)
-    # All that is not about hosts is left to redis-py, by way of a URL of its own form.
+    # redis-py parses everything but the hosts, from a URL of its own form.
     options = _options(f"{scheme}://{credentials and credentials + '@'}host/{database}{query and '?' + query}")
     for name in ("host", "connection_class"):
         options.pop(name, None)
@@ -78,7 +78,7 @@ def parse(url: str) -> Address:
 
 
 def _check_escapes(url: str) -> None:
-    """An error further on would show a piece of a password that has such a character, or would not come at all."""
+    """Without this check, a later error would show a piece of a password with such a character, or never come."""
     before, _, query = url.partition("?")
     path = before.partition("://")[2].partition("/")[2]
     ends_early = "@" in path and not before.startswith("unix:")
@@ -91,7 +91,7 @@ def _check_options(query: str, kind: str) -> None:
     harmless = _HARMLESS - _NOT_FOR_A_CLUSTER if kind == "cluster" else _HARMLESS
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in harmless:
-            shown = "an option" if "@" in query else f"the option {name[:40]!r}"  # perhaps it is half of a password
+            shown = "an option" if "@" in query else f"the option {name[:40]!r}"  # it may be half of a password
             raise ValueError(f"has {shown} that is not known to be harmless; there are {', '.join(sorted(harmless))}")
         if name in _NUMBERS:
             least, most = _NUMBERS[name]
@@ -108,13 +108,13 @@ def _single(url: str) -> Address:
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must begin with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://")
     if parts.scheme != "unix" and not (parts.path.strip("/") or "0").isdigit():
-        raise ValueError("after the host comes the number of a database, such as /0")
+        raise ValueError("the number of a database, such as /0, must follow the host")
     if "," in parts.netloc.rpartition("@")[2]:
-        raise ValueError("has several hosts; say redis+cluster:// or redis+sentinel://")
+        raise ValueError("has several hosts; write redis+cluster:// or redis+sentinel://")
     try:
         _ = parts.port
-    except ValueError:  # whose text has what stands there, perhaps a piece of a password
-        raise ValueError("is no Redis URL: it must be redis://[user:password@]host:port/db") from None
+    except ValueError:  # its text shows the port, which may be a piece of a password
+        raise ValueError("is not a Redis URL: it must be redis://[user:password@]host:port/db") from None
     _check_options(parts.query, "single")
     _options(url)
     return Address("single")
@@ -125,7 +125,7 @@ def _options(url: str) -> dict[str, Any]:
         options = parse_url(url)  # type: ignore[no-untyped-call]
         ConnectionPool.from_url(url).make_connection()  # connects to nothing
     except ValueError as error:
-        raise ValueError(f"is no Redis URL: {error}") from None
+        raise ValueError(f"is not a Redis URL: {error}") from None
     except TypeError as error:
         raise ValueError(f"has an option that does not go with its scheme: {error}") from None
     return dict(options)
@@ -136,7 +136,7 @@ def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
     for part in text.split(","):
         found = _HOST.fullmatch(part)
         if not found:
-            raise ValueError(f"{part!r} is no host:port; several are separated by commas")
+            raise ValueError(f"{part!r} is not host:port; separate several by commas")
         port = int(found["port"] or found["v6_port"] or default_port)
         if not 0 < port < 65536:
             raise ValueError(f"{part!r}: a port is from 1 to 65535")
@@ -146,14 +146,14 @@ def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
 
 def _cluster_path(path: str) -> str:
     if path not in ("", "/", "/0"):
-        raise ValueError("a Cluster has only database 0: nothing, or /0, comes after the hosts")
+        raise ValueError("a Cluster has only database 0: only /0 may follow the hosts")
     return "0"
 
 
 def _sentinel_path(path: str) -> tuple[str, str]:
     service, _, database = path.removeprefix("/").partition("/")
     if not service:
-        raise ValueError("after the hosts comes what the Sentinels call the service, such as /mymaster/0")
+        raise ValueError("the service's name at the Sentinels must follow the hosts, such as /mymaster/0")
     if not (database or "0").isdigit():
-        raise ValueError("after the service comes the number of a database, such as /mymaster/0")
+        raise ValueError("the number of a database must follow the service, such as /mymaster/0")
     return unquote(service), database or "0"

@@ -201,7 +201,7 @@ def test_what_is_no_report_of_a_receiver_stops_the_sweep_with_one_line(
     redis.hset("presence-receivers", "junk", "no report")
     worker = Worker(tmp_path, server.url, ONLINE_LEASE_SECONDS="2")
     keep(worker)
-    wait_until(lambda: "no sweep: the field junk of presence-receivers is no receiver's report" in worker.text())
+    wait_until(lambda: "no sweep: the field junk of presence-receivers is not a receiver's report" in worker.text())
     redis.hdel("presence-receivers", "junk")
     wait_until(lambda: redis.hexists("presence-sweep", "held"), what="a sweep")
     assert "Traceback" not in worker.text()

@@ -40,7 +40,7 @@ class Deaf(Worker):
 def test_a_worker_stops_within_what_compose_gives_it(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
     worker = Deaf(tmp_path, URLS["redis_url"])
     keep(worker)
-    wait_until(lambda: "the resolver has not said within 2 s where presence.silent is" in worker.text())
+    wait_until(lambda: "the resolver has not found presence.silent within 2 s" in worker.text())
     assert worker.stop(8) == 0
 
 

@@ -39,7 +39,7 @@ def test_a_presence_server_that_may_evict_is_warned_of_as_well(server: Server, t
     [
         ("PRESENCE_REDIS_URL", "redis", "yes", "this server is part of a Redis Cluster: write redis+cluster://"),
         ("PRESENCE_QUEUE_URL", "redis", "yes", "this server is part of a Redis Cluster: write redis+cluster://"),
-        ("PRESENCE_REDIS_URL", "redis+cluster", "no", "this is no Redis Cluster"),
+        ("PRESENCE_REDIS_URL", "redis+cluster", "no", "this is not a Redis Cluster"),
     ],
 )
 def test_a_worker_stops_where_the_servers_are_not_what_the_url_says(

@@ -115,9 +115,9 @@ def test_a_queue_of_a_wrong_type_loses_no_job_that_waits_to_be_tried_again(worke
     enqueue(redis, b"bad")
     wait_until(lambda: redis.zcard("rq:scheduled:presence") == 1)
     redis.set("rq:queue:presence", "in the way")
-    wait_until(lambda: "the key rq:queue:presence is no list" in worker.text())
+    wait_until(lambda: "the key rq:queue:presence is not a list" in worker.text())
     (job_id,) = redis.zrange("rq:scheduled:presence", 0, -1)
     redis.zadd("rq:scheduled:presence", {job_id: 1})  # its pause is over
-    assert worker.text().count("is no list") < 3
+    assert worker.text().count("is not a list") < 3
     redis.delete("rq:queue:presence", "presence:bad")
     wait_until(lambda: is_offline(redis, "bad"))

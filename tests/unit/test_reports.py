@@ -33,7 +33,7 @@ def test_a_report_of_an_older_release_is_read() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"junk", b"[]", b"7", b"{}", b'{"at": "x", "mark": 1, "events": 1, "bytes": 1}'])
 def test_what_is_no_report_says_so(text: bytes) -> None:
-    with pytest.raises(ValueError, match="no receiver's report"):
+    with pytest.raises(ValueError, match="not a receiver's report"):
         decode(b"junk", text)
 
 

@@ -95,9 +95,9 @@ SOUND = {
         ("{}\u00a0", r"ends with no-break space \(U\+00A0\)"),
         ("\ufeff{}", r"begins with zero width no-break space \(U\+FEFF\)"),
         ("{}\x00", r"ends with a control character \(U\+0000\)"),
-        ('"{}"', r"stands in quotes, quotation mark \(U\+0022\)"),
-        ("'{}'", r"stands in quotes, apostrophe \(U\+0027\)"),
-        ("\u201c{}\u201d", "stands in quotes, left double quotation mark"),
+        ('"{}"', r"is in quotes, quotation mark \(U\+0022\)"),
+        ("'{}'", r"is in quotes, apostrophe \(U\+0027\)"),
+        ("\u201c{}\u201d", "is in quotes, left double quotation mark"),
     ],
 )
 def test_what_files_and_shells_bring_in_is_named_and_no_secret_shown(

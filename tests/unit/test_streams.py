@@ -52,7 +52,7 @@ def test_a_pipe_that_nobody_empties_holds_nobody_up(pipe: tuple[int, int], caplo
         return False
 
     wait_until(emptied)
-    assert caplog.messages == [f"{stream.dropped} log lines were left out: nobody took them in time"]
+    assert caplog.messages == [f"{stream.dropped} log lines were left out: nothing read them in time"]
 
 
 def test_a_pipe_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
