@@ -20,11 +20,11 @@ from shared.cli.watch import watch
 from shared.cli.why import why
 from shared.errors import PresenceError
 
-#: The commands by what somebody wants to do.
+#: The commands, grouped by task.
 _TASKS = {
     "Run it": (up, receiver, worker),
-    "Look who is online": (get, why, watch),
-    "See whether all is well, and put it right": (status, doctor, failed, forget),
+    "See who is online": (get, why, watch),
+    "Check the system, and correct it": (status, doctor, failed, forget),
     "Try it": (send,),
 }
 
@@ -39,10 +39,10 @@ class _ByTask(click.Group):
 @click.group(cls=_ByTask, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="openim-presence-server", prog_name="presence")
 def cli() -> None:
-    """Who is online in OpenIM, kept in Redis.
+    """Keeps in Redis who is online in OpenIM.
 
-    Settings come from PRESENCE_* variables; the README has the table. In a directory where `presence up` runs, they are
-    known already. For completion with the Tab key, put this into ~/.bashrc (zsh and fish alike):
+    Settings come from PRESENCE_* variables; the README has the table. In a directory where `presence up` runs, commands
+    use its settings. For completion with the Tab key, put this into ~/.bashrc (likewise for zsh and fish):
 
     \b
       eval "$(_PRESENCE_COMPLETE=bash_source presence)"
@@ -61,8 +61,8 @@ for _commands in _TASKS.values():
 def main() -> None:
     """Runs `presence`; exit codes: 0 done, 1 could not, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # it may have been closed by whoever started us
-            stream.reconfigure(errors="backslashreplace")  # an id may have what the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):  # the parent process may have closed it
+            stream.reconfigure(errors="backslashreplace")  # an id may have characters that the encoding lacks
     try:
         cli()
     except PresenceError as error:
@@ -71,4 +71,4 @@ def main() -> None:
         url = settings.without_password(load_settings().redis_url)
         sys.exit(f"presence: Redis at {url}: {error} (PRESENCE_REDIS_URL says where it is)")
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has enough
+        sys.stderr.close()  # the reader of our output has enough

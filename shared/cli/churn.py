@@ -1,6 +1,6 @@
-"""Users of OpenIM 3.8.2 or later who come and go as phones do, and what its gateways call back.
+"""Users of OpenIM 3.8.2 or later who come and go as phones do, and the callbacks of its gateways.
 
-For `presence send`, and for the benchmarks. Every user ends offline, and the last batch of each says nothing else.
+For `presence send` and the benchmarks. Every user ends offline, and the last batch of each says only that.
 """
 
 import itertools
@@ -12,12 +12,12 @@ from shared.cli.gateways import Callback, Connection, Gateways
 
 GATEWAYS = 2
 PLATFORMS = (1, 2, 5)
-#: So many users come in each second.
+#: How many users come in each second.
 COHORT = 64
 
 
 class User(NamedTuple):
-    """Whose life it is. gateway: where she comes first."""
+    """One user. gateway: the first one to which the user connects."""
 
     user_id: str
     platform_id: int
@@ -101,7 +101,7 @@ def has_two_platforms(im: Gateways, user: User) -> Iterator[None]:
     yield
 
 
-#: Each user lives the next of them. A third are in and out within a second, as in production.
+#: Each user takes the next of these lives. In a third of them the user is in and out within a second, as in production.
 LIVES: tuple[Life, ...] = (
     is_woken_by_a_push,
     comes_and_leaves,
@@ -121,8 +121,8 @@ def _goes_on(life: Iterator[None]) -> bool:
 
 
 def batches(user_ids: Iterable[str], rng: random.Random, lives: Sequence[Life] = LIVES) -> Iterator[list[Callback]]:
-    """What the gateways call back, batch by batch; each in an order that says nothing."""
-    im = Gateways(*rng.sample(range(1000, 100_000), GATEWAYS))  # anew each time: so are the operationIDs
+    """The callbacks of the gateways, batch by batch, each shuffled."""
+    im = Gateways(*rng.sample(range(1000, 100_000), GATEWAYS))  # new pids each time, and so new operationIDs
     users = (
         (User(user_id, PLATFORMS[number % len(PLATFORMS)], number % GATEWAYS), lives[number % len(lives)])
         for number, user_id in enumerate(user_ids)
@@ -140,6 +140,6 @@ def batches(user_ids: Iterable[str], rng: random.Random, lives: Sequence[Life] =
 
 
 def count(users: int) -> int:
-    """How many callbacks `batches` makes of so many users."""
+    """How many callbacks `batches` makes for this many users."""
     of_one = [sum(map(len, batches(["user"], random.Random(), [life]))) for life in LIVES]
     return sum(callbacks * len(range(number, users, len(LIVES))) for number, callbacks in enumerate(of_one))

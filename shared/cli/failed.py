@@ -19,13 +19,13 @@ from shared.failed import Failed, FailedBatches
 from shared.redis.client import connect
 
 EVENTS_SHOWN = 5
-#: For a worker to try what was requeued.
+#: The time for a worker to try what was requeued.
 OUTCOME_SECONDS = 5.0
 
 
 @click.group()
 def failed() -> None:
-    """Shows, retries or forgets batches that could not be applied. The setting that matters: PRESENCE_QUEUE_URL.
+    """Shows, retries or discards batches that could not be applied. The setting that matters: PRESENCE_QUEUE_URL.
 
     \b
     Example:
@@ -36,7 +36,7 @@ def failed() -> None:
 @failed.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a failed batch.")
 def list_(as_json: bool) -> None:
-    """Shows what failed, why, whose it is, and since when; and what is still being tried.
+    """Shows what failed, why, whose it is and since when, and what is still being tried.
 
     \b
     Examples:
@@ -53,9 +53,7 @@ def list_(as_json: bool) -> None:
         seconds = max(0.0, next_at / 1000 - time.time())
         click.echo(safe(f"still being tried, next in {seconds:.0f} s: {who}: {each.error}"))
     if found and not as_json:
-        click.echo(
-            "mend the cause, then: presence failed requeue ID, or --all; to forget them: presence failed drop ID"
-        )
+        click.echo("fix the cause, then: presence failed requeue ID, or --all; to discard one: presence failed drop ID")
     if not found and not as_json:
         click.echo("nothing has failed for good" if retrying else "nothing has failed")
 
@@ -68,9 +66,9 @@ def _chosen(command: Callable[..., None]) -> Callable[..., None]:
 @failed.command()
 @_chosen
 def requeue(ids: tuple[str, ...], everything: bool) -> None:
-    """Tries failed batches once more, once their cause is gone. What still cannot be applied comes back here.
+    """Tries failed batches once more, when their cause is gone. What still cannot be applied fails again.
 
-    Where a worker is there it waits a moment, and says what has failed again; exit code 1 then.
+    If there is a worker, it waits a moment and says what has failed again; the exit code is then 1.
 
     \b
     Examples:
@@ -83,7 +81,7 @@ def requeue(ids: tuple[str, ...], everything: bool) -> None:
 @failed.command()
 @_chosen
 def drop(ids: tuple[str, ...], everything: bool) -> None:
-    """Forgets failed batches for good, and with them what they say about their users.
+    """Discards failed batches for good, and with them what they say about their users.
 
     \b
     Example:
@@ -100,7 +98,7 @@ def _each(
     then: Callable[[FailedBatches, list[str]], dict[str, str]] = lambda _batches, _ids: {},
 ) -> None:
     if bool(ids) == everything:
-        raise click.UsageError("say which: ids, as `presence failed list` shows them, or --all; nothing was done")
+        raise click.UsageError("name ids, as `presence failed list` shows them, or say --all; nothing was done")
     with _batches() as batches:
         results = {job_id: action(batches, job_id) for job_id in (batches.ids() if everything else ids)}
         again = then(batches, [job_id for job_id, was_there in results.items() if was_there])
@@ -115,7 +113,7 @@ def _each(
 
 
 def _wait(batches: FailedBatches, ids: list[str]) -> dict[str, str]:
-    """The errors of those that have failed again, where a worker tries them within OUTCOME_SECONDS."""
+    """The errors of those that have failed again within OUTCOME_SECONDS."""
     give_up_at = time.monotonic() + (OUTCOME_SECONDS if ids and batches.has_workers() else 0)
     outcomes: dict[str, str | None] = dict.fromkeys(ids)
     while (waiting := [job_id for job_id, each in outcomes.items() if each is None]) and time.monotonic() < give_up_at:
@@ -136,7 +134,7 @@ def _batches() -> Iterator[FailedBatches]:
 
 
 def _as_json(each: Failed) -> dict[str, Any]:
-    """seq as text, as everywhere: JavaScript loses digits past 2^53."""
+    """The batch for JSON; seq is text, as everywhere: JavaScript loses digits past 2^53."""
     return {**asdict(each), "events": [{**event, "seq": str(event["seq"])} for event in each.events]}
 
 

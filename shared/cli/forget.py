@@ -1,4 +1,4 @@
-"""`presence forget`: to begin anew with a user."""
+"""`presence forget`: starts afresh with a user."""
 
 import click
 
@@ -14,8 +14,8 @@ from shared.redis.client import connect
 def forget(users: tuple[str, ...]) -> None:
     """Deletes what is remembered of users; - stands for standard input, one user a line.
 
-    The next callback of each begins anew. Readers of the change feed are told that those who were online are not any
-    more. For users whose events came with a seq from a wrong clock, and for keys that are no hashes.
+    The next callback of each starts afresh. If a user was online, the change feed says that they no longer are. Use it
+    for users whose events came with a seq from a wrong clock, and for keys that are not hashes.
 
     \b
     Examples:
@@ -26,4 +26,4 @@ def forget(users: tuple[str, ...]) -> None:
     with connect(config.redis_url) as client, Listing() as listing:
         for user in named(users):
             status = forget_user(client, config, user)
-            listing.line(f"{safe(user):<24} {f'forgotten, was {status}' if status else 'never heard of'}")
+            listing.line(f"{safe(user):<24} {f'forgotten, was {status}' if status else 'nothing known'}")

@@ -1,7 +1,7 @@
 """The gateways of one OpenIM 3.8.2 or later, without network and clock: connections in, batches of callbacks out.
 
-Read off open-im-server v3.8.3, internal/msggateway: user_map.go (what is noted of each change), online.go (how it is
-sent), ws_server.go (who is kicked); and held to recordings of a real one in tests/recordings.
+Source: open-im-server v3.8.3, internal/msggateway: user_map.go (what is noted of each change), online.go (how it is
+sent), ws_server.go (who is kicked). Tests compare it with recordings of a real one in tests/recordings.
 """
 
 import itertools
@@ -20,7 +20,7 @@ class Callback(NamedTuple):
 
 @dataclass(eq=False)
 class Connection:
-    """One WebSocket of a client. gateway: the number of the one that it is at."""
+    """One WebSocket of a client. gateway: the number of its gateway."""
 
     user_id: str
     platform_id: int
@@ -29,7 +29,7 @@ class Connection:
 
 
 class _Change(NamedTuple):
-    """What a gateway notes when a user's connections change: every connection that is left, and those that are gone."""
+    """What a gateway notes when a user's connections change: every remaining connection, and those that are gone."""
 
     user_id: str
     online: list[int]
@@ -62,7 +62,7 @@ class _Gateway:
 class Gateways:
     """Gateways that share one record of who is online.
 
-    pids: of each process; its batches' operationIDs are `p_<pid>_<n>`.
+    pids: one for each process; the operationIDs of its batches are `p_<pid>_<n>`.
     """
 
     def __init__(self, *pids: int) -> None:
@@ -70,7 +70,7 @@ class Gateways:
         self._record: dict[str, set[int]] = {}
 
     def open(self, user_id: str, platform_id: int, token: str = "", gateway: int = 0) -> Connection:
-        """A client connects. A token other than that of the platform's connections at this gateway ends those."""
+        """A client connects. This ends the platform's connections at this gateway that have another token."""
         at = self._gateways[gateway]
         kicked = self._end(at, user_id, platform_id, token)
         connection = Connection(user_id, platform_id, token, gateway)
@@ -87,7 +87,7 @@ class Gateways:
             at.note(user_id, [])
 
     def _end(self, at: _Gateway, user_id: str, platform_id: int, but: str | None = None) -> list[Connection]:
-        """Ends the connections with any token but that one; each will notice, and what is left is noted again."""
+        """Ends the connections that do not have the token `but`, and notes what is left."""
         of_platform = [each for each in at.connections.get(user_id, ()) if each.platform_id == platform_id]
         ended = [each for each in of_platform if each.token != but]
         for each in ended:
@@ -97,13 +97,13 @@ class Gateways:
         return ended
 
     def close(self, connection: Connection) -> None:
-        """A client leaves, or its connection is cut. Nothing happens where it was kicked before."""
+        """A client leaves, or its connection is cut. Does nothing if it was kicked before."""
         at = self._gateways[connection.gateway]
         if at.remove(connection):
             at.note(connection.user_id, [connection.platform_id])
 
     def second_passes(self, gateway: int = 0) -> list[Callback]:
-        """What one gateway calls back for the last second: a batch, in the order in which things happened."""
+        """The callbacks of one gateway for the last second: a batch, in the order in which things happened."""
         at = self._gateways[gateway]
         noted, at.noted = at.noted, []
         if not noted:
@@ -117,7 +117,7 @@ class Gateways:
         return callbacks
 
     def _update_record(self, change: _Change) -> None:
-        """Every gateway hears what the record says now, and notes once more what contradicts it."""
+        """Tells every gateway what the record says now; a gateway that contradicts it notes its connections again."""
         record = self._record.get(change.user_id, set())
         updated = (record - set(change.offline)) | set(change.online)
         if updated == record:

@@ -19,13 +19,13 @@ from shared.redis.client import connect
 
 @click.command()
 @click.argument("users", nargs=-1, metavar="[USER...]")
-@click.option("--all", "everybody", is_flag=True, help="Every user there is, in no order.")
+@click.option("--all", "everybody", is_flag=True, help="All users, in no order.")
 @click.option("--status", type=click.Choice(["online", "offline", "unknown"]), help="Only those.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bool) -> None:
-    """Shows the presence of users, in the order asked for; - stands for standard input, one user a line.
+    """Shows the presence of users, in the order given; - stands for standard input, one user a line.
 
-    With --all a user may come twice, while the server resizes its table. Exit code 1 if the key of one is broken.
+    With --all a user may come twice while the server resizes its table. The exit code is 1 if a user's key is broken.
 
     \b
     Examples:
@@ -34,7 +34,7 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
       cut -d, -f1 users.csv | presence get -
     """
     if everybody == bool(users):
-        raise click.UsageError("name users, or - to read them from standard input, or say --all")
+        raise click.UsageError("name users, or give - to read them from standard input, or --all")
     config = load_settings()
     with connect(config.redis_url) as client, Listing() as listing:
         if everybody:
@@ -53,7 +53,7 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
 
 
 def _trouble(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
-    """What is wrong with the user's key, and the mend."""
+    """What is wrong with the user's key, and how to fix it."""
     key = keys.user(user.user_id)
     kind: Any = client.type(key)
     program = shlex.quote(user.user_id) if user.user_id.isprintable() else "..."
@@ -63,7 +63,7 @@ def _trouble(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
 def _line(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
     name = f"{safe(user.user_id):<24} {user.status:<8}"
     if user.status == "unknown":
-        return f"{name} {_trouble(user, client, keys) if user.error else 'never heard of'}"
+        return f"{name} {_trouble(user, client, keys) if user.error else 'nothing known'}"
     sessions = {0: "", 1: "1 session"}.get(user.sessions, f"{user.sessions} sessions")
     if user.platforms:
         sessions += f" ({', '.join(map(platform_name, user.platforms))})"

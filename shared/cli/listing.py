@@ -1,4 +1,4 @@
-"""A listing that may be long: lines on standard output, and how far it is on a terminal."""
+"""A listing that may be long: lines on standard output, and progress on a terminal."""
 
 import os
 import select
@@ -13,15 +13,15 @@ PROGRESS_SECONDS = 0.2
 
 
 class Listing:
-    """Used in `with`, it ends quietly on Ctrl-C (exit code 1: not all was listed, and the last line may be torn) and
-    when the reader of the output has enough, as `head` does (0: all that was wanted). Raises PresenceError if the
-    output cannot be written, to a full disk for instance.
+    """For use in `with`. It ends quietly on Ctrl-C (exit code 1: not all was listed, and the last line may be cut) and
+    when the reader of the output closes it, as `head` does (exit code 0: that was all that was wanted). Raises
+    PresenceError if the output cannot be written, to a full disk for instance.
 
-    The progress line is on standard error, only where that is a terminal, and gone when lines follow.
+    The progress line goes to standard error if that is a terminal, and disappears when lines follow.
     """
 
     def __init__(self, out: TextIO | None = None, terminal: TextIO | None = None) -> None:
-        if not sys.stdout:  # closed by who started us
+        if not sys.stdout:  # the parent process closed it
             raise PresenceError("there is no standard output to write to")
         self._out = out or sys.stdout
         self._terminal = terminal or sys.stderr
@@ -34,7 +34,7 @@ class Listing:
         self._out.write(f"{text}\n")
 
     def flush(self) -> None:
-        """For lines that should be seen at once. Raises BrokenPipeError if nobody reads, though there are none."""
+        """Shows the lines at once. Raises BrokenPipeError if nobody reads, even if there are no lines."""
         self._out.flush()
         poll = select.poll()
         poll.register(self._out, 0)
@@ -69,7 +69,7 @@ class Listing:
                 return False
         except OSError as failure:
             error = failure
-        # Python flushes once more as it ends: it would fail again, or wait for a pipe that is full.
+        # Python flushes again as it ends: that would fail again, or wait for a full pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
         if isinstance(error, KeyboardInterrupt):
             sys.exit(1)

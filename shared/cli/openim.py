@@ -1,4 +1,4 @@
-"""What OpenIM sends, for whoever plays OpenIM: `presence send`, the tests and the benchmarks."""
+"""What OpenIM sends, for those that play OpenIM: `presence send`, the tests and the benchmarks."""
 
 import hashlib
 import json
@@ -13,9 +13,10 @@ Step = Literal["Online", "Offline", "KickOff"]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One of the forms that the callback has had; docs/openim-versions.md has them in a table.
+    """One of the six forms of the callback; docs/openim-versions.md has the table.
 
-    url: what follows the configured URL. command: the callback's name. Both with `{step}` in place.
+    url: what follows the configured URL, with `{command}` to fill in. command: the callback's name, with `{step}` to
+    fill in. conn_id to body_operation_id: whether the callback has them.
     """
 
     url: str
@@ -61,8 +62,8 @@ def request(
 ) -> Request:
     """The callback as an OpenIM of that shape would send it.
 
-    shape: a key of SHAPES. seq: Unix milliseconds. connection: which of the user's connections it is about,
-    where the shape names connections. operation_id: one of its own where empty.
+    shape: a key of SHAPES. seq: Unix milliseconds. connection: which of the user's connections it is about, if the
+    shape names connections. operation_id: if empty, the callback gets its own.
     """
     form = SHAPES[shape]
     command = form.command.format(step=step)

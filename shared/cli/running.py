@@ -1,6 +1,6 @@
-"""What a running `presence up` tells the commands that are run in its directory.
+"""What a running `presence up` tells commands that run in its directory.
 
-It may have taken another port than 6379, and been given settings that another terminal does not have.
+It may use another port than 6379, and have settings that another terminal does not have.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ _LOCK = "lock"
 
 @contextmanager
 def hold(data: Path) -> Iterator[None]:
-    """Holds the data directory: two servers on one append-only file would ruin it. Raises SettingsError."""
+    """Locks the data directory: two servers on one append-only file would ruin it. Raises SettingsError."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         file = (data / _LOCK).open("w")
@@ -30,13 +30,13 @@ def hold(data: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SettingsError("another `presence up` is running in this directory") from None
-        (data / _FILE).unlink(missing_ok=True)  # of one that was killed
+        (data / _FILE).unlink(missing_ok=True)  # left by one that was killed
         yield
         (data / _FILE).unlink(missing_ok=True)
 
 
 def publish(data: Path, environment: Mapping[str, str]) -> None:
-    """Says with which settings it runs, to whoever may read this user's files alone: passwords may be among them."""
+    """Writes down the settings, readable only by this user, since passwords may be among them."""
     ours = {name: value for name, value in environment.items() if name.startswith(settings.PREFIX)}
     descriptor = os.open(data / _FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w") as file:  # noqa: PTH123  # with that mode from the first moment on
@@ -44,7 +44,7 @@ def publish(data: Path, environment: Mapping[str, str]) -> None:
 
 
 def load_settings() -> settings.Settings:
-    """The environment's; with those of a `presence up` that runs in this directory, unless it names a Redis.
+    """The settings in the environment and, unless it names a Redis, of a `presence up` that runs in this directory.
 
     Raises SettingsError.
     """
@@ -59,7 +59,7 @@ def _published(data: Path) -> dict[str, str]:
         with (data / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        pass  # somebody holds it, so what it has written is true
+        pass  # a `presence up` holds it, so what it has written is current
     except OSError:
         return {}
     else:

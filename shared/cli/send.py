@@ -24,7 +24,7 @@ from shared.cli.text import safe
 from shared.observe.here import url_host
 
 if TYPE_CHECKING:
-    import aiohttp  # and in the functions, or every `presence` command would take half as long again to start
+    import aiohttp  # elsewhere inside functions: it makes every `presence` command start half as slowly again
 
 #: What a run plays, for each user.
 SCRIPTS: dict[str, tuple[Step, ...]] = {
@@ -39,7 +39,7 @@ TIMEOUT_SECONDS = 5  # OpenIM's own, as shipped
 
 @dataclass
 class Tally:
-    """What came back. seconds: of each answer."""
+    """The answers that came back. seconds: the time that each took."""
 
     answers: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -52,20 +52,20 @@ class Tally:
 
 @click.command()
 @click.option("--url", help="As in OpenIM's configuration; the default is the receiver on this machine.")
-@click.option("--shape", type=click.Choice(list(SHAPES)), default="v3.8", show_default=True, help="Which OpenIM.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), default="v3.8", show_default=True, help="The OpenIM to play.")
 @click.option(
     "--event",
     type=click.Choice(list(SCRIPTS)),
-    help="What happens to each user; without it, a login and a logout. session: with v3.8, users come and go as phones "
-    "do, else the same.",
+    help="What happens to each user; the default is a login and a logout. session: the same or, with v3.8, users who "
+    "come and go as phones do.",
 )
-@click.option("--seq", type=click.IntRange(0, 2**63 - 1), help="The seq of all; else it is the time, as OpenIM's.")
+@click.option("--seq", type=click.IntRange(0, 2**63 - 1), help="The seq of all callbacks; the default is the time.")
 @click.option("--users", type=click.IntRange(1), default=1, show_default=True, help="How many, user1 to userN.")
 @click.option("--user", "names", multiple=True, help="One user by name; may be repeated.")
 @click.option("--rate", type=click.FloatRange(0), default=0, help="Callbacks a second; 0 is as fast as it goes.")
-@click.option("--duplicates", type=click.IntRange(0, 100), default=0, help="Percent that are sent twice.")
+@click.option("--duplicates", type=click.IntRange(0, 100), default=0, help="Percentage that is sent twice.")
 @click.option("--reorder", is_flag=True, help="Send in another order than that of the seqs.")
-@click.option("--connections", type=click.IntRange(1, 256), default=2, show_default=True, help="At one time.")
+@click.option("--connections", type=click.IntRange(1, 256), default=2, show_default=True, help="How many at a time.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 def send(
     url: str | None,
@@ -82,9 +82,9 @@ def send(
 ) -> None:
     """Plays OpenIM: sends callbacks as one of its releases would.
 
-    Two at a time, as a gateway of OpenIM 3.7 and later does. Exits with 1 if any was not accepted. Without --event,
-    each user logs in and out. Without --url, it goes where PRESENCE_HOST, PRESENCE_PORT, PRESENCE_CALLBACK_PATH,
-    PRESENCE_BASIC_AUTH and PRESENCE_TLS_CERT say that the receiver is.
+    It sends two at a time, as a gateway of OpenIM 3.7 and later does. The exit code is 1 if any was not accepted.
+    Without --event, each user logs in and out. Without --url, it sends to the receiver that PRESENCE_HOST,
+    PRESENCE_PORT, PRESENCE_CALLBACK_PATH, PRESENCE_BASIC_AUTH and PRESENCE_TLS_CERT describe.
 
     \b
     Examples:
@@ -102,7 +102,7 @@ def send(
     everybody = names or tuple(f"user{number}" for number in range(1, users + 1))
     if event == "session" and shape == "v3.8":
         if seq is not None:
-            raise click.UsageError("--seq does not go with --event session of v3.8: those are thousands of moments")
+            raise click.UsageError("--seq cannot be used with --event session of v3.8, which needs many different seqs")
         total, requests = churn.count(len(everybody)), _churn(url, everybody)
     else:
         steps = SCRIPTS[event or "session"]
@@ -129,7 +129,7 @@ def _this_machine() -> tuple[str, Path | None]:
 
 
 def _without_credentials(url: str) -> tuple[str, dict[str, str]]:
-    """The URL, and the header that Go makes of `user:password@` in it: in UTF-8, where aiohttp takes Latin-1."""
+    """The URL, and the header that Go makes of `user:password@` in it: in UTF-8, while aiohttp uses Latin-1."""
     parts = urlsplit(url)
     if not parts.username:
         return url, {}
@@ -139,7 +139,7 @@ def _without_credentials(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _trust(certificate: Path) -> ssl.SSLContext:
-    """Trusts this one certificate, whatever name and whoever's signature it bears."""
+    """Trusts this one certificate, whatever its name and signature."""
     context = ssl.create_default_context(cafile=certificate)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -161,7 +161,7 @@ def _churn(url: str, users: tuple[str, ...]) -> Iterator[Request]:
     for batch in churn.batches(users, random.Random()):
         seq = max(seq + 2, time.time_ns() // 1_000_000)
         for step, user_id, platform_id, operation_id in batch:
-            # A real gateway's clock moved on within one callback of a hundred.
+            # In one callback of a hundred the clock of a real gateway had moved on.
             a_moment_later = random.randrange(100) == 0
             yield request("v3.8", url, step, user_id, seq + a_moment_later, platform_id, operation_id=operation_id)
 

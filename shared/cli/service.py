@@ -1,4 +1,4 @@
-"""A child process of `presence up`, started again when it ends or no longer answers."""
+"""A child process of `presence up`, restarted when it ends or no longer answers."""
 
 import socket
 import subprocess
@@ -12,7 +12,7 @@ from shared.children import die_with_parent, ending
 
 STOP_SECONDS = 15
 LONGEST_PAUSE_SECONDS = 10.0
-#: How often it is asked whether it lives, and how often in a row it may not answer before it counts as frozen.
+#: How often it is probed, and how many probes in a row may fail before it counts as frozen.
 PROBE_SECONDS = 3.0
 PROBES = 5
 
@@ -21,8 +21,8 @@ PROBES = 5
 class Service:
     """One child.
 
-    answers: whether it is alive, within a second or so; None if that cannot be asked. port_variable: a setting that
-    gets a free port at each start, which is `port` then. stop_seconds: how long it may take to stop.
+    answers: says within a second or so whether it is alive; None if that cannot be asked. port_variable: a setting
+    that gets a free port at each start; `port` is then that port. stop_seconds: how long it may take to stop.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Service:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.port = free.getsockname()[1]
             environment = {**environment, self.port_variable: str(self.port)}
-        # In a group of its own, so that Ctrl-C reaches us alone and we stop them in order.
+        # In its own process group, so that Ctrl-C reaches only us and we stop the services in order.
         self.process = subprocess.Popen(  # noqa: S603  # our own commands
             self.command,
             env=environment,
@@ -64,7 +64,7 @@ class Service:
             self.process.wait()
 
     def keep_running(self) -> None:
-        """Starts it again, after a pause that grows, when it has ended; kills it when it no longer answers."""
+        """Restarts it, after a growing pause, when it has ended; kills it when it no longer answers."""
         if self.process is None:
             if time.monotonic() >= self.start_at:
                 self.start()

@@ -7,7 +7,7 @@ import click
 
 
 def _become(module: str) -> None:
-    # By exec, not by import: the packages that run must not be imported from here.
+    # By exec, not by import: shared must not import the receiver or the worker.
     os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606
 
 

@@ -1,4 +1,4 @@
-"""`presence status`: is all well, and if not, why."""
+"""`presence status`: is all well and, if not, why?"""
 
 import json
 import sys
@@ -26,19 +26,19 @@ from shared.settings import Settings, without_password
 BETWEEN_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
 Here = Readiness | None
-#: With one receiver for hundreds of gateways, --json has all.
+#: There may be hundreds; --json has all.
 GATEWAYS_SHOWN = 8
-#: A worker gives a sign of life every three seconds or so, and counts as alive for fifteen.
+#: After this time without a heartbeat it is shown; heartbeats come about every three seconds.
 QUIET_SECONDS = 6
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--watch", is_flag=True, help=f"Again every {REFRESH_SECONDS:g} s, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help=f"Refresh every {REFRESH_SECONDS:g} s, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
-    """Shows whether all is well, what waits where, and how fast events go through.
+    """Shows whether all is well, what waits where, and how fast events pass.
 
-    Exit code 0: all is well; 1: not. Asks both Redis servers, and the receiver on this machine if there is one.
+    The exit code is 0 if all is well, else 1. It asks both Redis servers, and the receiver on this machine if any.
     Settings that matter: PRESENCE_REDIS_URL, PRESENCE_QUEUE_URL, PRESENCE_ADMIN_HOST, PRESENCE_ADMIN_PORT.
 
     \b
@@ -68,7 +68,7 @@ def status(as_json: bool, watch: bool) -> None:
 
 
 def _heard(here: "Future[Here]") -> tuple[Here, list[str]]:
-    """What the receiver on this machine said, and that it said nothing."""
+    """What the receiver on this machine said, and the problem if it did not answer."""
     try:
         return here.result(), []
     except Unavailable as error:
@@ -76,7 +76,7 @@ def _heard(here: "Future[Here]") -> tuple[Here, list[str]]:
 
 
 class View:
-    """One reading, and what has changed since the one before it."""
+    """One reading, and what has changed since the previous one."""
 
     def __init__(self, config: Settings, snapshot: Snapshot, before: Snapshot | None, here: "Future[Here]") -> None:
         self.snapshot = snapshot
@@ -92,7 +92,7 @@ class View:
         return self.snapshot.presence.stats
 
     def _rate(self, of: Callable[[Stats], int]) -> float | None:
-        """A second; None if there is only one reading."""
+        """How many per second; None if there is only one reading."""
         if self._before is None or self.snapshot.presence.server.error:
             return None
         return max(0, of(self._stats) - of(self._before)) / self._seconds
@@ -102,7 +102,7 @@ class View:
         return {"events": self._rate(lambda stats: stats.events), "changes": self._rate(lambda stats: stats.changes)}
 
     def as_json(self) -> dict[str, Any]:
-        """Times in Unix milliseconds, sizes in bytes; null where it is not known. Lags are bounds of the histogram."""
+        """Times in Unix milliseconds, sizes in bytes; null if unknown. Lags are bounds of the histogram."""
         queue, presence = self.snapshot.queue, self.snapshot.presence
         knows_queue, knows_presence = not queue.server.error, not presence.server.error
         return {
@@ -153,13 +153,13 @@ class View:
     def _queue_rows(self) -> list[str]:
         queue, now = self.snapshot.queue, self.snapshot.at_ms
         receivers = [
-            f"{each.name}, {_waiting(each.events, each.bytes, each.watermark_ms)}, heard of {age(each.at_ms, now)} ago"
+            f"{each.name}, {_waiting(each.events, each.bytes, each.watermark_ms)}, reported {age(each.at_ms, now)} ago"
             + (" (silent)" if health.is_silent(each.at_ms, now) else "")
             for each in queue.receivers
         ]
         workers = [
             f"{each.name[:12]} {each.state}, up {age(each.since_ms, now)}"
-            + (f", last sign of life {age(each.seen_ms, now)} ago" if now - each.seen_ms > QUIET_SECONDS * 1000 else "")
+            + (f", last heartbeat {age(each.seen_ms, now)} ago" if now - each.seen_ms > QUIET_SECONDS * 1000 else "")
             for each in queue.workers
         ]
         gateways = [_gateway(each, now) for each in queue.gateways.processes[:GATEWAYS_SHOWN]]
@@ -206,7 +206,7 @@ class View:
 
 
 def _gateway(gateway: Gateway, now_ms: int) -> str:
-    when = f"heard of {age(gateway.last_at_ms, now_ms)} ago"
+    when = f"last callback {age(gateway.last_at_ms, now_ms)} ago"
     heard = f"OpenIM at {gateway.peer}, pid {gateway.pid}: {gateway.state}, {when}"
     if gateway.lost is None:
         return f"{heard}; {gateway.note}"
@@ -270,5 +270,5 @@ def _span(seconds: float) -> str:
 
 
 def _finite(seconds: float | None) -> float | None:
-    """JSON knows no infinity."""
+    """None for infinity, which JSON lacks."""
     return None if seconds == float("inf") else seconds

@@ -11,7 +11,7 @@ __all__ = ["age", "moment", "named", "safe"]
 
 
 def named(users: Iterable[str]) -> Iterator[str]:
-    """The users that a command was given, and in the place of a dash those on standard input."""
+    """The users that a command was given; a dash stands for those on standard input."""
     for user in users:
         if user == "-":
             yield from _names_in(sys.stdin.buffer)
@@ -24,7 +24,7 @@ def _names_in(lines: Iterable[bytes]) -> Iterator[str]:
 
     A byte order mark, CRLF, blank lines and blanks at the ends are not part of a name.
     """
-    mark = codecs.BOM_UTF8  # before the first
+    mark = codecs.BOM_UTF8  # only before the first line
     for line in lines:
         if name := line.removeprefix(mark).decode(errors="surrogateescape").strip():
             yield name
@@ -32,7 +32,7 @@ def _names_in(lines: Iterable[bytes]) -> Iterator[str]:
 
 
 def moment(unix_ms: int) -> str:
-    """The time of day and the date, UTC, in seconds."""
+    """The date and the time of day, UTC, to the second."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(unix_ms / 1000))
     except (OverflowError, ValueError, OSError):
@@ -40,7 +40,7 @@ def moment(unix_ms: int) -> str:
 
 
 def age(unix_ms: int, now_ms: int | None = None) -> str:
-    """How long ago that was, roughly: at `now_ms`, if not now by the clock of this machine."""
+    """Roughly how long before `now_ms` that was; the default is now, by this machine's clock."""
     seconds = max(0, (time.time_ns() // 1_000_000 if now_ms is None else now_ms) - unix_ms) / 1000
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:

@@ -23,7 +23,7 @@ from shared.observe.here import fetch, is_everywhere, is_loopback, listens, url_
 from shared.redis.client import connect
 
 READY_SECONDS = 20
-#: What the commands in another terminal must know, where it is not the default: who sends, and who reads.
+#: Settings that commands in another terminal need if they are not the defaults: those that send, and those that read.
 _SENDING = ("host", "port", "callback_path", "basic_auth", "tls_cert", "tls_key")
 _READING = ("redis_url", "queue_url", "admin_host", "admin_port", "key_prefix")
 
@@ -32,8 +32,8 @@ _READING = ("redis_url", "queue_url", "admin_host", "admin_port", "key_prefix")
 def up() -> None:
     """Runs everything on this machine: a server with its data in ./data, a receiver, a worker.
 
-    Settings that matter: PRESENCE_REDIS_URL (a server of yours instead), PRESENCE_HOST and PRESENCE_PORT (where it
-    takes callbacks), PRESENCE_CALLBACK_PATH and PRESENCE_BASIC_AUTH (who may send them).
+    Settings that matter: PRESENCE_REDIS_URL (your own server instead), PRESENCE_HOST and PRESENCE_PORT (where it takes
+    callbacks), PRESENCE_CALLBACK_PATH and PRESENCE_BASIC_AUTH (who may send them).
 
     \b
     Examples:
@@ -67,7 +67,7 @@ def up() -> None:
                 receiver.answers = lambda it: _says(config.admin_host, config.admin_port, it) is not None
             worker = Service("worker", [sys.executable, "-m", "worker"], environment)
             worker.port = config.worker_admin_port
-            if not worker.port:  # it is asked all the same, to notice when it freezes
+            if not worker.port:  # it gets a port all the same, so that we notice when it freezes
                 worker.port_variable = "PRESENCE_WORKER_ADMIN_PORT"
             _start(services, worker, stopping, lambda: True)
             worker.answers = lambda it: _says(config.admin_host, it.port, it) == "alive"
@@ -90,7 +90,7 @@ def _start(
     is_ready: Callable[[], bool],
     reason: Callable[[], str] = lambda: "see the line above",
 ) -> None:
-    """Starts it for the first time, waits until it is ready. Raises PresenceError if it ends instead."""
+    """Starts it for the first time and waits until it is ready. Raises PresenceError if it ends instead."""
     services.append(service)
     service.start()
     give_up_at = time.monotonic() + READY_SECONDS
@@ -115,14 +115,14 @@ def _answers(environment: dict[str, str]) -> Callable[[], bool]:
 
 
 def _receives(config: settings.Settings, receiver: Service) -> bool:
-    """Asks the receiver itself where that is possible: on a port in use, somebody else would answer."""
+    """Asks the receiver itself if that is possible: if the port was in use, another program would answer there."""
     if config.admin_port:
         return _says(config.admin_host, config.admin_port, receiver) is not None
     return listens(config, 1)
 
 
 def _says(host: str, port: int, service: Service) -> str | None:
-    """What the service says of itself on /healthz; None if it says nothing, or another program does."""
+    """What the service says about itself on /healthz; None if it does not answer, or another program does."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         said = fetch(host, port, "/healthz", 1)
         if service.process and said["pid"] == service.process.pid:
@@ -131,19 +131,19 @@ def _says(host: str, port: int, service: Service) -> str | None:
 
 
 def _check_servers(config: settings.Settings, *, own: bool) -> None:
-    """Raises PresenceError if a server that somebody else runs does not answer."""
+    """Raises PresenceError if a server that we did not start does not answer."""
     for variable, url in (("PRESENCE_REDIS_URL", config.redis_url), ("PRESENCE_QUEUE_URL", config.queue_url)):
         try:
             connect(url).ping()
         except RedisError as error:
-            hint = "" if own else "; unset it to have a server started here, with its data in ./data"
+            hint = "" if own else "; unset it to start a server here, with its data in ./data"
             raise PresenceError(f"{variable}: {settings.without_password(url)}: {error}{hint}") from None
 
 
 def _how_to(config: settings.Settings, *, own: bool) -> str:
     host = "HOST" if is_everywhere(config.host) else url_host(config.host)
     scheme = "https" if config.tls_cert else "http"
-    credentials = "USER:PASSWORD@" if config.basic_auth else ""  # PRESENCE_BASIC_AUTH has them, our output does not
+    credentials = "USER:PASSWORD@" if config.basic_auth else ""  # our output must not show the real ones
     url = f"{scheme}://{credentials}{host}:{config.port}{config.callback_path}"
     redis = settings.without_password(config.redis_url)
     others = "other machines too"
@@ -169,11 +169,11 @@ See it work, in another terminal:
 
 
 def _told(config: settings.Settings, names: tuple[str, ...]) -> str:
-    """Assignments for a shell of those settings that are not as by default, each with a space after it."""
+    """Shell assignments of the settings that are not the defaults, each with a space after it."""
     defaults = settings.load({"PRESENCE_HOST": "127.0.0.1"})
     values = {name: value for name in names if (value := getattr(config, name)) != getattr(defaults, name)}
     if is_everywhere(config.host):
-        values.pop("host", None)  # it is reached at the address of loopback, the default of whoever sends
+        values.pop("host", None)  # commands reach it on loopback, which is their default
     if not config.has_separate_queue:
         values.pop("queue_url", None)
     shown = {name: settings.without_password(values[name]) for name in values if name.endswith("_url")}

@@ -25,24 +25,24 @@ log = logging.getLogger("watch")
 
 
 def _since(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """The id of a stream's entry to start after."""
+    """The id of the stream entry to start after."""
     if value is None or re.fullmatch(r"\d{1,18}(-\d{1,18})?", value):
         return value
     if match := re.fullmatch(r"(\d{1,9})([smhd])", value):
         return str(max(0, int((time.time() - int(match[1]) * UNIT_SECONDS[match[2]]) * 1000)))
-    raise click.BadParameter("is a time such as 90s, 10m, 2h or 7d, or the id of a change, or 0 for all there are")
+    raise click.BadParameter("must be a time such as 90s, 10m, 2h or 7d, or the id of a change, or 0 for all changes")
 
 
 @click.command()
 @click.option(
-    "--since", callback=_since, help="Begin so long ago (90s, 10m, 2h, 7d), or after the change with this id."
+    "--since", callback=_since, help="Begin this long ago (90s, 10m, 2h, 7d), or after the change with this id."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def watch(since: str | None, as_json: bool) -> None:
     """Shows status changes as they happen, until Ctrl-C.
 
-    Waits for Redis where it goes away, and goes on where it was; says so on standard error, as it does when changes
-    may be missing.
+    If Redis goes away, it waits, and then goes on where it was. It says so on standard error, and also if changes may
+    be missing.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def _follow(feed: Feed, listing: Listing, as_json: bool, outage: Outage) -> None
         try:
             changes = feed.poll(WAIT_SECONDS)
         except Missed as missed:
-            log.warning("%s; what Redis has of the 10 s before is shown again", missed)
+            log.warning("%s; what Redis has from the 10 s before is shown again", missed)
         except RedisError as error:
             if not is_outage(error):
                 raise

@@ -1,4 +1,4 @@
-"""OpenIM's batches, as the events of one job show them.
+"""OpenIM's batches, as far as the events of one job show them.
 
 A gateway of OpenIM 3.8.2 and later numbers its batches: operationID `p_<pid>_<n>` (open-im-server,
 internal/msggateway/online.go). Several callbacks, of several users, have one number.
@@ -18,16 +18,16 @@ _BATCH = re.compile(r"p_(\d{1,10})_(\d{1,15})", re.ASCII)
 
 #: A user who is online, and on which platform.
 Witness = tuple[str, int]
-#: Of one batch: it may name thousands.
+#: How many of one batch are kept: it may name thousands.
 MOST_WITNESSES = 4
 
 
 @dataclass(slots=True)
 class Heard:
-    """What a job's events have of one batch.
+    """What a job's events show of one batch.
 
-    seq: the lowest, by the gateway's clock. at_ms: when the first event was received, by the clock of the queue's
-    server. kinds: of the events. witnesses: some whom it names online.
+    seq: the lowest, by the gateway's clock. at_ms: when the first event was received, in Unix milliseconds by the clock
+    of the queue's server. kinds: of the events. witnesses: some of the users that the batch names online.
     """
 
     seq: int
@@ -46,10 +46,10 @@ def heard_in(events: Iterable[Event], skew_ms: int = 0) -> dict[Name, dict[int, 
     """The batches in these events, by their gateway process and their number.
 
     skew_ms: how far the clock of their receiver is ahead of that of the queue's server. Events of older receivers name
-    no peer, and are passed over.
+    no peer, and are skipped.
     """
     found: dict[tuple[str, str], Heard] = {}
-    # All events pass here: taking them apart at once is twice as fast as naming their fields one by one.
+    # All events pass here: unpacking them at once is twice as fast as naming their fields one by one.
     for user_id, command, seq, _, platform_id, _, operation_id, received_at, _, peer in events:
         if operation_id[:2] != "p_" or not peer:
             continue

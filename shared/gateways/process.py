@@ -1,4 +1,4 @@
-"""What was heard of one gateway process, and of those that had its address and pid before it."""
+"""What came from one gateway process, and from those that had its address and pid before it."""
 
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -6,27 +6,27 @@ from itertools import combinations
 from shared.gateways.batches import Heard, Witness
 from shared.gateways.run import Run
 
-#: A process is silent after so many times its usual interval, and this long at least;
+#: A process is silent after this many times its usual interval, but not before SILENT_LEAST_MS,
 SILENT_INTERVALS = 20
 SILENT_LEAST_MS = 60_000
-#: or after this long, whatever was usual.
+#: and in any case after this time.
 SILENT_MS = 21 * 60_000
-#: What is usual is seen from this long before the silence.
+#: The usual interval is that of this time before the silence.
 USUAL_MINUTES = 10
 MOST_RUNS = 4
-#: Some of them may have left meanwhile.
+#: Several, because some of them may have left meanwhile.
 MOST_WITNESSES = 16
-#: With fewer numbers than this, what overlaps another run is a callback that came very late, and no run.
+#: If something with fewer numbers overlaps another run, it is not a run but a callback that came very late.
 RUN_LEAST = 3
 
 
 @dataclass(slots=True)
 class Process:
-    """Times are Unix milliseconds by the clock of the queue's server.
+    """One gateway process. Times are Unix milliseconds by the clock of the queue's server.
 
-    online, offline: whether such callbacks came. runs: those that ended before, and the one that goes on, which is the
-    last. minutes: how many numbers were first heard in each minute, of the last ones. witnesses: some users whom it
-    called online, the last one last.
+    online, offline: whether such callbacks came. runs: those that have ended and, as the last, the current one.
+    minutes: for each of the last minutes, how many new numbers came in it. witnesses: some users that the process
+    called online, the latest one last.
     """
 
     online: bool = False
@@ -36,7 +36,7 @@ class Process:
     witnesses: list[Witness] = field(default_factory=list)
 
     def hear(self, number: int, batch: Heard, now_ms: int) -> None:
-        """Takes one batch, or a part of it, that a worker hears of now. What was heard before changes nothing."""
+        """Takes a batch, or a part of it, that a worker gets now. What came before changes nothing."""
         self.online |= "online" in batch.kinds
         self.offline |= "offline" in batch.kinds
         run = next((run for run in reversed(self.runs) if run.fits(number, batch.seq)), None)
@@ -71,27 +71,27 @@ class Process:
 
     @property
     def true_runs(self) -> list[Run]:
-        """Without what only a callback that came very late seems to be one."""
+        """The runs, without those that a callback which came very late only seems to make."""
         others = [run for run in self.runs if run.heard >= RUN_LEAST]
         return [run for run in self.runs if run in others or not any(run.overlaps(other) for other in others)]
 
     @property
     def is_two(self) -> bool:
-        """Two processes with one address and one pid, such as containers behind one address: both go on at one time."""
+        """Whether these are two processes with one address and one pid, such as containers: their runs overlap."""
         return any(one.overlaps(other) for one, other in combinations(self.true_runs, 2))
 
     @property
     def tells_all(self) -> bool:
-        """False if only one kind of callback is enabled: numbers are missing as a matter of course."""
+        """False if only one kind of callback is enabled: missing numbers are then normal."""
         return self.online and self.offline and not self.is_two
 
     def lost(self, now_ms: int) -> int:
-        """Of all its runs; 0 if nothing can be concluded."""
+        """How many numbers of all its runs never came; 0 if nothing can be concluded."""
         return sum(run.lost(now_ms) for run in self.runs) if self.tells_all else 0
 
     @property
     def usual_interval_ms(self) -> float:
-        """Between two batches, in the last ten minutes before it was last heard."""
+        """The time between two batches, in the ten minutes before its last callback."""
         last = self.last_at_ms // 60_000
         heard = sum(count for minute, count in self.minutes.items() if last - minute < USUAL_MINUTES)
         return USUAL_MINUTES * 60_000 / max(heard, 1)

@@ -1,4 +1,4 @@
-"""What is known of gateways as it stands in a hash on the queue's server: a field for each process, and two sums."""
+"""The form of what is known of gateways, in a hash on the queue's server: a field for each process, and two sums."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,7 +9,7 @@ from shared.gateways.batches import Name
 from shared.gateways.process import Process
 from shared.gateways.view import Gateways, view
 
-#: Two fields: what the sums have of processes and runs that are forgotten, and of numbers that came after all.
+#: The two sums: what forgotten processes and runs contributed, and numbers that came after all.
 FORGOTTEN_HEARD = "forgotten_heard"
 FORGOTTEN_LOST = "forgotten_lost"
 
@@ -25,7 +25,7 @@ def encode(process: Process) -> bytes:
 
 
 def decode(text: bytes | None) -> Process:
-    """A process of which nothing is known where the text is nothing that `encode` wrote."""
+    """The process that `encode` wrote; an empty one if the text is anything else."""
     with suppress(ValueError):
         process = _PROCESS.validate_json(text or b"")
         if process.runs and all(run.stretches for run in process.runs):
@@ -34,7 +34,7 @@ def decode(text: bytes | None) -> Process:
 
 
 def decode_all(fields: Mapping[bytes, bytes]) -> dict[Name, Process]:
-    """Those that can be read."""
+    """All processes that can be decoded."""
     processes = {}
     for name, text in fields.items():
         with suppress(ValueError):
@@ -45,7 +45,7 @@ def decode_all(fields: Mapping[bytes, bytes]) -> dict[Name, Process]:
 
 
 def read(fields: Mapping[bytes, bytes], now_ms: int) -> Gateways:
-    """The hash, as people see it at that time."""
+    """What people see of the hash at that time."""
     sums = []
     for name in (FORGOTTEN_HEARD, FORGOTTEN_LOST):
         text = fields.get(name.encode(), b"0")

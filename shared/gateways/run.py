@@ -1,7 +1,7 @@
-"""One run of a gateway process: numbers that are one sequence, whatever the order in which they are heard.
+"""One run of a gateway process: numbers that form one sequence, whatever the order in which they come.
 
-Several receivers and workers see parts of the sequence, and a journal that is found late brings its part late. So a run
-is what has been heard of it, put together; the order changes nothing.
+Several receivers and workers see parts of the sequence, and a journal that is found late brings its part late. A run
+puts these parts together; their order changes nothing.
 """
 
 from bisect import bisect_right
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 
 from shared.gateways.batches import Heard
 
-#: A number that has not come so long after a higher one was lost.
+#: A number is lost if it has not come this long after a higher one.
 LOST_MS = 15_000
-#: Within a run a higher number has a later seq. By so much the order of two numbers may be wrong: the gateway asks
-#: OpenIM's record for up to 5 s between counting a batch and sending it, in several goroutines.
+#: Within a run a higher number has a later seq, but two numbers may be out of order by this much: between counting a
+#: batch and sending it, the gateway asks OpenIM's record for up to 5 s, in several goroutines.
 ORDER_MS = 15_000
-#: So far the numbers of a run may be apart, besides those that it counts in the time between them.
+#: How far apart the numbers of a run may be, in addition to those that it counts in the time between them.
 ORDER_NUMBERS = 50
 NUMBERS_A_SECOND = 50
-#: A callback of a batch that was sent after so many later batches were heard is of another run's batch.
+#: If a callback was sent after this many later batches came, it belongs to another run.
 REPEATED_NUMBERS = 16
-#: Gaps that are remembered one by one.
+#: How many stretches, and so gaps, are remembered one by one.
 MOST_STRETCHES = 64
 
 
 @dataclass(slots=True)
 class Run:
-    """What was heard of one run.
+    """What came of one run.
 
-    stretches: [first number, last number, when the workers first heard one of them], in order, with gaps between them.
+    stretches: [first number, last number, when workers got the first of them], in order, with gaps between them.
     first_seq, last_seq: of its lowest and its highest number, by the gateway's clock. first_at_ms, last_at_ms: when its
-    first and its last callback were received. heard: numbers. dropped: numbers in gaps that are forgotten.
+    first and its last callback were received. heard: how many numbers came. dropped: numbers in forgotten gaps.
     """
 
     stretches: list[tuple[int, int, int]]
@@ -60,14 +60,14 @@ class Run:
         return apart >= -ORDER_MS and numbers <= ORDER_NUMBERS + max(apart, 0) * NUMBERS_A_SECOND // 1000
 
     def overlaps(self, other: "Run") -> bool:
-        """Whether both went on at one time, by the gateway's clock (which may step back) and by the receivers'."""
+        """Whether both ran at the same time, by the gateway's clock (which may step back) and by the receivers'."""
         return (
             max(self.first_seq, other.first_seq) <= min(self.last_seq, other.last_seq)
             and max(self.first_at_ms, other.first_at_ms) <= min(self.last_at_ms, other.last_at_ms)
         )  # fmt: skip
 
     def add(self, number: int, batch: Heard, now_ms: int) -> bool:
-        """False if the number was heard before. now_ms: when the workers hear it."""
+        """Adds a number; False if it came before. now_ms: when a worker gets it."""
         self.first_at_ms, self.last_at_ms = min(self.first_at_ms, batch.at_ms), max(self.last_at_ms, batch.at_ms)
         if number > self.high:
             self.last_seq = max(batch.seq, self.last_seq)
@@ -103,7 +103,7 @@ class Run:
         self.stretches[first:last] = [(start, end, at_ms)]
 
     def missing(self, now_ms: int) -> list[tuple[int, int]]:
-        """The numbers that never came, as far as they are remembered one by one: the first and the last of each gap."""
+        """The gaps that are remembered one by one: the first and the last number of each that never came."""
         gaps, higher_at_ms = [], now_ms
         for below, above in zip(reversed(self.stretches[:-1]), reversed(self.stretches), strict=False):
             higher_at_ms = min(higher_at_ms, above[2])

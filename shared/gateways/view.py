@@ -8,7 +8,7 @@ from shared.gateways.batches import Name
 from shared.gateways.process import Process
 from shared.gateways.run import LOST_MS, Run
 
-#: What was not heard of for so long is not shown any more.
+#: A process is no longer shown this long after its last callback.
 KEPT_MS = 24 * 3_600_000
 
 State = Literal["live", "silent", "restarted"]
@@ -18,9 +18,9 @@ State = Literal["live", "silent", "restarted"]
 class Gateway:
     """One gateway process.
 
-    heard: its batches. lost: those that never came; None if nothing can be concluded, and `note` says why. missing:
-    their numbers, the first and the last of each gap, as far as they are known. interval_ms: what is usual between two
-    batches. lead_ms: by how much its clock is ahead; below 0 where it is behind, or its batches were late.
+    heard: the batches that came. lost: those that never came; None if nothing can be concluded, and `note` says why.
+    missing: the first and the last number of each known gap. interval_ms: the usual time between two batches. lead_ms:
+    how far its clock is ahead; negative if it is behind, or if its batches were late.
     """
 
     peer: str
@@ -38,7 +38,7 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Gateways:
-    """All of them: the processes of the last day, those heard last first, and sums that never go back."""
+    """All gateways: the processes of the last day, the one that called back last first, and sums that never go back."""
 
     processes: tuple[Gateway, ...] = ()
     heard: int = 0
@@ -46,7 +46,7 @@ class Gateways:
 
 
 def view(known: Mapping[Name, Process], now_ms: int, forgotten_heard: int = 0, forgotten_lost: int = 0) -> Gateways:
-    """forgotten_heard, forgotten_lost: what the sums had of processes and numbers that are not in `known` any more."""
+    """forgotten_heard, forgotten_lost: what processes and numbers that are no longer in `known` contributed."""
     seen: list[Gateway] = []
     for (peer, pid), process in known.items():
         beside = [other for name, other in known.items() if name[0] == peer and other is not process]
@@ -62,10 +62,10 @@ def view(known: Mapping[Name, Process], now_ms: int, forgotten_heard: int = 0, f
 def _of_process(peer: str, pid: int, process: Process, beside: Collection[Process], now_ms: int) -> list[Gateway]:
     note = ""
     if process.is_two:
-        note = "two processes seem to share this address and pid: nothing is concluded of them"
+        note = "two processes seem to share this address and pid: nothing is concluded"
     elif not process.tells_all:
         which = "online" if process.online else "offline"
-        note = f"only {which} callbacks came: where the others are not enabled, numbers are missing"
+        note = f"only {which} callbacks came: if the others are not enabled, missing numbers are normal"
     interval_ms = int(process.usual_interval_ms)
 
     def gateway(state: State, run: Run | Process, interval_ms: int = 0) -> Gateway:
@@ -88,7 +88,7 @@ def _state(process: Process, run: Run | Process, beside: Collection[Process], no
     """beside: other processes at its address."""
     silent = process.is_silent(now_ms)
     if any(other.first_at_ms > run.last_at_ms for other in beside):
-        # Where several gateways share an address, a new one among them need not have taken the place of this one.
+        # If several gateways share an address, a new one need not have replaced this one.
         shared = any(other.first_at_ms <= run.last_at_ms and run.first_at_ms <= other.last_at_ms for other in beside)
         if silent if shared else now_ms - run.last_at_ms > LOST_MS:
             return "restarted"

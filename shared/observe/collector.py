@@ -19,18 +19,18 @@ from shared.redis.backend import Backend
 from shared.reports import Report
 from shared.settings import Settings
 
-#: A worker gives a sign of life every three seconds or so.
+#: After this time without a heartbeat a worker is silent; heartbeats come about every three seconds.
 WORKER_ALIVE_MS = 15_000
 
 
 def collect_queue(client: Redis, settings: Settings) -> QueueState:
-    """Two round trips. Raises RedisError if the server does not answer; a key of a wrong type is a trouble."""
+    """Takes two round trips. Raises RedisError if the server does not answer; keys of wrong types are in `troubles`."""
     queue = open_queue(client, settings)
     asked = {
         "server": ("INFO",),
         queue.key: ("LLEN", queue.key),
         "oldest": ("LINDEX", queue.key, 0),
-        # What a worker has taken and not begun: one that is frozen may never begin.
+        # Jobs that a worker has taken but not begun: a frozen worker may never begin.
         queue.intermediate_queue_key: ("LLEN", queue.intermediate_queue_key),
         "oldest taken": ("LINDEX", queue.intermediate_queue_key, -1),
         queue.started_job_registry.key: ("ZCARD", queue.started_job_registry.key),
@@ -42,7 +42,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         settings.keys.gateways: ("HGETALL", settings.keys.gateways),
     }
     answers = dict(zip(asked, _ask(client, list(asked.values())), strict=True))
-    # Of a wrong type, say. The first word after the command is the key.
+    # A key of a wrong type, for example. The first word after the command is the key.
     troubles = {f"{(*asked[name], '')[1]}: {reply}": None for name, reply in answers.items() if _failed(reply)}
     _raise_if_all_failed(answers.values())
     good = {name: None if _failed(reply) else reply for name, reply in answers.items()}
@@ -77,7 +77,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
 
 
 def collect_presence(client: Backend, settings: Settings) -> PresenceState:
-    """Each command goes to one key or node, since this may be a Cluster. Raises RedisError if one is down."""
+    """Each command is for one key or node, since this may be a Cluster. Raises RedisError if a node is down."""
     keys = settings.keys
     infos = client.at_each_primary(lambda node: node.info())
     server = _server(*infos)
@@ -133,13 +133,13 @@ def _troubles(info: dict[str, Any]) -> Iterator[str]:
 
 
 def _received_ms(fields: Any) -> int:
-    """Of a job: when its oldest event was received, or where another program made it, its creation."""
+    """When a job's oldest event was received or, if another program made the job, when it was created."""
     meta, created_at = (None, None) if _failed(fields) else fields
     return BatchMeta.parse(meta).received_ms or _moment_ms(created_at)
 
 
 def _workers(keys: Sequence[Any], found: Sequence[Any]) -> list[Worker]:
-    """Those whose hash is there: it runs out minutes after their last sign of life."""
+    """The workers whose hash is there; it expires minutes after their last heartbeat."""
     return [
         Worker(
             name=_decode(key).rpartition(":")[2],
@@ -160,13 +160,13 @@ def _workers(keys: Sequence[Any], found: Sequence[Any]) -> list[Worker]:
 def _reports(fields: dict[bytes, bytes]) -> list[Report]:
     found = []
     for name, value in sorted(fields.items()):
-        with suppress(ValueError):  # what is no report the sweep complains of
+        with suppress(ValueError):  # the sweep complains of what is not a report
             found.append(reports.decode(name, value))
     return found
 
 
 def _moment_ms(text: bytes | None) -> int:
-    """RQ's form of a time; 0 if there is none."""
+    """Parses a time as RQ writes it; 0 if there is none."""
     try:
         return int(utcparse(_decode(text)).timestamp() * 1000) if text else 0
     except ValueError:

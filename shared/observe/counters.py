@@ -7,7 +7,7 @@ from itertools import accumulate
 
 OUTCOMES = ("applied", "duplicate", "stale", "failed")
 
-#: Upper bounds in milliseconds of the time from an event's receipt to its being applied; beyond the last is "inf".
+#: Upper bounds, in milliseconds, of the time from an event's receipt until it is applied; beyond the last is "inf".
 LAG_BOUNDS_MS = (
     *(5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000),
     *(10_000, 30_000, 60_000, 120_000, 300_000, 600_000, 1_800_000, 3_600_000),
@@ -33,7 +33,7 @@ def lag_counts(received_at: Iterable[int], now_ms: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the hash says. lags: how many events for each bound, the last for beyond all; not cumulated.
+    """What the hash says. lags: how many events fall under each bound, the last number is beyond all; not cumulated.
 
     clock_ahead: events from gateways whose clock was ahead (worker/clock_ahead.py).
     """
@@ -51,7 +51,7 @@ class Stats:
 
     @classmethod
     def of(cls, fields: Mapping[bytes, bytes]) -> "Stats":
-        """Reads the hash; a field that is not there is 0. Raises ValueError for one that is no number."""
+        """Reads the hash; a missing field is 0. Raises ValueError for one that is not a number."""
         values = {name.decode(): value for name, value in fields.items()}
 
         def number(name: str) -> int:
@@ -67,7 +67,7 @@ class Stats:
         )
 
     def lag_below(self, share: float, before: "Stats | None" = None) -> float | None:
-        """Seconds below which this share of the events lay, those since `before` alone where it is given.
+        """Seconds below which the lag of this share of the events lay, of all events or of those since `before`.
 
         None if there were none; infinite beyond the last bound.
         """

@@ -1,4 +1,4 @@
-"""Whether the whole system is well, and if not, why: sentences for a person, each with what to do."""
+"""Whether the whole system is well and, if not, why: sentences for a person, each with what to do."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 from shared.redis.clock import SKEW_MOST_MS
 from shared.settings import Settings, without_password
 
-#: A receiver process reports every second.
+#: After this time without a report a receiver process is silent; it reports every second.
 SILENT_SECONDS = 15
-#: So long nothing should wait that could go on.
+#: Nothing should wait for longer than this.
 WAITING_SECONDS = 30
 FULL = 0.9
-#: What is worth a line about a gateway that has ended.
+#: How long a gateway that has ended is worth a line.
 RECENT_MS = 3_600_000
 
 
@@ -73,14 +73,14 @@ def _of_retries(queue: QueueState) -> Iterator[Remark]:
 
 def _of_silence(queue: QueueState, now_ms: int) -> Iterator[Remark]:
     if silent := [each.name for each in queue.receivers if is_silent(each.at_ms, now_ms) and not each.events]:
-        yield Remark("P059", f"silent, with nothing in the journal when last heard of: {', '.join(silent)}")
+        yield Remark("P059", f"silent, with nothing in the journal at the last report: {', '.join(silent)}")
 
 
 def _of_workers(queue: QueueState, now_ms: int) -> Iterator[Remark]:
     for worker in queue.silent_workers:
         yield Remark(
             "P056",
-            f"a worker is silent for {_seconds(worker.seen_ms, now_ms):,.0f} s, host {worker.host}, "
+            f"a worker has been silent for {_seconds(worker.seen_ms, now_ms):,.0f} s, host {worker.host}, "
             f"pid {worker.pid}: frozen, killed, or cut off from Redis; others do its work",
         )
     if queue.leases_held:
@@ -91,9 +91,9 @@ def _of_gateways(queue: QueueState) -> Iterator[Remark]:
     for each in queue.gateways.processes:
         name = f"OpenIM's gateway at {each.peer}, pid {each.pid}"
         if each.state == "silent":
-            yield Remark("P066", f"{name}, is silent: if it was stopped or killed, nobody said that its users are gone")
+            yield Remark("P066", f"{name}, is silent: if it was stopped or killed, it did not report that its users left")
         elif each.state == "restarted" and queue.at_ms - each.last_at_ms < RECENT_MS:
-            yield Remark("P067", f"{name}, has ended and another runs: it said nothing of the users that it had")
+            yield Remark("P067", f"{name}, has ended and another runs: it reported nothing about its users")
         if each.lost:
             numbers = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in each.missing[-3:])
             yield Remark(
@@ -156,7 +156,7 @@ def _of_outages(snapshot: Snapshot, settings: Settings) -> Iterator[Remark]:
 
 def _of_queue(snapshot: Snapshot) -> Iterator[Remark]:
     queue = snapshot.queue
-    yield from (Remark("P022", f"a key is not as it should be: {trouble}") for trouble in queue.troubles)
+    yield from (Remark("P022", f"a key is wrong: {trouble}") for trouble in queue.troubles)
     yield from _of_server("queue", queue.server)
     yield from _of_reports(snapshot)
     if not queue.workers:
@@ -176,12 +176,12 @@ def _of_reports(snapshot: Snapshot) -> Iterator[Remark]:
     reports = snapshot.queue.receivers
     if not any(not is_silent(report.at_ms, snapshot.at_ms) for report in reports):
         yield Remark(
-            "P052", "no receiver has reported lately: nobody takes callbacks, or none reaches the queue's Redis"
+            "P052", "no receiver has reported lately: none is running, or none reaches the queue's Redis"
         )
     for report in reports:
         if report.trouble and not is_silent(report.at_ms, snapshot.at_ms):
             yield Remark(
-                "P040", f"the receiver {report.name} refuses events, or did when the last one came: {report.trouble}"
+                "P040", f"the receiver {report.name} refuses events, or refused the last one: {report.trouble}"
             )
         if report.unreadable:
             yield Remark(
@@ -194,14 +194,14 @@ def _of_reports(snapshot: Snapshot) -> Iterator[Remark]:
             )
         if is_silent(report.at_ms, snapshot.at_ms):
             if report.events:
-                silent = f"{report.name} is silent for {_seconds(report.at_ms, snapshot.at_ms):,.0f} s"
-                yield Remark("P055", f"the receiver {silent}; {counted(report.events, 'event')} in its journal then")
+                silent = f"{report.name} has been silent for {_seconds(report.at_ms, snapshot.at_ms):,.0f} s"
+                yield Remark("P055", f"the receiver {silent}; its journal had {counted(report.events, 'event')} then")
         elif report.events and (waited := _seconds(report.watermark_ms, snapshot.at_ms)) > WAITING_SECONDS:
             yield Remark("P055", f"events wait in the journal of {report.name}, the oldest for {waited:,.0f} s")
 
 
 def _of_presence(presence: PresenceState, settings: Settings) -> Iterator[Remark]:
-    yield from (Remark("P022", f"a key is not as it should be: {trouble}") for trouble in presence.troubles)
+    yield from (Remark("P022", f"a key is wrong: {trouble}") for trouble in presence.troubles)
     if settings.redis_url != settings.queue_url:
         yield from _of_server("presence", presence.server)
 
@@ -210,7 +210,7 @@ def _of_server(role: str, server: Server) -> Iterator[Remark]:
     yield from (Remark("P017", f"the {role}'s Redis {trouble}") for trouble in server.troubles)
     if server.max_bytes and server.used_bytes > FULL * server.max_bytes:
         yield Remark(
-            "P019", f"the {role}'s Redis is full to {server.used_bytes / server.max_bytes:.0%} of its maxmemory"
+            "P019", f"the {role}'s Redis uses {server.used_bytes / server.max_bytes:.0%} of its maxmemory"
         )
     if server.max_bytes and server.evicts:
         yield Remark("P012", f"the {role}'s Redis evicts keys when it is full: set its maxmemory-policy to noeviction")

@@ -1,4 +1,4 @@
-"""The receiver on this machine: with Redis away, nobody else can say what waits in its journal."""
+"""Asks the receiver on this machine: while Redis is away, only it can say what waits in its journal."""
 
 import json
 import socket
@@ -11,14 +11,14 @@ from shared.errors import Unavailable
 from shared.observe.readiness import Readiness, readiness_of
 from shared.settings import Settings
 
-#: One that sums up several processes asks each for a second.
+#: A receiver that sums up several processes waits for each for up to a second.
 ANSWER_SECONDS = 1.4
 
 
 def ask_receiver(config: Settings) -> Readiness | None:
-    """What the receiver on this machine says of itself, or None if there is none.
+    """What the receiver on this machine says about itself, or None if there is none.
 
-    Raises Unavailable if something takes the connection and then says nothing, as a frozen receiver does.
+    Raises Unavailable if something accepts the connection and does not answer, as a frozen receiver does.
     """
     if not config.admin_port:
         return None
@@ -50,19 +50,19 @@ def read(host: str, port: int, page: str, seconds: float) -> bytes:
 
 
 def url_host(host: str) -> str:
-    """How a program on this machine reaches what listens on that host, as it stands in a URL."""
+    """The host for a URL by which a program on this machine reaches what listens on `host`."""
     if is_everywhere(host):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
 def is_everywhere(host: str) -> bool:
-    """Whether that is every address of this machine."""
+    """Whether the host means all addresses of this machine."""
     return host in ("0.0.0.0", "::")  # noqa: S104
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on that host."""
+    """Whether only this machine can reach what listens on the host."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -70,7 +70,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listens(config: Settings, seconds: float) -> bool:
-    """Whether anything takes connections at the receiver's port."""
+    """Whether anything accepts connections at the receiver's port."""
     host = url_host(config.host).strip("[]")
     try:
         socket.create_connection((host, config.port), seconds).close()
@@ -81,4 +81,4 @@ def listens(config: Settings, seconds: float) -> bool:
 
 class _AnyStatus(HTTPErrorProcessor):
     def http_response(self, request: Request, response: Any) -> Any:
-        return response  # a 503 has the same form, and more to say
+        return response  # a 503 has the same form

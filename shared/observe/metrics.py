@@ -1,7 +1,7 @@
-"""The metrics of the whole snapshot, and a page of metrics as Prometheus reads it.
+"""The metrics of a snapshot, and a page of metrics as Prometheus reads it.
 
-What the Redis servers know is on the page of every receiver and every worker, so that it is to be had as long as one of
-them lives: take `max` of it, not `sum`. Of a server that does not answer nothing is shown but `presence_redis_up` 0.
+What the Redis servers know is on the page of every receiver and every worker, so it is available as long as one of them
+lives: take its `max`, not its `sum`. If a server does not answer, only its `presence_redis_up` 0 is shown.
 """
 
 import time
@@ -39,14 +39,14 @@ def gauge(name: str, help_text: str, value: float) -> Metric:
 def histogram(
     name: str, help_text: str, bounds: Sequence[float], counts: Sequence[int], total_seconds: float
 ) -> Metric:
-    """bounds: in seconds, without the infinite one. counts: one more, not cumulated."""
+    """bounds: in seconds, without the infinite one. counts: not cumulated, one more than the bounds."""
     names = (*map(str, bounds), "+Inf")
     buckets = list(zip(names, map(float, accumulate(counts)), strict=True))
     return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=total_seconds)
 
 
 def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = True) -> Iterator[Metric]:
-    """queue_up, presence_up: False if this program has trouble with a server that answers, a full one, say."""
+    """queue_up, presence_up: False if this program has trouble with a server that answers, such as a full one."""
     queue, presence = snapshot.queue, snapshot.presence
     up = GaugeMetricFamily("presence_redis_up", "1 if the server answers and takes what we write.", labels=["role"])
     up.add_metric(["queue"], float(queue_up and not queue.server.error))
@@ -56,13 +56,13 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
         yield gauge("presence_queue_jobs", "Batches of events that wait in the queue.", queue.jobs)
         yield gauge(
             "presence_queue_oldest_seconds",
-            "Since when the oldest event in the queue has been waiting.",
+            "How long the oldest event in the queue has waited.",
             seconds_since(queue.oldest_ms, snapshot.at_ms),
         )
         yield gauge("presence_workers", "Workers alive.", len(queue.workers))
         skew = GaugeMetricFamily(
             "presence_clock_skew_seconds",
-            "The most that a clock differs from that of the queue's server.",
+            "The largest difference between a clock and that of the queue's server.",
             labels=["role"],
         )
         skew.add_metric(["receiver"], max((abs(each.skew_ms) / 1000 for each in queue.receivers), default=0.0))
@@ -72,14 +72,14 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
         yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)
     if not presence.server.error:
         stats = presence.stats
-        events = CounterMetricFamily("presence_events", "Events by what became of them.", labels=["outcome"])
+        events = CounterMetricFamily("presence_events", "Events by outcome.", labels=["outcome"])
         for outcome, count in stats.outcomes.items():
             events.add_metric([outcome], count)
         yield events
         yield CounterMetricFamily("presence_changes", "Changes of a user's status.", value=stats.changes)
         yield histogram(
             "presence_lag_seconds",
-            "From an event's receipt to its being applied.",
+            "From an event's receipt until it is applied.",
             [bound / 1000 for bound in LAG_BOUNDS_MS],
             stats.lags,
             stats.lag_seconds,
@@ -92,7 +92,7 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
 
 def _of_gateways(gateways: Gateways) -> Iterator[Metric]:
     batches = CounterMetricFamily(
-        "presence_gateway_batches", "Batches of callbacks, by OpenIM's own numbers of them.", labels=["outcome"]
+        "presence_gateway_batches", "Batches of callbacks, by OpenIM's own numbers.", labels=["outcome"]
     )
     batches.add_metric(["heard"], gateways.heard)
     batches.add_metric(["lost"], gateways.lost)
@@ -104,9 +104,9 @@ def _of_gateways(gateways: Gateways) -> Iterator[Metric]:
 
 
 def of_log(lines_dropped: float) -> Metric:
-    """Of one program, or of all processes of one."""
+    """Of one program, or of all its processes."""
     return CounterMetricFamily(
-        "presence_log_lines_dropped", "Log lines that nobody took in time, and that were left out.", value=lines_dropped
+        "presence_log_lines_dropped", "Log lines left out because nothing read them in time.", value=lines_dropped
     )
 
 

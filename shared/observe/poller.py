@@ -1,7 +1,7 @@
-"""Asking both Redis servers how they are, whatever they do.
+"""Reads the state of both Redis servers, whatever they do.
 
-Each server is asked in a thread of its own, and by one reading at a time, so a server that hangs holds up neither the
-other one nor whoever asks, and many who ask do not pile up.
+Each server is read in its own thread, one reading at a time. So a server that hangs holds up neither the other one nor
+the caller, and callers do not pile up.
 """
 
 import threading
@@ -18,7 +18,7 @@ from shared.redis.backend import Backend
 from shared.redis.client import connect
 from shared.settings import Settings
 
-#: For one answer of a server, and for all of them: a page must come within 2 s, whatever is down.
+#: Time for one answer of a server, and for all answers: a page must come within 2 s, whatever is down.
 ANSWER_SECONDS = 0.6
 ALL_SECONDS = 1.5
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class _SingleFlight(Generic[T]):
-    """Runs a function in a thread; who asks meanwhile gets the same result."""
+    """Runs a function in a thread; callers that come meanwhile get the same result."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
@@ -37,7 +37,7 @@ class _SingleFlight(Generic[T]):
         with self._lock:
             if self._running is None or self._running.done():
                 self._running = Future()
-                self._running.set_running_or_notify_cancel()  # who stops waiting must not cancel it for the others
+                self._running.set_running_or_notify_cancel()  # a caller that gives up must not cancel it for others
                 threading.Thread(target=self._run, args=(self._running,), name="poller", daemon=True).start()
             return self._running
 
@@ -49,7 +49,7 @@ class _SingleFlight(Generic[T]):
 
 
 class Poller:
-    """Reads the state of both servers, whatever they do. For use by several threads."""
+    """Reads the state of both servers. For use by several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -58,7 +58,7 @@ class Poller:
         self._presence = _SingleFlight(self._read_presence)
 
     def begin(self) -> tuple[Future[QueueState], Future[PresenceState]]:
-        """Both are to be waited for ALL_SECONDS at the most, and then given to `end`."""
+        """Starts both readings. Wait for them for ALL_SECONDS at most, then pass them to `end`."""
         return self._queue.begin(), self._presence.begin()
 
     def end(self, queue: Future[QueueState], presence: Future[PresenceState]) -> Snapshot:
@@ -68,7 +68,7 @@ class Poller:
         return Snapshot(of_queue.at_ms or time.time_ns() // 1_000_000, of_queue, of_presence)
 
     def poll(self) -> Snapshot:
-        """Blocks for ALL_SECONDS at the most."""
+        """Blocks for ALL_SECONDS at most."""
         begun = self.begin()
         both: list[Future[Any]] = [*begun]
         futures.wait(both, ALL_SECONDS)
@@ -78,7 +78,7 @@ class Poller:
         try:
             with self._client(self._settings.queue_url, "queue") as client:
                 return collect_queue(client, self._settings)
-        except Exception as error:  # whatever it answered: who asks must hear of it
+        except Exception as error:  # whatever it is: the caller shows it
             return QueueState(Server(error=_text(error)))
 
     def _read_presence(self) -> PresenceState:
@@ -90,7 +90,7 @@ class Poller:
 
     @contextmanager
     def _client(self, url: str, role: str) -> Iterator[Backend]:
-        """Kept from one reading to the next, but after a failure: a Cluster may have other primaries then."""
+        """A client, kept for the next reading unless this one fails: a Cluster may have other primaries then."""
         client = self._clients.pop(role, None) or connect(url, timeout=ANSWER_SECONDS)
         try:
             yield client

@@ -1,4 +1,4 @@
-"""What a receiver says of itself on `/readyz`: to balancers, to people with curl, and to the commands beside it."""
+"""What a receiver says about itself on `/readyz`: to balancers, to people with curl, and to commands on its machine."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +11,11 @@ from shared.observe.edge import LastCallback, RefusedLately, added_up, newest_ca
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """One receiver process, or all of a receiver together.
+    """One receiver process, or all processes of a receiver together.
 
     trouble: why it refuses events, or "". journal: the directory. journal_*: what Redis does not have yet.
-    unreadable_files: of the journal, and folders to take over. kept_*: what Redis has and may still lose, and why that
-    stays for longer than usual, or "". callbacks, refused: what came lately.
+    unreadable_files: files of the journal, and folders to take over, that cannot be read. kept_*: what Redis has but
+    may still lose, and why it stays for longer than usual, or "". callbacks, refused: what came lately.
     """
 
     trouble: str = ""
@@ -45,9 +45,9 @@ _READINESS = TypeAdapter(Readiness)
 
 
 def readiness_of(said: object) -> Readiness:
-    """Reads the page's JSON, of an older or newer receiver as well. Raises ValueError for what is none."""
+    """Reads the page's JSON, also of an older or newer receiver. Raises ValueError if it is another page."""
     if not isinstance(said, dict) or not said.keys() >= {"trouble", "redis", "journal_events"}:
-        raise ValueError("this is not what a receiver says of itself")
+        raise ValueError("this is not a receiver's /readyz")
     try:
         return _READINESS.validate_python(said)
     except ValidationError as error:
@@ -55,7 +55,7 @@ def readiness_of(said: object) -> Readiness:
 
 
 def combine(answers: Sequence[Readiness | None]) -> Readiness:
-    """One page for all processes: numbers are added up, and it is as well with all as with the worst of them.
+    """One page for all processes: numbers are added up, and the state is that of the worst process.
 
     answers: None for a process that did not answer.
     """

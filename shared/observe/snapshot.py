@@ -1,4 +1,4 @@
-"""The whole system at one moment, as its Redis servers show it: what metrics and `presence status` are made from."""
+"""The whole system at one moment, as its Redis servers show it: the source of metrics and `presence status`."""
 
 from dataclasses import dataclass, field
 
@@ -11,8 +11,8 @@ from shared.reports import Report
 class Server:
     """One Redis, or the primaries of a Cluster.
 
-    error: why it does not answer, or "". max_bytes: 0 if it has no limit. troubles: why it takes no writes, or may
-    keep none.
+    error: why it does not answer, or "". max_bytes: 0 if it has no limit. troubles: why it takes no writes or may not
+    keep them.
     """
 
     error: str = ""
@@ -26,7 +26,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker; since_ms: when it started; seen_ms: its last sign of life; skew_ms: as that of a Report."""
+    """One worker. since_ms: when it started. seen_ms: its last heartbeat. skew_ms: as in a Report."""
 
     name: str
     state: str
@@ -39,12 +39,12 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What RQ's keys and ours on its server say.
+    """What RQ's keys and ours say on the queue's server.
 
-    at_ms: when it was asked, 0 if it does not say; by its own clock, as are all times here. oldest_ms: when the
-    oldest event in the queue was received, 0 if none waits; jobs: with those that a worker has taken and not begun.
-    silent_workers: without a sign of life for 15 s. leases_held: why no lease runs out now, or "".
-    troubles: keys of wrong types.
+    at_ms: when the server was asked, 0 if it does not say; all times here are by its clock. oldest_ms: when the oldest
+    event in the queue was received, 0 if none waits. jobs: includes those that a worker has taken but not begun.
+    silent_workers: without a heartbeat for 15 s. leases_held: why no lease runs out now, or "". troubles: keys of wrong
+    types.
     """
 
     server: Server
@@ -64,7 +64,7 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class PresenceState:
-    """last_change: the newest entry of the stream of changes."""
+    """What our keys say on presence's server. last_change: the newest entry of the stream of changes."""
 
     server: Server
     stats: Stats = field(default_factory=Stats)
@@ -74,7 +74,7 @@ class PresenceState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Both, at one time (Unix milliseconds, by the clock of the queue's server where that answers)."""
+    """Both at one time. at_ms: Unix milliseconds, by the clock of the queue's server if it answers."""
 
     at_ms: int
     queue: QueueState

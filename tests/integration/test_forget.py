@@ -69,7 +69,7 @@ def test_users_come_from_standard_input_and_a_broken_key_goes_too(server: Server
     lines = forget(server, "-", given="broken\nnobody\r\nalice\n").splitlines()
     assert [line.split(maxsplit=1) for line in lines] == [
         ["broken", "forgotten, was unknown"],
-        ["nobody", "never heard of"],
+        ["nobody", "nothing known"],
         ["alice", "forgotten, was offline"],
     ]
     assert not redis.keys("presence:*")

@@ -160,7 +160,7 @@ def test_a_key_of_a_wrong_type_is_named(run: Run, redis: Redis, key: str) -> Non
     redis.set(key, "in the way")
     result = run("status")
     assert result.exit_code == 1
-    assert f"a key is not as it should be: {key}: WRONGTYPE" in result.output
+    assert f"a key is wrong: {key}: WRONGTYPE" in result.output
 
 
 def test_a_server_that_has_become_a_replica_is_named(

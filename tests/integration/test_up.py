@@ -139,7 +139,7 @@ def test_commands_in_its_directory_ask_the_server_that_it_started(up: Up, tmp_pa
     wait_until(lambda: "offline" in here("get", "alice"))
     assert up.redis_url in here("status")
     assert (tmp_path / "data" / "up.json").stat().st_mode & 0o077 == 0
-    assert "never heard of" in here("get", "alice", PRESENCE_REDIS_URL=up.redis_url.replace("/0", "/1"))
+    assert "nothing known" in here("get", "alice", PRESENCE_REDIS_URL=up.redis_url.replace("/0", "/1"))
     assert up.stop(30) == 0
     assert not (tmp_path / "data" / "up.json").exists()
 
@@ -178,7 +178,7 @@ def test_append_only_files_without_their_manifest_stop_the_start(up: Up, with_da
     (with_data / "appendonly.aof.manifest").unlink()
     up.start()
     assert up.popen.wait(20) == 1
-    assert "no manifest that names them: a server would begin with no user" in up.text()
+    assert "no manifest that names them: a server would start without users" in up.text()
     assert "Traceback" not in up.text()
 
 
@@ -347,7 +347,7 @@ def test_get_for_people(known: Redis, server: Server) -> None:
     assert "online" in first
     assert "2024-11-23 07:07:58Z" in first
     assert "2 sessions" in first
-    assert "never heard of" in second
+    assert "nothing known" in second
     assert "\x1b" not in second
 
 

@@ -38,7 +38,7 @@ def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
         (queue(receivers=(replace(REPORT, at_ms=NOW - 16_000),)), "no receiver has reported"),
         (
             queue(receivers=(REPORT, replace(REPORT, name="b:2", at_ms=NOW - 90_000, events=3))),
-            "b:2 is silent for 90 s; 3",
+            "b:2 has been silent for 90 s; its journal had 3",
         ),
         (queue(receivers=(replace(REPORT, trouble="the disk is full"),)), "host:1 refuses events"),
         (
@@ -48,7 +48,7 @@ def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
         (queue(jobs=2, oldest_ms=NOW - 31_000), "the oldest for 31 s"),
         (queue(failed=2), "presence failed list"),
         (queue(troubles=("LLEN rq:queue:presence: WRONGTYPE",)), "rq:queue:presence: WRONGTYPE"),
-        (queue(server=replace(SERVER, used_bytes=95, max_bytes=100)), "full to 95%"),
+        (queue(server=replace(SERVER, used_bytes=95, max_bytes=100)), "uses 95%"),
         (queue(server=replace(SERVER, max_bytes=100, evicts=True)), "noeviction"),
         (queue(server=Server(error="refused")), "the queue's Redis, redis://b/0, does not answer: refused"),
         (replace(WELL, presence=PresenceState(Server(error="refused"))), "presence, redis://a/0, does not answer"),
@@ -122,4 +122,4 @@ def test_several_processes_are_as_well_as_the_worst_of_them() -> None:
 
 def test_a_worker_that_froze_is_named() -> None:
     (note,) = health.notes(queue(silent_workers=(replace(WORKER, host="h", pid=7, seen_ms=NOW - 20_000),)))
-    assert note.startswith("a worker is silent for 20 s, host h, pid 7: ")
+    assert note.startswith("a worker has been silent for 20 s, host h, pid 7: ")

@@ -31,5 +31,5 @@ def test_every_command_has_an_example_that_runs_it(path: tuple[str, ...]) -> Non
 def test_the_commands_are_listed_by_task_and_completion_is_mentioned() -> None:
     text = CliRunner().invoke(cli, ["--help"]).output
     assert [text.index(f"\n  {name} ") for name in cli.commands]
-    assert text.index("Run it:") < text.index("Look who is online:") < text.index("Try it:")
+    assert text.index("Run it:") < text.index("See who is online:") < text.index("Try it:")
     assert "_PRESENCE_COMPLETE=bash_source" in text
