@@ -25,14 +25,14 @@ from worker.rq_worker import PresenceWorker
 from worker.store.store import Poison
 from worker.sweep.sweeper import Sweeper
 
-#: As a stack trace names it. The job itself has logged it, with the event.
+#: The name in a stack trace. The job itself has logged this error, with the event.
 _POISON = f"{Poison.__module__}.{Poison.__qualname__}"
 
 log = logging.getLogger("worker")
 
 
 class _Terse(logging.Filter):
-    """Makes one line of each of RQ's messages, without stack traces, and drops those of outages, which Outage logs."""
+    """Makes one line of each of RQ's messages, without stack trace, and drops those about outages: Outage logs them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         arguments = record.args if isinstance(record.args, tuple) else ()
@@ -49,7 +49,7 @@ class _Terse(logging.Filter):
 
 
 def work(settings: Settings, stopping: threading.Event) -> None:
-    """Works until `stopping` is set. RQ's loop gives up on some errors of Redis; then the next one starts."""
+    """Works until `stopping` is set. If RQ's loop gives up after an error of Redis, a new one starts."""
     where = without_password(settings.queue_url)
     outage = Outage(log, f"Redis for the queue, {where},")
     heartbeat = Heartbeat()
@@ -81,10 +81,10 @@ def work(settings: Settings, stopping: threading.Event) -> None:
 
 
 def _inspect(settings: Settings, queue: Backend) -> None:
-    """Raises SettingsError if a server is not as it must be, RedisError where the queue's does not answer."""
+    """Checks both servers. Raises SettingsError if one does not suit, RedisError if the queue's does not answer."""
     inspect(queue, queue_variable(settings), log)
     if settings.redis_url != settings.queue_url:
-        with suppress(RedisError), connect(settings.redis_url) as presence:  # jobs will wait for it
+        with suppress(RedisError), connect(settings.redis_url) as presence:  # if it is away, jobs will wait
             inspect(presence, "PRESENCE_REDIS_URL", log)
 
 
@@ -93,7 +93,7 @@ def main() -> int:
     try:
         settings = load()
         logs.set_up(settings.log_level, settings.log_format)
-        logging.getLogger("rq").setLevel(logging.WARNING)  # its lines at debug, with colours, say nothing of events
+        logging.getLogger("rq").setLevel(logging.WARNING)  # its debug lines, in colours, do not mention events
         logging.getLogger("rq.worker").addFilter(_Terse())
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,6 @@
-"""A worker's pages, on a port of their own: /healthz and /metrics. Off unless PRESENCE_WORKER_ADMIN_PORT is set.
+"""A worker's pages, on their own port: /healthz and /metrics. Off unless PRESENCE_WORKER_ADMIN_PORT is set.
 
-In a thread beside the worker's loop, with the standard library's server: a worker needs no other HTTP.
+They run in a thread beside the worker's loop, on the standard library's server: a worker needs no other HTTP.
 """
 
 import json
@@ -19,27 +19,27 @@ from shared.observe.poller import Poller
 from shared.settings import Settings
 from worker.heartbeat import Heartbeat
 
-#: A worker that has not come round for so long hangs: a job takes seconds, also while Redis is away.
+#: A worker hangs if its loop has not run for this long: a job takes seconds, even while Redis is away.
 HANGS_SECONDS = 60.0
 
 log = logging.getLogger("worker.admin")
 
 
 class Pages:
-    """What the pages say: each a status, a content type and a body."""
+    """The pages: each is a status, a content type and a body."""
 
-    def __init__(self, settings: Settings, pulse: Heartbeat, queue: Outage, presence: Outage) -> None:
+    def __init__(self, settings: Settings, heartbeat: Heartbeat, queue: Outage, presence: Outage) -> None:
         self._poller = Poller(settings)
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._queue = queue
         self._presence = presence
 
     def healthz(self) -> tuple[int, str, bytes]:
-        """Alive while the loop comes round, whatever Redis does."""
-        age = self._pulse.age_seconds
-        alive = age < HANGS_SECONDS
+        """Alive while the loop runs, whatever Redis does."""
+        age_seconds = self._heartbeat.age_seconds
+        alive = age_seconds < HANGS_SECONDS
         state = {
-            "status": "alive" if alive else f"the worker has not come round for {age:.0f} s",
+            "status": "alive" if alive else f"the worker's loop has not run for {age_seconds:.0f} s",
             "pid": os.getpid(),
             "queue": "down" if self._queue.is_on else "up",
             "presence": "down" if self._presence.is_on else "up",
@@ -53,10 +53,10 @@ class Pages:
 
 
 def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:
-    """Listens, and answers in a thread. Raises SettingsError if it cannot listen."""
+    """Listens and answers in a thread. Raises SettingsError if it cannot listen."""
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 2.0  # for a peer that connects and says nothing
+        timeout = 2.0  # seconds for a peer that connects and sends nothing
 
         def do_GET(self) -> None:
             found = {"/healthz": pages.healthz, "/metrics": pages.metrics}.get(self.path.partition("?")[0])
@@ -68,7 +68,7 @@ def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """A line for every scrape would say nothing."""
+            """Logs nothing: a line for every scrape would only be noise."""
 
     host, port = settings.admin_host, settings.worker_admin_port
     try:
@@ -77,7 +77,7 @@ def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:
     except OSError as error:
         raise SettingsError(
             f"PRESENCE_WORKER_ADMIN_PORT: cannot listen on {host}:{port}: {error.strerror}; "
-            "each worker of a host needs a port of its own, or 0 for none"
+            "each worker on a host needs its own port, or 0 for none"
         ) from None
     threading.Thread(target=server.serve_forever, name="admin", daemon=True).start()
     return server
@@ -89,7 +89,7 @@ class _Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         if self.server_address[0] == "::":  # IPv4 as well, whatever the machine's default
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for our name first
+        TCPServer.server_bind(self)  # HTTPServer's version first asks the DNS for our name
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.debug("a request from %s broke off", client_address)

@@ -1,16 +1,16 @@
-"""Events of a gateway whose clock is ahead: they count with the time at which the receiver took them.
+"""Events of a gateway whose clock is ahead: they count as of the time at which the receiver took them.
 
-OpenIM's seq is the gateway's clock. Whatever was stamped in the future would win until the future comes: an offline
-event would make all that follow stale, and an online session could neither be closed nor renewed.
+OpenIM's seq is the gateway's clock. A seq in the future would win until the future comes: after an offline event all
+others would be stale, and an online session could neither be closed nor renewed.
 
 Pure: no clock, no Redis.
 """
 
 from shared.events import Event
 
-#: What gateways, receivers and the way between them may differ by.
+#: The accepted difference between the clocks of gateways and receivers, network delay included.
 LEAD_MOST_MS = 60_000
-#: A seq in here is a clock in milliseconds, of the years 2001 to 2286; OpenIM sends no other.
+#: A seq in this range is a clock in milliseconds, of the years 2001 to 2286; OpenIM sends no other.
 CLOCK_LEAST, CLOCK_MOST = 10**12, 10**13
 
 
@@ -19,5 +19,5 @@ def is_ahead(event: Event) -> bool:
 
 
 def correct(event: Event) -> Event:
-    """The event as it counts and is stored. A function of the event alone, so delivered again it comes to the same."""
+    """The event as it counts and is stored. This depends on the event alone, so a repeated delivery gives the same."""
     return event._replace(seq=event.received_at) if is_ahead(event) else event

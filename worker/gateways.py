@@ -1,4 +1,4 @@
-"""Writes down which batches of OpenIM's gateways were heard, see shared/gateways."""
+"""Records which batches of OpenIM's gateways came, see shared/gateways."""
 
 import logging
 import random
@@ -18,9 +18,9 @@ from shared.gateways.process import Process
 from shared.gateways.view import KEPT_MS
 from shared.logs.throttle import LogThrottle
 
-#: Whoever may send callbacks can make up pids.
+#: A limit, because anyone who may send callbacks can make up pids.
 MOST_PROCESSES = 256
-#: When another worker was writing: how often it is tried again, and after how long a pause at the most.
+#: If another worker was writing: how often to try again, and the longest pause before that.
 TRIES = 50
 PAUSE_SECONDS = 0.005
 
@@ -29,11 +29,10 @@ _troubles = LogThrottle(log, most=1)
 
 
 def note(client: Redis, keys: Keys, events: Sequence[Event], now_ms: int, skew_ms: int = 0) -> None:
-    """Adds the batches in these events to what was heard. Raises nothing: presence matters more than what is known of
-    gateways.
+    """Records the batches in these events. Raises nothing: presence matters more than knowledge of gateways.
 
-    client: of the queue's server; now_ms: by its clock; skew_ms: how far that of the events' receiver is ahead of it.
-    Events may be noted any number of times.
+    client: of the queue's server. now_ms: by its clock. skew_ms: how far the clock of the events' receiver is ahead of
+    it. Events may be noted any number of times.
     """
     try:
         heard = heard_in(events, skew_ms)
@@ -46,13 +45,13 @@ def note(client: Redis, keys: Keys, events: Sequence[Event], now_ms: int, skew_m
                 return
             time.sleep(random.uniform(0, PAUSE_SECONDS))
         _troubles.say(
-            logging.WARNING, "too many workers write down what was heard of gateways: a batch may count as lost"
+            logging.WARNING, "too many workers record the batches of gateways at once: a batch may count as lost"
         )
     except RedisError as error:
         hint = f"; remove the key {keys.gateways}" if isinstance(error, ResponseError) else ""
-        _troubles.say(logging.WARNING, "what was heard of gateways is not written down: %s%s", error, hint)
+        _troubles.say(logging.WARNING, "the batches of gateways are not recorded: %s%s", error, hint)
     except Exception as error:
-        _troubles.say(logging.ERROR, "what was heard of gateways is not written down: %r", error)
+        _troubles.say(logging.ERROR, "the batches of gateways are not recorded: %r", error)
 
 
 def _add(client: Redis, key: str, heard: Mapping[Name, Mapping[int, Heard]], now_ms: int) -> bool:
@@ -73,7 +72,7 @@ def _add(client: Redis, key: str, heard: Mapping[Name, Mapping[int, Heard]], now
             transaction.hdel(key, *map(records.encode_name, forgotten))
         texts: dict[Any, Any] = {fields[name]: records.encode(process) for name, process in known.items()}
         transaction.hset(key, mapping=texts)
-        # The sums never go back, though a number may come that was thought lost, or a run be forgotten.
+        # The sums never go back, even if a number comes that seemed lost, or a run is forgotten.
         for index, field in enumerate((records.FORGOTTEN_HEARD, records.FORGOTTEN_LOST)):
             if less := max(0, before[index] - after[index]) + gone[index]:
                 transaction.hincrby(key, field, less)
@@ -85,7 +84,7 @@ def _add(client: Redis, key: str, heard: Mapping[Name, Mapping[int, Heard]], now
 
 
 def _sums(processes: Mapping[Name, Process], now_ms: int) -> tuple[int, int]:
-    """Batches heard, and lost."""
+    """How many batches came, and how many were lost."""
     each = processes.values()
     return sum(process.heard for process in each), sum(process.lost(now_ms) for process in each)
 
@@ -96,7 +95,7 @@ def _merge(process: Process, batches: Mapping[int, Heard], now_ms: int) -> None:
 
 
 def _too_much(transaction: Pipeline, key: str, heard: Collection[Name], now_ms: int) -> dict[Name, Process]:
-    """Processes that ended long ago, and the oldest of what leaves no room for those that are heard now."""
+    """The processes to forget: those that ended long ago, and the oldest beyond MOST_PROCESSES."""
     fields: Any = transaction.hgetall(key)
     others = {name: process for name, process in records.decode_all(fields).items() if name not in heard}
     oldest = sorted(others, key=lambda name: others[name].last_at_ms)

@@ -26,10 +26,10 @@ from worker import gateways, rq_clock
 from worker.clock_ahead import correct, is_ahead
 from worker.store.store import Outcome, Poison, Store
 
-#: While presence cannot be written a job waits for about so long, then lets others have a turn; it comes back
-#: after RETRY_SECONDS, as often as it takes, and none of its own retries is used up.
+#: While presence cannot be written, a job waits for about this long, then lets others have a turn. It comes back
+#: after RETRY_SECONDS, as often as necessary, and uses up none of its own retries.
 PATIENCE_SECONDS = 3.0
-#: For one answer of presence. All of a job must be over before it counts as abandoned, after 15 s.
+#: The time for one answer of presence. A job must end before it counts as abandoned, after 15 s.
 ANSWER_SECONDS = 3.0
 RETRY_SECONDS = 2
 ENDLESSLY = 10**9
@@ -51,12 +51,12 @@ def _store() -> Store:
 
 @functools.cache
 def outage() -> Outage:
-    """Of the presence server."""
+    """The outage of the presence server, if there is one."""
     return Outage(log, f"Redis for presence, {without_password(_settings().redis_url)},", longest=1.0)
 
 
 def prepare() -> None:
-    """Makes the presence server ready, where it is there. Raises SettingsError if it is too old."""
+    """Prepares the presence server, if it answers. Raises SettingsError if it is too old."""
     with suppress(Unavailable):  # the first job will wait for it
         _store().prepare()
 
@@ -64,10 +64,10 @@ def prepare() -> None:
 def apply_batch(events: list[Any]) -> Retry | None:
     """Applies events, as `shared.events.encode` wrote them; called by RQ.
 
-    An event that cannot be applied goes on alone, as a job of its own with growing pauses between its tries;
-    the others of its batch are applied. Raises Poison for such an event once it is alone, so that RQ keeps it
-    among the failed jobs with this error. A batch of which all fail with one error stays together: then hardly each
-    of the events is at fault.
+    An event that cannot be applied goes on alone, as a separate job with growing pauses between its tries; the others
+    of its batch are applied. Once such an event is alone, Poison is raised for it, so that RQ keeps it among the failed
+    jobs with this error. If all events of a batch fail with the same error, the batch stays together: then the cause is
+    hardly in each of the events.
     """
     job = get_current_job()
     meta = BatchMeta.decode(job.meta) if job else BatchMeta()
@@ -75,13 +75,13 @@ def apply_batch(events: list[Any]) -> Retry | None:
     if ahead := [event for _, event in readable if is_ahead(event)]:
         readable = [(index, correct(event)) for index, event in readable]
     received = [event for _, event in readable]
-    if job is not None:  # before they are applied: what cannot be applied now was heard all the same
+    if job is not None:  # before they are applied: their batches came even if they cannot be applied now
         gateways.note(job.connection, _settings().keys, received, rq_clock.now_ms(), meta.skew_ms)
     try:
         results = _apply_patiently(received, meta)
     except Unavailable:
         return Retry(max=ENDLESSLY, interval=RETRY_SECONDS)
-    except Exception as error:  # a mistake of ours, or settings that are wrong: RQ would try again without a pause
+    except Exception as error:  # a bug of ours or wrong settings: RQ would try again without a pause
         poison = Poison(f"{type(error).__name__}: {error}")
         poison.__cause__ = error
         results = [poison] * len(readable)
@@ -95,7 +95,7 @@ def apply_batch(events: list[Any]) -> Retry | None:
     if failures:
         _set_apart(job, meta, events, failures)
     if job is not None and _settings().has_separate_queue:
-        job.result_ttl = KEPT_SECONDS  # presence might forget it: the sweep knows when it is safe
+        job.result_ttl = KEPT_SECONDS  # presence might forget it; the sweep decides when it is safe
     return None
 
 
@@ -110,12 +110,12 @@ def _decode(events: Sequence[Any]) -> tuple[list[tuple[int, Event]], list[tuple[
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))
-            failures.append((index, Poison(f"this is no event: {field}: {first['msg']}")))
+            failures.append((index, Poison(f"this is not an event: {field}: {first['msg']}")))
     return readable, failures
 
 
 def _apply_patiently(events: Sequence[Event], meta: BatchMeta) -> list[Outcome | Poison]:
-    """Raises Unavailable when presence could not be written for PATIENCE_SECONDS."""
+    """Raises Unavailable if presence could not be written for PATIENCE_SECONDS."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -150,7 +150,7 @@ def _tell_ahead(ahead: Sequence[Event]) -> None:
 
 
 def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> None:
-    """Raises Poison if the events are not to be parted, or no job of RQ's is running."""
+    """Puts each failed event into its own job. Raises Poison if they stay together, or outside a job of RQ's."""
     poison = failures[0][1]
     if job is None:
         raise poison
@@ -171,7 +171,7 @@ def _set_apart(job: Job | None, meta: BatchMeta, events: Sequence[Any], failures
 
 
 def _fail_alike(events: Sequence[Any], failures: Sequence[tuple[int, Poison]]) -> bool:
-    """True if events of several users have all failed, with one error."""
+    """True if events of several users have all failed with the same error."""
     users = {describe(event)["user_id"] for event in events}
     return len(failures) == len(events) and len({str(poison) for _, poison in failures}) == 1 and len(users) > 1
 

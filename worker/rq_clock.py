@@ -1,8 +1,8 @@
 """The clock of this worker and of RQ in it, set to that of the queue's server.
 
-RQ reads the clock of its machine wherever it writes or compares a time: when a job counts as abandoned, when a retry is
-due, when a worker gave its last sign of life. Workers on machines whose clocks differ would each see other jobs as
-abandoned and other retries as due.
+RQ reads its machine's clock whenever it writes or compares a time: when a job counts as abandoned, when a retry is due,
+when the last heartbeat of a worker was. If the clocks of machines differed, each worker would consider other jobs
+abandoned and other retries due.
 """
 
 import sys
@@ -13,18 +13,18 @@ from rq import utils
 
 
 def now_ms() -> int:
-    """Unix milliseconds by RQ's clock: that of the machine until `set_rq_clock`, and under plain `rq worker`."""
+    """Unix milliseconds by RQ's clock: the machine's until `set_rq_clock`, and always under plain `rq worker`."""
     return int(utils.now().timestamp() * 1000)
 
 
 def set_rq_clock(clock: Callable[[], int]) -> None:
-    """Makes all of RQ in this process go by `clock`, Unix milliseconds."""
+    """Makes all of RQ in this process use `clock`, which returns Unix milliseconds."""
 
     def now() -> datetime:
         return datetime.fromtimestamp(clock() / 1000, UTC)
 
     before = utils.now
-    # RQ's modules import the function by its name, so each of them has it; those that come later find ours in utils.
+    # RQ's modules import the function by name, so replace it in each; modules loaded later find ours in utils.
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "rq" and getattr(module, "now", None) is before:
             module.now = now  # type: ignore[attr-defined]

@@ -1,9 +1,8 @@
-"""RQ's worker, which recovers in seconds from what RQ takes minutes for.
+"""RQ's worker, made to recover in seconds where RQ takes minutes.
 
-RQ 3.0 finds the job of a killed worker when its heartbeat has expired (job timeout + 60 s) and the next
-maintenance is due (10 minutes, under a lock that a killed worker holds for 15); a job lost between queue and
-registry waits another minute. Here each of these takes seconds, and no lock, since applying a batch twice is
-harmless.
+RQ 3.0 finds the job of a killed worker when its heartbeat has expired (job timeout + 60 s) and the next maintenance is
+due (10 minutes, under a lock that a killed worker holds for 15). A job lost between queue and registry waits another
+minute. Here each of these takes seconds and no lock, since applying a batch twice is harmless.
 """
 
 import logging
@@ -29,11 +28,11 @@ from worker.heartbeat import Heartbeat
 #: A job that its worker has not finished after this time is run again by another.
 ABANDONED_SECONDS = 15
 MAINTENANCE_SECONDS = 3
-#: How long a worker counts as alive after its last sign of life.
+#: How long a worker counts as alive after its last heartbeat.
 ALIVE_SECONDS = 15
-#: And how long it is remembered, so that `presence status` can name one that froze.
+#: How long it is remembered after that, so that `presence status` can name one that froze.
 REMEMBERED_SECONDS = 600
-#: One wait for a job; a signal may go unheard for as long. An answer of Redis may take ANSWER_SECONDS longer.
+#: The length of one wait for a job; a signal takes effect only after it. Redis may take ANSWER_SECONDS longer.
 DEQUEUE_SECONDS = 1
 ANSWER_SECONDS = 4
 
@@ -41,13 +40,13 @@ log = logging.getLogger("worker")
 
 
 class PresenceWorker(SimpleWorker):
-    """Runs jobs in its own process, one after the other, keeping its connections.
+    """Runs jobs in its own process, one after the other, and keeps its connections.
 
-    clock: of the queue's server; see worker/rq_clock.py. Raises whatever RQ's own loop gives up on; start another one
-    then.
+    clock: of the queue's server; see worker/rq_clock.py. Raises the errors on which RQ's own loop gives up; then start
+    another worker.
     """
 
-    # Of RQ's pause after a lost connection, which doubles up to this.
+    # RQ's pause after a lost connection doubles up to this many seconds.
     max_connection_wait_time = 2.0
 
     def __init__(
@@ -95,7 +94,7 @@ class PresenceWorker(SimpleWorker):
         except RedisError as error:
             self._outage.failed(error)
             if self._stopping.is_set():
-                raise StopRequested from error  # RQ's loop would try until Redis is back
+                raise StopRequested from error  # else RQ's loop would try until Redis is back
             raise
         if pipeline is None:
             self._outage.over()
@@ -104,7 +103,7 @@ class PresenceWorker(SimpleWorker):
 
     def run_maintenance_tasks(self) -> None:
         self._clock.ask()
-        refresh_primary(self.connection)  # or go there with the next command: events come to the new one
+        refresh_primary(self.connection)  # if there is a new primary, receivers push events there
         for queue in self.queues:
             check_type(queue)
         for step in (self._retry_abandoned, self._rescue_stuck, self._promote_scheduled, clean_worker_registry):
@@ -114,12 +113,12 @@ class PresenceWorker(SimpleWorker):
                 except ResponseError as error:
                     if is_outage(error):
                         raise
-                    self._complain(f"RQ's keys are not as they should be: {error}")
+                    self._complain(f"a key of RQ's is wrong: {error}")
         self._register_again()
         self.last_cleaned_at = utils.now()  # type: ignore[assignment]  # RQ declares None
 
     def _complain(self, trouble: str) -> None:
-        """Once for each trouble, not once every MAINTENANCE_SECONDS."""
+        """Logs each trouble once, not every MAINTENANCE_SECONDS."""
         if trouble not in self._troubles:
             self._troubles.add(trouble)
             log.error(trouble)
@@ -141,7 +140,7 @@ class PresenceWorker(SimpleWorker):
                 transaction.execute()
 
     def _rescue_stuck(self, queue: Queue) -> None:
-        """Puts back jobs that a worker took off the queue and did not live to start."""
+        """Puts back jobs that a worker took off the queue but was killed before it started them."""
         stuck = queue.intermediate_queue
         started = set(queue.started_job_registry.get_job_ids(cleanup=False))
         seen_at = time.monotonic()
@@ -156,7 +155,7 @@ class PresenceWorker(SimpleWorker):
                 transaction.execute()
 
     def _register_again(self) -> None:
-        """A worker that was cut off for long has been struck off; RQ would not put it back."""
+        """Registers this worker again: after a long time without Redis it was removed, and RQ would not add it."""
         with self.connection.pipeline() as transaction:
             transaction.hset(self.key, mapping={**self.serialize(), SKEW_FIELD: self._clock.skew_ms})
             transaction.expire(self.key, REMEMBERED_SECONDS)
@@ -166,11 +165,11 @@ class PresenceWorker(SimpleWorker):
     # Start and stop
 
     def _install_signal_handlers(self) -> None:
-        """The process has its own, which set `stopping`: RQ's raise wherever they happen to strike."""
+        """Installs none: the process has its own, which set `stopping`. RQ's would raise at any point of the code."""
 
     @property
     def _stop_requested(self) -> bool:
-        """RQ's own flag, which it looks at between jobs and while it is suspended."""
+        """RQ's own flag, which it reads between jobs and while it is suspended."""
         self._heartbeat.beat()
         return self._stopping.is_set()
 
@@ -180,14 +179,14 @@ class PresenceWorker(SimpleWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        # RQ asks this before each wait for a job, when none is in hand, and does not look at its flag there.
+        # RQ reads this before each wait for a job, when it has none, and does not read its own flag there.
         self._heartbeat.beat()
         if self._stopping.is_set():
             raise StopRequested
         return bool(super().should_run_maintenance_tasks)
 
     def subscribe(self) -> None:
-        """No listener for RQ's remote commands: its thread does not survive every way Redis can be away."""
+        """Does not listen for RQ's remote commands: that thread does not survive every outage of Redis."""
 
     def unsubscribe(self) -> None:
         pass
@@ -196,4 +195,4 @@ class PresenceWorker(SimpleWorker):
         try:
             super().teardown()  # type: ignore[no-untyped-call]
         except RedisError:
-            log.debug("could not sign off; the heartbeat will run out")
+            log.debug("could not sign off; the heartbeat will expire")

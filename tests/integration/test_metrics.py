@@ -242,7 +242,7 @@ def test_a_worker_that_hangs_is_not_alive() -> None:
     pulse._at -= HANGS_SECONDS
     status, _, body = pages.healthz()
     assert status == 503
-    assert b"has not come round" in body
+    assert b"loop has not run" in body
 
 
 def test_a_worker_admin_port_in_use_stops_the_start_with_one_line(

@@ -76,7 +76,7 @@ def test_a_batch_is_applied_and_its_poison_goes_on_alone(queue: Queue, redis: Re
     assert len(scheduled) == 3
     errors = sorted(BatchJob.fetch(job_id, redis, JSONSerializer).description or "" for job_id in scheduled)
     assert "WRONGTYPE" in errors[0]
-    assert all("this is no event" in error for error in errors[1:])
+    assert all("this is not an event" in error for error in errors[1:])
 
 
 def test_an_event_alone_ends_among_the_failed_with_its_error(queue: Queue, redis: Redis) -> None:
@@ -89,7 +89,7 @@ def test_an_event_alone_ends_among_the_failed_with_its_error(queue: Queue, redis
             queue.scheduled_job_registry.remove(job)
             queue.enqueue_job(job)
     assert queue.failed_job_registry.get_job_ids() == ["batch-0"]
-    assert "this is no event: user_id: Field required" in (job.latest_result().exc_string or "")  # type: ignore[union-attr]
+    assert "this is not an event: user_id: Field required" in (job.latest_result().exc_string or "")  # type: ignore[union-attr]
     assert job.meta["attempts"] == 6
     assert redis.hget("presence-stats", "failed") == b"1"
 

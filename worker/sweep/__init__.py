@@ -1,1 +1,1 @@
-"""What no event triggers: leases that run out, new settings, batches that are safe or must be applied again."""
+"""Does what no event triggers: leases that run out, new settings, batches that are safe or must be applied again."""

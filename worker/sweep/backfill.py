@@ -1,4 +1,4 @@
-"""New settings for users that are there already: each is given the lease and the retention that apply from now on."""
+"""Gives existing users the lease and the retention that are set now."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from itertools import islice
 from shared.settings import Settings
 from worker.store.store import PIPELINE_EVENTS, Store
 
-#: Of each second, while all users get new settings.
+#: The part of each second that the walk may take.
 WALK_SECONDS = 0.3
 
 log = logging.getLogger("worker.leases")
@@ -19,17 +19,19 @@ class Backfill:
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
-        #: What all users should have, for comparison with what they do have.
+        #: The settings that all users should have, in the form in which `presence-sweep` holds those that they have.
         self.wanted = f"{settings.online_lease_seconds}/{settings.retention_seconds}"
         self._walk: Iterator[str] | None = None
 
     def give(self, now_ms: int) -> bool:
-        """Walks on; True if all users have the new settings. now_ms: when leases begin that have no beginning yet.
+        """Walks on; True if all users have the new settings.
 
-        Raises Unavailable.
+        now_ms: the beginning of leases that have none yet. Raises Unavailable.
         """
         if self._walk is None:
-            log.info("lease or retention is new, or the server: all users get what is set now")
+            log.info(
+                "lease, retention or the server is new: all users get the lease and the retention that are set now"
+            )
             self._walk = self._store.user_ids()
         rest_at = time.monotonic() + WALK_SECONDS
         while user_ids := list(islice(self._walk, PIPELINE_EVENTS)):
@@ -41,5 +43,5 @@ class Backfill:
         return True
 
     def break_off(self) -> None:
-        """The next walk begins anew."""
+        """Makes the next walk start from the beginning."""
         self._walk = None

@@ -1,4 +1,4 @@
-"""Closes sessions whose leases have run out, where silence means something (worker/sweep/watermark.py)."""
+"""Closes sessions whose leases have run out, if silence means something (worker/sweep/watermark.py)."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from shared.reports import Report
 from worker.store.store import PIPELINE_EVENTS, Store
 from worker.sweep.watermark import LeaseWatermark, look
 
-#: With more batches than this on the queue, their age is not asked.
+#: If there are more batches on the queue, their age is not read.
 BATCHES_MOST = 1000
 
 log = logging.getLogger("worker.leases")
@@ -25,17 +25,17 @@ class Leases:
         self._lease_ms = lease_ms
 
     def look(self, before: LeaseWatermark, now_ms: int, servers: str, reports: Sequence[Report]) -> LeaseWatermark:
-        """How far presence has come at `now_ms`, by the clock of the queue's server. reports: those just read.
+        """The new watermark at `now_ms`, by the clock of the queue's server.
 
-        servers: which runs of them; "" if they may not be asked. Raises RedisError.
+        reports: those just read. servers: see `LeaseWatermark`; "" if they may not be asked. Raises RedisError.
         """
-        waiting = waiting_since(self._queue, BATCHES_MOST)  # after the reports, which say what is on it
+        waiting = waiting_since(self._queue, BATCHES_MOST)  # after the reports, which say what is on the queue
         return look(before, now_ms, self._lease_ms, servers, reports, waiting)
 
     def close(self, watermark: LeaseWatermark, go_on: Callable[[], bool]) -> int:
-        """Closes what has run out; says how many sessions that were. go_on: asked after each thousand users.
+        """Closes the sessions whose leases have run out, and returns how many.
 
-        Raises RedisError, Unavailable.
+        go_on: called after each thousand users; False stops. Raises RedisError, Unavailable.
         """
         closed = 0
         while due := self._store.due(watermark.until, PIPELINE_EVENTS):

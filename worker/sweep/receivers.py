@@ -1,4 +1,4 @@
-"""The reports of receivers, as the sweep reads them."""
+"""Reads the reports of receivers for the sweep."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ from shared import reports
 from shared.errors import Unavailable
 from shared.reports import Report
 
-#: Reports of receivers that are gone are kept for so long at least, for people to see.
+#: Reports of receivers that are gone are kept at least this long, for people to see.
 KEPT_MS = 3_600_000
 
 log = logging.getLogger("worker.leases")
@@ -19,7 +19,7 @@ log = logging.getLogger("worker.leases")
 def read_reports(client: Redis, keys: Keys, now_ms: int, lease_ms: int) -> list[Report]:
     """The reports, without those of receivers that are long gone, which it deletes.
 
-    now_ms: by the clock of the queue's server. Raises RedisError, and Unavailable for what is no report.
+    now_ms: by the clock of the queue's server. Raises RedisError; Unavailable if a field is not a report.
     """
     found: Any = client.hgetall(keys.receivers)
     kept = []

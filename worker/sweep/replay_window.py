@@ -1,11 +1,11 @@
-"""Batches that presence might forget, where it lives on another server than the queue.
+"""Batches that presence might forget, if it lives on another server than the queue.
 
-A server that is killed, or a primary whose replica takes over, may have lost its last moments: events that were
-applied, and whose batches were done with. So batches stay in RQ's finished registry until a later answer of the same
-servers shows that they are safe; when the servers turn out to be others, they are applied once more. Where queue and
-presence share a server, both forget the same, and the receivers push it again.
+A server that is killed, or a primary whose replica takes over, may lose its last moments: events that were applied, and
+whose batches were done with. So batches stay in RQ's finished registry until a later answer of the same servers shows
+that they are safe. If the servers turn out to be others, the batches are applied once more. If queue and presence share
+a server, both forget the same, and the receivers push it again.
 
-How long a batch has been there is measured by one process with its monotonic clock, from when it first saw it: the
+One process measures how long a batch has been there, with its monotonic clock and from when it first saw the batch: the
 registry's scores were written with the clocks of several machines.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger("worker")
 class ReplayWindow:
     """For the one sweeper that has the turn. Every method raises RedisError.
 
-    clock: seconds that only go forward.
+    clock: returns seconds, and never goes back.
     """
 
     def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,11 +40,14 @@ class ReplayWindow:
         self._clock = clock
         #: When each batch was first seen to be applied.
         self._seen: dict[str, float] = {}
-        #: Batches that were being applied when the servers turned out to be others: perhaps still to the old ones.
+        #: Batches that were being applied when the servers turned out to be others, perhaps still to the old ones.
         self._in_flight: set[str] = set()
 
     def look(self) -> float:
-        """Sees what has been applied; returns when, on the window's clock. Before the servers are asked."""
+        """Notes which batches have been applied; returns when, on the window's clock.
+
+        To be called before the servers are asked.
+        """
         job_ids = self._applied()
         seen_at = self._clock()
         before, self._seen = self._seen, {job_id: self._seen.get(job_id, seen_at) for job_id in job_ids}
@@ -66,15 +69,14 @@ class ReplayWindow:
             pipeline.execute()
 
     def settle(self, asked_at: float) -> None:
-        """Forgets batches that were applied SETTLE_SECONDS before, or more.
+        """Forgets batches that were applied at least SETTLE_SECONDS before.
 
-        asked_at: when the servers that they were applied to were asked, which have answered since, on the window's
-        clock.
+        asked_at: when the servers to which they were applied were asked, on the window's clock; they have answered.
         """
         safe = {job_id for job_id, seen_at in self._seen.items() if seen_at <= asked_at - SETTLE_SECONDS}
         if not safe:
             return
-        # Where the registry changes meanwhile, the next sweep will do: another worker may just be putting these back.
+        # If the registry changes meanwhile, leave it to the next sweep: another worker may be putting these back.
         with self._queue.connection.pipeline() as transaction, suppress(WatchError):
             transaction.watch(self._key)  # type: ignore[no-untyped-call]
             members: Any = transaction.zrange(self._key, 0, -1)
@@ -87,8 +89,8 @@ class ReplayWindow:
             transaction.execute()
 
     def apply_again(self) -> None:
-        """Queues all of them, since the servers are others now, and later those that are being applied just now."""
-        # In this order: what is being applied when the first is read is in the second by then, or will be.
+        """Queues all batches again, since the servers are others now, and later those that are being applied now."""
+        # In this order: a batch that is running when the first is read is in the second by then, or will be.
         self._in_flight = set(self._queue.started_job_registry.get_job_ids(cleanup=False))
         if job_ids := self._applied():
             self._apply_again(job_ids)
@@ -109,5 +111,5 @@ class ReplayWindow:
             self._in_flight.discard(job_id)
 
     def forget(self) -> None:
-        """Measures anew: another sweeper may have had the turn meanwhile."""
+        """Starts measuring afresh: another sweeper may have had the turn meanwhile."""
         self._seen.clear()

@@ -1,8 +1,7 @@
-"""The sweep: what must be done although no event triggers it, once a second, in a thread of each worker.
+"""The sweep: does once a second what no event triggers, in a thread of each worker.
 
-One worker has the turn, and another takes it when that one is gone. Two at once do no harm. Each duty is a module of
-this room, and asks for what is due, so it costs what runs out and not what exists. All go by the clock of the queue's
-server.
+One worker has the turn; if it is gone, another takes it. Two at once do no harm. Each duty is a module of this room,
+and asks only for what is due, so it costs what runs out and not what exists. All use the clock of the queue's server.
 """
 
 import logging
@@ -51,7 +50,7 @@ class Sweeper(threading.Thread):
         self._backfill = Backfill(self._store, settings)
         self._may_ask = True
         self._cleared = False
-        # Leases of seconds, which only tests and trials have, are looked at more often.
+        # Leases of seconds, as in tests and trials, need shorter pauses.
         self._pause = min(SWEEP_SECONDS, settings.online_lease_seconds / 20 or SWEEP_SECONDS)
 
     def run(self) -> None:
@@ -71,7 +70,7 @@ class Sweeper(threading.Thread):
                 self._stopping.wait(SWEEP_SECONDS)
 
     def _concerns_anybody(self, error: Exception) -> bool:
-        """Of servers that are away the worker tells already; without leases nothing else waits for a sweep."""
+        """Whether to log it. The worker logs servers that are away, and without leases nothing waits for a sweep."""
         cause = error.__cause__ if isinstance(error, Unavailable) else error
         return self._leases is not None or not (isinstance(cause, Exception) and is_outage(cause))
 
@@ -81,7 +80,10 @@ class Sweeper(threading.Thread):
             self._window.forget()
 
     def sweep(self) -> int:
-        """One sweep, where this worker has the turn: how many sessions it closed. Raises RedisError, Unavailable."""
+        """Sweeps once, if this worker has the turn; returns how many sessions it closed.
+
+        Raises RedisError, Unavailable.
+        """
         if not self._has_turn():
             self._break_off()
             return 0
@@ -93,7 +95,7 @@ class Sweeper(threading.Thread):
         if self._window and presence:
             if before.get("presence", presence) != presence:
                 self._window.apply_again()
-                self._client.hset(self._keys.sweep, "presence", presence)  # or what fails below would repeat it
+                self._client.hset(self._keys.sweep, "presence", presence)  # else a failure below would repeat this
             self._window.settle(seen_at)
         reports = read_reports(self._client, self._keys, now_ms, self._lease_ms)
         watermark, closed = LeaseWatermark(), 0
@@ -104,24 +106,24 @@ class Sweeper(threading.Thread):
                 closed = self._leases.close(watermark, lambda: not self._stopping.is_set() and self._has_turn())
         after: dict[Any, Any] = asdict(watermark) | self._give_settings(before, presence)
         after["presence"] = presence or before.get("presence", "")
-        if self._has_turn():  # else it was frozen meanwhile, and another knows better
+        if self._has_turn():  # else this worker was frozen meanwhile, and another knows more
             self._client.hset(self._keys.sweep, mapping=after)
         return closed
 
     def _give_settings(self, before: dict[str, str], presence: str) -> dict[str, str]:
-        """Which settings all users have by now, and on which servers: one that was restored may have older users."""
-        walked = before.get("walked", presence)  # by an older release, which did not say
+        """Which settings all users have now, and on which servers: a restored server may have older users."""
+        walked = before.get("walked", presence)  # an older release did not say
         has = {"settings": before.get("settings", "0/0"), "walked": walked}
         done = {"settings": self._backfill.wanted, "walked": presence or walked}
         if has != done and not self._backfill.give(self._clock.now_ms()):
             return has
         if not self._leases and not self._cleared:
-            self._presence.unlink(self._keys.leases)  # from a time with leases
+            self._presence.unlink(self._keys.leases)  # left from a time with leases
             self._cleared = True
         return done
 
     def _ask_presence(self) -> str:
-        """Which runs of presence's servers answer; "" if that may not be asked."""
+        """The run ids of presence's servers; "" if they may not be asked."""
         try:
             runs = self._store.run_ids()
         except Unavailable as error:
