@@ -91,7 +91,9 @@ def _of_gateways(queue: QueueState) -> Iterator[Remark]:
     for each in queue.gateways.processes:
         name = f"OpenIM's gateway at {each.peer}, pid {each.pid}"
         if each.state == "silent":
-            yield Remark("P066", f"{name}, is silent: if it was stopped or killed, it did not report that its users left")
+            yield Remark(
+                "P066", f"{name}, is silent: if it was stopped or killed, it did not report that its users left"
+            )
         elif each.state == "restarted" and queue.at_ms - each.last_at_ms < RECENT_MS:
             yield Remark("P067", f"{name}, has ended and another runs: it reported nothing about its users")
         if each.lost:
@@ -175,9 +177,7 @@ def _of_queue(snapshot: Snapshot) -> Iterator[Remark]:
 def _of_reports(snapshot: Snapshot) -> Iterator[Remark]:
     reports = snapshot.queue.receivers
     if not any(not is_silent(report.at_ms, snapshot.at_ms) for report in reports):
-        yield Remark(
-            "P052", "no receiver has reported lately: none is running, or none reaches the queue's Redis"
-        )
+        yield Remark("P052", "no receiver has reported lately: none is running, or none reaches the queue's Redis")
     for report in reports:
         if report.trouble and not is_silent(report.at_ms, snapshot.at_ms):
             yield Remark(
@@ -209,9 +209,7 @@ def _of_presence(presence: PresenceState, settings: Settings) -> Iterator[Remark
 def _of_server(role: str, server: Server) -> Iterator[Remark]:
     yield from (Remark("P017", f"the {role}'s Redis {trouble}") for trouble in server.troubles)
     if server.max_bytes and server.used_bytes > FULL * server.max_bytes:
-        yield Remark(
-            "P019", f"the {role}'s Redis uses {server.used_bytes / server.max_bytes:.0%} of its maxmemory"
-        )
+        yield Remark("P019", f"the {role}'s Redis uses {server.used_bytes / server.max_bytes:.0%} of its maxmemory")
     if server.max_bytes and server.evicts:
         yield Remark("P012", f"the {role}'s Redis evicts keys when it is full: set its maxmemory-policy to noeviction")
 
