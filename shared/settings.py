@@ -24,6 +24,7 @@ _NEEDS = {
     "tls_key": "tls_cert",
     "trusted_proxies": "allowed_networks",
     "forward_ours": "forward_url",
+    "forward_on_failure": "forward_url",
 }
 
 #: What Kubernetes sets in every container for a Service whose name begins with "presence".
@@ -147,6 +148,7 @@ class Settings(BaseModel):
     forward_url: Annotated[str, AfterValidator(_http_url)] = Field("", repr=False)
     forward_max_bytes: int = Field(10_485_760, ge=256)
     forward_ours: int = Field(0, ge=0, le=1)
+    forward_on_failure: Literal["error", "continue"] = "error"
     journal_dir: Path = Path("journal")
     journal_max_bytes: int = Field(1_073_741_824, ge=1)
     journal_fsync: Literal["everysec", "always"] = "everysec"
@@ -206,7 +208,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         variable = variables.get(name, f"{PREFIX}{name}".upper())
         raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from None
     for name, needed in _NEEDS.items():
-        if getattr(settings, name) and not getattr(settings, needed):
+        if getattr(settings, name) != Settings.model_fields[name].default and not getattr(settings, needed):
             raise SettingsError(f"{PREFIX}{name.upper()}: does nothing without {PREFIX}{needed.upper()}; set both")
     return settings
 

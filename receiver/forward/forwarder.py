@@ -20,7 +20,9 @@ from yarl import URL
 
 from receiver.callback import Refused, path_of
 from receiver.forward.proxy import Headers, ProxiedResponse, headers_of, with_any_bytes
+from receiver.http import answers
 from receiver.http.body import Limit, MemoryBudget, ask_for
+from receiver.http.responses import answer
 from shared.errors import Unavailable
 from shared.logs.throttle import LogThrottle
 from shared.settings import Settings
@@ -60,6 +62,7 @@ class Forwarder:
         self.limit = Limit(settings.forward_max_bytes, "PRESENCE_FORWARD_MAX_BYTES")
         self.forwarded = self.failed = self.dropped = 0
         self._prefix = settings.callback_path
+        self._goes_on = settings.forward_on_failure == "continue"
         parts = urlsplit(settings.forward_url)
         self._origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._path = parts.path.rstrip("/")
@@ -118,9 +121,11 @@ class Forwarder:
         return self.give_up(_in_words(error))
 
     def give_up(self, trouble: str) -> web.Response:
-        """The answer that OpenIM cannot decode, so that it goes by its own failedContinue."""
+        """The answer if the upstream gives none: OpenIM goes on, or cannot decode it, as with a server that is down."""
         self.failed += 1
         self._troubles.say(logging.WARNING, "a callback was not forwarded to %s: %s", self._origin, trouble)
+        if self._goes_on:
+            return answer(200, answers.go_on(trouble))
         return web.Response(status=502, text=f"{trouble[0].upper()}{trouble[1:]}.\n")
 
     def copy(self, request: web.BaseRequest, body: bytes) -> None:

@@ -20,6 +20,11 @@ def not_ours(other: OtherCallback) -> bytes:
     return _answer(0, 0, f"{other.command} is not handled here")
 
 
+def go_on(trouble: str) -> bytes:
+    """To a callback that the business server does not answer, if OpenIM is to go on without its word."""
+    return _answer(0, 0, trouble)
+
+
 def _answer(action_code: int, error_code: int, message: str, detail: str = "") -> bytes:
     return to_json(
         {"actionCode": action_code, "errCode": error_code, "errMsg": message, "errDlt": detail, "nextCode": 0}

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -242,6 +243,35 @@ def test_an_upstream_that_is_down_is_one_plain_sentence(start: Callable[..., Rec
     assert receiver.post(OF_FOREIGN, JSON, FOREIGN)[0] == 502
     line = "a callback was not forwarded to http://127.0.0.1:1: the server behind"
     wait_until(lambda: receiver.text().count(line) == 2)
+
+
+@pytest.mark.parametrize("target", ["/", OF_FOREIGN])
+def test_openim_goes_on_without_an_upstream_that_is_down_or_late_if_it_is_to(
+    upstream: Upstream, tmp_path: Path, keep: Keep, target: str
+) -> None:
+    limits = {"forward.forwarder.TOTAL_SECONDS": 0.5}
+    receiver = Hasty(tmp_path, NOWHERE, limits, forward_url=upstream.url, forward_on_failure="continue")
+    keep(receiver)
+    assert receiver.post(target, JSON, FOREIGN) == (201, b'{"errCode": 17}')  # its own word counts
+    upstream.answer = b""
+    late, by_late = receiver.post(target, JSON, FOREIGN)
+    upstream.answer = b"rubbish\r\n\r\n"
+    wrong, by_wrong = receiver.post(target, JSON, FOREIGN)
+    upstream.close()
+    down, by_down = receiver.post(target, JSON, FOREIGN)
+    assert {late, wrong, down} == {200}
+    for body in (by_late, by_wrong, by_down):
+        answer = json.loads(body)
+        assert [answer[name] for name in ("actionCode", "errCode", "nextCode", "errDlt")] == [0, 0, 0, ""]
+        assert "the server behind PRESENCE_FORWARD_URL" in answer["errMsg"]
+    assert 'presence_forwards_total{outcome="failed"} 3.0' in metrics(receiver)
+    wait_until(lambda: receiver.text().count("a callback was not forwarded to") == 3)
+    assert receiver.post("/callbackUserOfflineCommand", JSON, b"{}")[0] == 400
+
+
+def metrics(receiver: Receiver) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{receiver.admin_port}/metrics") as page:
+        return page.read().decode()
 
 
 def test_an_upstream_that_speaks_no_http_is_one_too(upstream: Upstream, start: Callable[..., Receiver]) -> None:

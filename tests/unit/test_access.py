@@ -186,6 +186,8 @@ def test_what_does_not_is_not(target: str) -> None:
         ("TRUSTED_PROXIES", "10.0.0.1", "PRESENCE_ALLOWED_NETWORKS"),
         ("TLS_CERT", "cert.pem", "PRESENCE_TLS_KEY"),
         ("TLS_KEY", "key.pem", "PRESENCE_TLS_CERT"),
+        ("FORWARD_ON_FAILURE", "continue", "PRESENCE_FORWARD_URL"),
+        ("FORWARD_ON_FAILURE", "stop", "'error' or 'continue'"),
     ],
 )
 def test_half_a_lock_stops_the_start(name: str, value: str, says: str) -> None:
