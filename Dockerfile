@@ -1,9 +1,15 @@
 # One image for both programs: `python -m receiver`, the default, and `python -m worker`.
 
 FROM python:3.13-slim AS build
-COPY . /src
+WORKDIR /src
+# What the project needs has a layer of its own: a change of code does not install it again.
+COPY pyproject.toml .
 # The base image's pip fills the environment from outside: a pip of its own would only be carried along.
-RUN python -m venv --without-pip /venv && pip --python /venv install --no-cache-dir /src
+RUN python -m venv --without-pip /venv && python -c 'import tomllib; \
+    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' >/requirements.txt && \
+    pip --python /venv install --no-cache-dir -r /requirements.txt
+COPY . .
+RUN pip --python /venv install --no-cache-dir .
 
 FROM python:3.13-slim
 COPY --from=build /venv /venv

@@ -31,6 +31,9 @@ _NEEDS = {
 _INJECTED = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
+#: What only the Compose file reads. Each container gets all of .env, and so does a shell that reads it.
+COMPOSE_ONLY = ("WORKERS",)
+
 #: The most characters in the file of a secret.
 _SECRET_MOST = 65536
 
@@ -198,7 +201,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             if trouble := _trouble(name, value):
                 raise SettingsError(f"{variable}: {trouble}")
             values[name.lower()], variables[name.lower()] = value, variable
-        elif not _INJECTED.fullmatch(name):
+        elif name not in COMPOSE_ONLY and not _INJECTED.fullmatch(name):
             raise SettingsError(f"{variable}: there is no such setting; see the README's table")
     try:
         settings = Settings(**values)  # type: ignore[arg-type]  # pydantic turns the strings into what each is

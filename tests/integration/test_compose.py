@@ -97,9 +97,17 @@ def test_several_workers_can_run() -> None:
     assert not {"ports", "container_name", "hostname"} & set(SERVICES["worker"])
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_our_programs_have_no_privilege_and_write_to_the_journal_and_tmp_alone(name: str) -> None:
+    service = SERVICES[name]
+    assert (service["read_only"], service["tmpfs"], service["cap_drop"]) == (True, ["/tmp"], ["ALL"])  # noqa: S108
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {volume.partition(":")[0] for volume in service.get("volumes", ())} <= {"journal"}
+
+
 def test_how_many_workers_run_survives_the_next_up() -> None:
-    assert SERVICES["worker"]["deploy"] == {"replicas": "${WORKERS:-1}"}
-    assert "#WORKERS=1\n" in (ROOT / ".env.example").read_text("utf-8")
+    assert SERVICES["worker"]["deploy"] == {"replicas": "${PRESENCE_WORKERS:-1}"}
+    assert "#PRESENCE_WORKERS=1\n" in (ROOT / ".env.example").read_text("utf-8")
 
 
 @pytest.mark.parametrize("value", ["openim:pa$$ #1", "openim:a$HOME`x`", 'openim:"x" \\n', "openim:用户 # $(y)"])

@@ -8,11 +8,11 @@ import pytest
 import recipes
 
 from shared.cli import cli
-from shared.settings import SECRETS, Settings
+from shared.settings import COMPOSE_ONLY, SECRETS, Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-OURS = {f"PRESENCE_{name.upper()}" for name in Settings.model_fields}
+OURS = {f"PRESENCE_{name.upper()}" for name in (*Settings.model_fields, *COMPOSE_ONLY)}
 FILES = {f"PRESENCE_{name.upper()}_FILE" for name in SECRETS}
 
 

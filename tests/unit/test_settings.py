@@ -226,3 +226,7 @@ def test_a_cluster_needs_a_queue_elsewhere() -> None:
 def test_sentinels_may_lead_to_presence_and_to_the_queue() -> None:
     url = "redis+sentinel://one,two/mymaster/0"
     assert load({"PRESENCE_REDIS_URL": url}).queue_url == url
+
+
+def test_what_is_for_compose_alone_is_no_setting_of_a_program() -> None:
+    assert load({"PRESENCE_WORKERS": "4"}) == load({})

@@ -1,0 +1,297 @@
+"""The Compose project on a real container engine: built, started, killed, stopped, and started again.
+
+Not in the plain run, since an engine that happens to be up would be given two minutes of work: `pytest -m engine -n 0`.
+Needs Docker with Compose 2.24, and an engine whose published ports are on this machine's loopback.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from socket import socket
+from urllib.parse import quote
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from shared.settings import PREFIX
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+#: What the build reads and what the Compose file mounts.
+PROJECT = (
+    *("Dockerfile", "docker-compose.yml", ".dockerignore", "LICENSE", "README.md", "pyproject.toml"),
+    *("openim_presence", "receiver", "shared", "worker", "deploy"),
+)
+WORKERS = 3
+PROCESSES = 2
+CREDENTIALS = "openim:pa$$ #1"
+#: For whatever a test waits for; mostly the next health check, once in 15 s.
+PATIENCE_SECONDS = 60.0
+#: What docker-compose.yml gives receivers and workers.
+GRACE_SECONDS = 15.0
+
+
+def why_not() -> str:
+    """Why no engine can be used here, or ""."""
+    if not shutil.which("docker"):
+        return "there is no docker command"
+    for command in (["docker", "info"], ["docker", "compose", "version"]):
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        except subprocess.TimeoutExpired:
+            return f"{' '.join(command)} does not answer"
+        if ran.returncode:
+            return f"{' '.join(command)} fails: {ran.stderr.strip()[-200:]}"
+    return ""
+
+
+def free_port() -> int:
+    """Below those that the kernel gives to clients."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class Project:
+    """A copy of what the project ships, with an .env, under a name and on ports of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._name = f"presence-test-{random.randrange(16**6):06x}"
+        self._redis_port = free_port()
+        # Compose puts the caller's variables above those of .env.
+        self._environment = {
+            name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "REDIS_", "COMPOSE_"))
+        }
+        self._settings = {
+            "PRESENCE_HOST": "127.0.0.1",
+            "PRESENCE_PORT": str(free_port()),
+            "PRESENCE_BASIC_AUTH": f"'{CREDENTIALS}'",
+            "PRESENCE_PROCESSES": str(PROCESSES),
+            "PRESENCE_WORKERS": str(WORKERS),
+            "REDIS_PORT": str(self._redis_port),
+        }
+        for name in PROJECT:
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, directory / name)
+        self.configure()
+
+    def url(self, credentials: str, where: str = "") -> str:
+        """As it would stand in OpenIM's configuration."""
+        user, _, password = credentials.partition(":")
+        return (
+            f"http://{user}:{quote(password)}@{where or '127.0.0.1:' + self._settings['PRESENCE_PORT']}/callbackExample"
+        )
+
+    def configure(self, **settings: str) -> None:
+        self._settings |= settings
+        (self._directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
+
+    def compose(self, *arguments: str, timeout: float = 90) -> str:
+        """What it prints; its failure is the test's."""
+        ran = self._run(["docker", "compose", "-p", self._name, *arguments], timeout)
+        if ran.returncode:
+            pytest.fail(f"docker compose {' '.join(arguments)}: {ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+        return ran.stdout.strip()
+
+    def up(self) -> None:
+        """Until it takes callbacks."""
+        self.compose("up", "-d", "--quiet-pull")
+        self.wait_for("a receiver that accepts", lambda: self.send("somebody"))
+
+    def inside(self, service: str, *command: str) -> str:
+        return self.compose("exec", "-T", service, *command)
+
+    def send(self, user: str, *options: str) -> bool:
+        """One event from this machine, with .env as a shell reads it: whether it was accepted."""
+        presence = Path(sys.executable).with_name("presence")
+        command = f'set -a; . ./.env; exec {presence} send --event online --user "$@"'
+        return self._run(["sh", "-c", command, "sh", user, *options], 20).returncode == 0
+
+    def status(self, user: str) -> str | None:
+        """From this machine, as any service beside the containers; None also where Redis does not answer."""
+        with suppress(RedisError), Redis(port=self._redis_port, decode_responses=True, socket_timeout=5) as redis:
+            status: str | None = redis.hget(f"presence:{user}", "status")
+            return status
+        return None
+
+    def containers(self, service: str) -> set[str]:
+        """The ids of those that run."""
+        return set(self.compose("ps", "-q", service).split())
+
+    def every(self, template: str) -> list[str]:
+        """That line of each container, also of those that ended."""
+        return self.compose("ps", "-a", "--format", template).splitlines()
+
+    def inspect(self, what: str, template: str) -> str:
+        """Of a container or a network."""
+        return self._run(["docker", "inspect", "-f", template, what], 20).stdout.strip()
+
+    def gateway(self) -> str:
+        return self.inspect(f"{self._name}_default", "{{(index .IPAM.Config 0).Gateway}}")
+
+    def crash(self, container: str) -> None:
+        """Kills from within all but the first process, which is Docker's init. No command of Docker does that."""
+        self._run(["docker", "exec", container, "sh", "-c", "kill -9 -1"], 20)
+
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = self._run(
+                    ["docker", "compose", "-p", self._name, "logs", "--no-color", "--tail", "20"], 20
+                ).stdout
+                pytest.fail(f"waited in vain: {what}\n{logs}")
+            time.sleep(0.2)
+
+    def wait_for_status(self, user: str, status: str) -> None:
+        self.wait_for(f"{user} {status}", lambda: self.status(user) == status)
+
+    def remove(self) -> None:
+        arguments = ["down", "-v", "--rmi", "local", "--remove-orphans", "--timeout", "5"]
+        self._run(["docker", "compose", "-p", self._name, *arguments], 90)
+
+    def _run(self, command: list[str], timeout: float) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command,
+            cwd=self._directory,
+            env=self._environment,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    if reason := why_not():
+        pytest.skip(reason)
+    project = Project(tmp_path_factory.mktemp("project"))
+    try:
+        project.compose("build", "--quiet", timeout=240)
+        project.up()
+        yield project
+    finally:
+        project.remove()
+
+
+@pytest.fixture
+def project(running: Project) -> Project:
+    """As `up -d` leaves it, whatever the test before did to it."""
+    running.up()
+    return running
+
+
+def test_all_services_become_healthy_and_the_receiver_has_its_processes(project: Project) -> None:
+    healthy = ["healthy"] * (1 + WORKERS + 1)
+    project.wait_for("all healthy", lambda: project.every("{{.Health}}") == healthy)
+    status = json.loads(project.inside("receiver", "presence", "status", "--json"))
+    assert status["healthy"]
+    assert len(status["workers"]) == WORKERS
+    assert len(status["receivers"]) == PROCESSES
+
+
+def test_an_event_from_this_machine_becomes_presence_that_this_machine_reads(project: Project) -> None:
+    assert project.send("alice")
+    project.wait_for_status("alice", "online")
+    assert project.inside("receiver", "presence", "get", "alice").split()[:2] == ["alice", "online"]
+
+
+def test_compose_reads_a_value_in_single_quotes_as_it_stands(project: Project) -> None:
+    assert project.inside("receiver", "printenv", "PRESENCE_BASIC_AUTH") == CREDENTIALS
+    assert not project.send("mallory", "--url", project.url("openim:wrong"))
+
+
+@pytest.mark.parametrize("service", ["receiver", "worker"])
+def test_a_program_has_no_privilege_and_writes_nowhere_but_to_its_volume(project: Project, service: str) -> None:
+    assert project.inside(service, "id", "-u") == "10006"
+    status = project.inside(service, "cat", "/proc/1/status")
+    assert "CapBnd:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    assert project.inside(service, "sh", "-c", "touch /venv/x 2>&1 || true").endswith("Read-only file system")
+
+
+def test_a_plain_up_keeps_the_workers(project: Project) -> None:
+    before = project.containers("worker")
+    assert len(before) == WORKERS
+    project.up()
+    assert project.containers("worker") == before
+
+
+def test_scale_lasts_until_the_next_up(project: Project) -> None:
+    project.compose("up", "-d", "--scale", "worker=1")
+    assert len(project.containers("worker")) == 1
+    project.up()
+    assert len(project.containers("worker")) == WORKERS
+
+
+def test_all_that_crash_come_back(project: Project) -> None:
+    crashed = project.containers("worker") | project.containers("receiver")
+    for container in crashed:
+        project.crash(container)
+    state = "{{.RestartCount}} {{.State.Running}}"
+    project.wait_for("each up again", lambda: {project.inspect(each, state) for each in crashed} == {"1 true"})
+    project.wait_for("a receiver that accepts", lambda: project.send("after-crash"))
+    project.wait_for_status("after-crash", "online")
+
+
+def test_what_is_killed_by_command_stays_down_until_the_next_up(project: Project) -> None:
+    project.compose("kill", "worker")
+    assert project.send("without-workers")
+    time.sleep(3)  # a restart would come within a second
+    assert not project.containers("worker")
+    assert project.status("without-workers") is None
+    project.up()
+    project.wait_for_status("without-workers", "online")
+
+
+def test_killed_redis_costs_no_event(project: Project) -> None:
+    users = [f"before{number}" for number in range(5)]
+    assert all(map(project.send, users))
+    project.compose("kill", "redis")
+    assert project.send("meanwhile")
+    project.compose("start", "redis")
+    for user in (*users, "meanwhile"):
+        project.wait_for_status(user, "online")
+
+
+def test_down_keeps_what_redis_and_the_journal_have(project: Project) -> None:
+    assert project.send("kept")
+    project.wait_for_status("kept", "online")
+    project.compose("kill", "redis")
+    assert project.send("in-the-journal")
+    project.compose("kill", "receiver")
+    project.compose("down")
+    project.up()
+    project.wait_for_status("in-the-journal", "online")
+    assert project.status("kept") == "online"
+
+
+def test_all_stop_in_time_and_say_that_all_is_well(project: Project) -> None:
+    began = time.monotonic()
+    project.compose("stop")
+    assert time.monotonic() - began < GRACE_SECONDS
+    assert project.every("{{.ExitCode}}") == ["0"] * (1 + WORKERS + 1)
+
+
+def test_allowed_networks_see_this_machine_as_the_gateway_and_a_container_as_itself(project: Project) -> None:
+    """What docs/access.md says of Docker's proxy."""
+    project.configure(PRESENCE_ALLOWED_NETWORKS=project.gateway())
+    try:
+        project.up()
+        send = f"presence send --event online --url '{project.url(CREDENTIALS, 'receiver:10006')}'"
+        assert "1 x 403" in project.inside("worker", "sh", "-c", f"{send} || true")
+    finally:
+        project.configure(PRESENCE_ALLOWED_NETWORKS="")
