@@ -15,7 +15,7 @@ from rq.results import Result
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from shared.events import describe
-from shared.queue import BatchJob, BatchMeta, check_type, open_queue
+from shared.queue import BatchJob, BatchMeta, check_type, open_queue, why_alone
 from shared.settings import Settings
 
 _CHUNK = 200
@@ -128,7 +128,7 @@ def _describe(job: Job) -> Failed:
     return Failed(
         job.id,
         int(failed_at.timestamp() * 1000) if failed_at else 0,
-        _one_line(result.exc_string if result else None),
+        _one_line(result.exc_string if result else why_alone(job)),
         meta.attempts or 1,
         events,
     )

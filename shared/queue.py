@@ -25,6 +25,7 @@ KEPT_SECONDS = 600
 BATCH_RETRIES = 1000
 #: In RQ's hash of a worker: how far its machine's clock is ahead of that of the queue's server, in milliseconds.
 SKEW_FIELD = "clock_skew_ms"
+_ALONE = "1 event alone: "
 #: An event that cannot be applied alone is tried again after these pauses, in seconds.
 EVENT_RETRY_SECONDS = (2, 10, 30, 60)
 
@@ -184,9 +185,14 @@ def enqueue_alone(queue: Queue, event: Any, job_id: str, batch: BatchMeta, why: 
     """
     pauses = EVENT_RETRY_SECONDS
     meta = replace(batch, events=1, attempts=1)
-    job = _create(queue, f"1 event alone: {why}", Retry(max=len(pauses), interval=pauses), meta, job_id)
+    job = _create(queue, _ALONE + why, Retry(max=len(pauses), interval=pauses), meta, job_id)
     job.args = ([event],)
     return _enqueue(queue, job)
+
+
+def why_alone(job: Job) -> str:
+    """Why the job has one event alone; "" for any other."""
+    return (job.description or "").partition(_ALONE)[2]
 
 
 def _create(queue: Queue, description: str, retry: Retry, meta: BatchMeta, job_id: str | None = None) -> Job:

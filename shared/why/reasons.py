@@ -55,7 +55,10 @@ def reason(facts: Facts) -> str:
 def _unknown(facts: Facts) -> str:
     who = safe(facts.user_id)
     if facts.waiting:
-        return f"Nothing is known of {who} yet: {counted(len(facts.waiting), 'event')} of this user are not applied."
+        count = len(facts.waiting)
+        return (
+            f"Nothing is known of {who} yet: {counted(count, 'event')} {'is' if count == 1 else 'are'} not applied yet."
+        )
     if facts.changes:
         last = facts.changes[0]
         if last.command == "forgotten":
@@ -103,7 +106,9 @@ def _offline(memory: Memory, facts: Facts, sessions: list[Session]) -> str:
 def _closed(memory: Memory, facts: Facts, session: Session) -> str:
     record, name, opened = session.record, named(session.record), at(session.record.online_seq or 0)
     if session.cover == "lease":
-        return f"the lease of {name} ran out, since nothing renewed it after its last online event, {opened}."
+        seq = record.online_seq or 0
+        event = stamped(seq, operation_of(facts, record.scope, record.name, seq, is_online=True))
+        return f"the lease of {name} ran out, since nothing renewed it after its last online event, {event}."
     scope, seq = session.cover, session.cover_seq or 0
     if scope == "platform":
         return _closed_platform(memory, facts, session)

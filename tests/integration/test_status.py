@@ -246,9 +246,11 @@ def test_what_is_still_broken_comes_back_and_what_is_mended_does_not(run: Run, q
 
 def test_what_is_still_being_tried_is_listed_and_what_to_do_next(run: Run, queue: Queue, redis: Redis) -> None:
     fail(queue, redis)
-    redis.zadd(queue.scheduled_job_registry.key, {enqueue_alone(queue, EVENT, "trying", BatchMeta(7), "why").id: 2**32})
+    redis.zadd(
+        queue.scheduled_job_registry.key, {enqueue_alone(queue, EVENT, "trying", BatchMeta(7), "no hash").id: 2**32}
+    )
     *_, trying, hint = run("failed", "list").output.splitlines()
-    assert re.match(r"still being tried, next in \d+ s: bad: ", trying)
+    assert re.match(r"still being tried, next in \d+ s: bad: no hash$", trying)
     assert "presence failed requeue ID" in hint
 
 

@@ -114,6 +114,11 @@ REASONS: dict[str, tuple[Facts, str, list[str]]] = {
         "offline",
         ["it came and went: offline (rule 3)"],
     ),
+    "a batch after others that are summed up": (
+        facts(user(p_5=f"{T0} {T} 5", s_5=f"{T0} {T0 + 1}", b_0=f"{T} n5.a,f5.b p_7_8")),
+        "offline",
+        ["it came and went: offline (rule 3)"],
+    ),
     "a batch that changes others too": (
         facts(user(p_5=f"{T0} {T} 5", p_1=f"- {T} 1", b_0=f"{T0} n5.z p", b_1=f"{T} n5.a,f5.b,f1.c p_7_8")),
         "offline",
@@ -160,7 +165,7 @@ REASONS: dict[str, tuple[Facts, str, list[str]]] = {
     "a lease that ran out": (
         facts(user(p_5=f"{T0} - 5 x")),
         "offline",
-        ["the lease of Web ran out, since nothing renewed it after its last online"],
+        ["the lease of Web ran out, since nothing renewed it after its last online event, stamped 2025-11-26 12:02:07"],
     ),
     "an event newer than a lease that ran out": (
         facts(user(p_5=f"{T0} {T} 5 x")),
@@ -183,7 +188,7 @@ REASONS: dict[str, tuple[Facts, str, list[str]]] = {
     "never applied yet": (
         facts(waiting=(Waiting("queued", web(ON, T), "j"),)),
         "unknown",
-        ["of alice yet: 1 event of this user", "not applied"],
+        ["of alice yet: 1 event is not applied yet."],
     ),
     "forgotten by hand": (
         facts(changes=(change("offline", T, command="forgotten"),)),
