@@ -25,6 +25,8 @@ _NEEDS = {
     "trusted_proxies": "allowed_networks",
     "forward_ours": "forward_url",
     "forward_on_failure": "forward_url",
+    "openim_api": "openim_secret",
+    "openim_secret": "openim_api",
 }
 
 #: What Kubernetes sets in every container for a Service whose name begins with "presence".
@@ -160,6 +162,9 @@ class Settings(BaseModel):
     changes_maxlen: int = Field(1_000_000, ge=1, le=10**12)
     online_lease_seconds: int = Field(0, ge=0, le=10**9)
     retention_seconds: int = Field(0, ge=0, le=10**9)
+    openim_api: Annotated[str, AfterValidator(_http_url)] = Field("", repr=False)
+    openim_secret: str = Field("", repr=False)
+    openim_admin: str = "imAdmin"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     log_format: Literal["text", "json"] = "text"
 

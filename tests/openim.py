@@ -30,7 +30,7 @@ class OpenIM:
 
     im: the gateways. away: numbers of those that the API does not reach. is_old: the forms and paths up to 3.8.0.
     limited: so many calls are answered with 429, and `retry_after`. seconds: that each call takes. raw: what is
-    answered to questions instead. errors: errCodes, by path. users: all there are. asked: paths and questions.
+    answered to a question instead, by its path. errors: errCodes, by path. users: all there are. asked: what was.
     """
 
     im: Gateways
@@ -42,7 +42,7 @@ class OpenIM:
     limited: int = 0
     retry_after: str = "1"
     seconds: float = 0.0
-    raw: web.Response | Callable[[], web.Response] | None = None
+    raw: Callable[[str], web.Response | None] = lambda _: None
     errors: dict[str, int] = field(default_factory=dict)
     users: list[str] = field(default_factory=list)
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -147,8 +147,8 @@ class OpenIM:
         if self.limited:
             self.limited -= 1
             return web.Response(status=429, headers={"Retry-After": self.retry_after})
-        if self.raw and not request.path.startswith("/auth/"):
-            return self.raw() if callable(self.raw) else self.raw
+        if not request.path.startswith("/auth/") and (raw := self.raw(request.path)):
+            return raw
         unknown = "/auth/get_admin_token" if self.is_old else "/auth/user_token"
         if request.path == unknown:
             return web.Response(status=404, text="404 page not found")

@@ -11,6 +11,7 @@ from shared.cli.doctor import doctor
 from shared.cli.failed import failed
 from shared.cli.forget import forget
 from shared.cli.get import get
+from shared.cli.reconcile import reconcile
 from shared.cli.running import load_settings
 from shared.cli.send import send
 from shared.cli.services import receiver, worker
@@ -24,7 +25,7 @@ from shared.errors import PresenceError
 _TASKS = {
     "Run it": (up, receiver, worker),
     "See who is online": (get, why, watch),
-    "Check the system, and correct it": (status, doctor, failed, forget),
+    "Check the system, and correct it": (status, doctor, reconcile, failed, forget),
     "Try it": (send,),
 }
 

@@ -10,6 +10,7 @@ from openim_presence import Change
 from shared.cli.running import load_settings
 from shared.cli.text import safe
 from shared.ignored import Ignored
+from shared.memory import Memory
 from shared.platforms import platform_name
 from shared.redis.client import connect
 from shared.why import answer, judgement
@@ -17,7 +18,6 @@ from shared.why.against import against
 from shared.why.collector import look_up
 from shared.why.facts import Facts, Scan, Waiting
 from shared.why.judgement import Cover, ReadBatch, Session
-from shared.why.memory import Memory
 from shared.why.notes import notes
 from shared.why.reasons import RULES, operation_of, reason
 from shared.why.words import described, in_columns, instant, lasting, named, scope_name, times

@@ -12,13 +12,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
-#: The protocol's constant/platform.go.
-_PLATFORM_IDS = {
-    name: number
-    for number, name in enumerate(
-        ("IOS", "Android", "Windows", "OSX", "Web", "MiniWeb", "Linux", "APad", "IPad", "Admin"), start=1
-    )
-}
+from shared.platforms import PLATFORMS
+
+_PLATFORM_IDS = {name: platform_id for platform_id, name in PLATFORMS.items()}
 
 T = TypeVar("T")
 

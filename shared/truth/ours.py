@@ -1,15 +1,12 @@
-"""What we hold of one user, read from her hash with its private fields. Pure; worker/store/lua/hash.lua writes them."""
+"""What we hold of one user, as far as a comparison needs it. Pure."""
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from shared import memory
 from shared.gateways.batches import batch_of
 
-_MARK = re.compile(r"(\d+|-) (\d+|-) (\d+)(?: (\S+))?")
-_EVENT = re.compile(r"([nfk])(\d+)\.\w*(?:@(\d+))?")
-_EXPIRED = "x"
 #: Lower than every seq.
 NEVER = -1
 
@@ -85,40 +82,28 @@ class Ours:
 
 
 def read(user_id: str, fields: Mapping[bytes, bytes]) -> Ours:
-    """Raises ValueError where the hash is none of ours."""
-    text = {name.decode(): value.decode() for name, value in fields.items()}
-    if not text:
+    """Raises ValueError if the hash, or a field of it, is none of ours."""
+    if not fields:
         return Ours(user_id)
-    marks = dict(_mark(name, value) for name, value in text.items() if name[:2] in ("c:", "p:") or name == "u")
+    held = memory.read(fields)
+    if held.unreadable:
+        raise ValueError(f"{held.unreadable[0]} is none of our fields")
+    marks = {
+        _scope(each): Mark(_seq(each.online_seq), _seq(each.offline_seq), each.has_expired) for each in held.records
+    }
     newest: dict[int, tuple[int, Batch | None]] = {}
-    for name in ("b:0", "b:1", "b:2", "b:3"):
-        for platform_id, seq, batch in _online_in(text.get(name, "")):
-            if platform_id not in newest or seq > newest[platform_id][0]:
-                newest[platform_id] = seq, batch
+    for batch in held.batches:
+        named = batch_of(batch.operation_id)
+        for event in batch.events:
+            if event.kind == "online" and event.seq > newest.get(event.platform_id, (NEVER, None))[0]:
+                newest[event.platform_id] = event.seq, Batch(*named, event.seq) if named else None
     batches = {platform_id: batch for platform_id, (_, batch) in newest.items() if batch}
-    floor = int(text["floor"]) if text.get("floor", "-") != "-" else NEVER
-    return Ours(user_id, int(text.get("updated_at", 0)), marks, batches, floor)
+    return Ours(user_id, int(held.fields.get("updated_at", 0)), marks, batches, _seq(held.floor_seq))
 
 
-def _mark(name: str, value: str) -> tuple[Scope, Mark]:
-    found = _MARK.fullmatch(value)
-    if not found:
-        raise ValueError(f"{name} is none of our fields")
-    on, off, platform_id, lease = found.groups()
-    scope = Scope() if name == "u" else Scope(int(platform_id), name[2:] if name[0] == "c" else "")
-    return scope, Mark(_seq(on), _seq(off), lease == _EXPIRED)
+def _scope(record: memory.Record) -> Scope:
+    return Scope(record.platform_id, record.name if record.scope == "connection" else "")
 
 
-def _seq(text: str) -> int:
-    return NEVER if text == "-" else int(text)
-
-
-def _online_in(text: str) -> Iterator[tuple[int, int, Batch | None]]:
-    """The platforms that a remembered batch names online, and with which seq."""
-    first, _, rest = text.partition(" ")
-    events, _, operation_id = rest.partition(" ")
-    named = batch_of(operation_id)
-    for kind, platform_id, own in _EVENT.findall(events):
-        if kind == "n":
-            seq = int(own or first)
-            yield int(platform_id), seq, Batch(*named, seq) if named else None
+def _seq(seq: int | None) -> int:
+    return NEVER if seq is None else seq

@@ -32,7 +32,8 @@ class Reach:
         shown = view(processes, now_ms).processes  # those heard last come first
         latest = {(each.peer, each.pid): each.state for each in reversed(shown)}
         self._gone = {name for name in processes if latest.get(name) != "live"}
-        self._answered: set[Name] = set()
+        #: Of each process that answered, somebody who proves it.
+        self.answered: dict[Name, str] = {}
 
     def see(self, asked: Iterable[Ours], online: Platforms) -> None:
         """Takes one answer to question C. asked: those it was asked about, as we knew them before."""
@@ -41,7 +42,7 @@ class Reach:
                 home = self.home(ours, platform_id)
                 # Of two processes with one address and pid, a witness of one says nothing of the other.
                 if home and not home.is_over and not self._processes[home.name].is_two:
-                    self._answered.add(home.name)
+                    self.answered[home.name] = ours.user_id
 
     @property
     def is_known(self) -> bool:
@@ -51,15 +52,19 @@ class Reach:
     @property
     def all_answered(self) -> bool:
         """Whether all that live have answered, and one at least."""
-        return bool(self._answered) and not self.out_of_reach(self._processes)
+        return bool(self.answered) and not self.out_of_reach(self._processes)
 
     def out_of_reach(self, names: Iterable[Name]) -> list[Name]:
         """Those of the processes that are neither known to have answered nor known to be gone."""
         return sorted(name for name in names if self.state(name) == "out of reach")
 
+    def live(self) -> list[Name]:
+        """Those that are not known to be gone, though nobody may have answered for them."""
+        return [name for name in self._processes if name not in self._gone]
+
     def state(self, name: Name) -> State:
         """gone: another has taken its place, or it has been silent for too long."""
-        if name in self._answered:
+        if name in self.answered:
             return "answered"
         return "gone" if name in self._gone else "out of reach"
 

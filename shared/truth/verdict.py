@@ -72,6 +72,16 @@ class Verdict:
         """Whether nothing of hers is left online, once she is put right."""
         return self.kind == "ghost" and bool(self.corrections) and not self.doubtful
 
+    @property
+    def openings(self) -> "Verdict":
+        """The verdict with those corrections alone that open sessions."""
+        return replace(self, corrections=tuple(each for each in self.corrections if each.is_online))
+
+    @property
+    def closings(self) -> "Verdict":
+        """The same with those that close some."""
+        return replace(self, corrections=tuple(each for each in self.corrections if not each.is_online))
+
 
 def judge(
     ours: Ours, theirs: Theirs, reach: Reach, asked_at_ms: int, *, first: Verdict | None = None

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from shared.events import Event
 from shared.ignored import Ignored
+from shared.memory import Memory, Scope
 from shared.platforms import platform_name
 from shared.why import judgement
 from shared.why.facts import Facts
-from shared.why.memory import Memory, Scope
 from shared.why.reasons import RULES
 from shared.why.words import scope_name, scope_of, stamped
 

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from typing import Any
 
 from shared.events import Event
+from shared.memory import Memory
 from shared.why import judgement
 from shared.why.against import against
 from shared.why.facts import Facts, Scan, Waiting
 from shared.why.judgement import ReadBatch, Session
-from shared.why.memory import Memory
 from shared.why.notes import notes
 from shared.why.reasons import operation_of, reason, since_ms, status
 

@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from shared import memory
+from shared.memory import Memory
 from shared.observe.collector import collect_queue
 from shared.observe.snapshot import QueueState, Server
 from shared.redis.backend import Backend
 from shared.settings import Settings, without_password
-from shared.why import judgement, memory, scans
+from shared.why import judgement, scans
 from shared.why.facts import Facts, Journal, Scan
-from shared.why.memory import Memory
 from shared.why.scans import Needle
 
 T = TypeVar("T")

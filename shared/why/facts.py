@@ -6,7 +6,7 @@ from typing import Literal
 from openim_presence import Change
 from shared.events import Event
 from shared.ignored import Ignored
-from shared.why.memory import Memory
+from shared.memory import Memory
 
 #: Where an event may wait: on the queue; with a worker; for its next try; for a person.
 Place = Literal["queued", "running", "retrying", "failed"]

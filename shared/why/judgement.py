@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.why.memory import Batch, Memory, Named, Record, Scope
+from shared.memory import Batch, Memory, Named, Record, Scope
 
 #: What closes a session: an offline event of that scope, the end of its lease, or that it was never opened.
 Cover = Literal["connection", "platform", "user", "lease", "never"]

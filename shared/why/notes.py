@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from shared.logs.text import safe
+from shared.memory import Memory
 from shared.why import judgement
 from shared.why.against import against
 from shared.why.facts import Facts, Place, Waiting
 from shared.why.judgement import Session
-from shared.why.memory import Memory
 from shared.why.reasons import reason, since_ms, status
 from shared.why.words import (
     CLOCK_MOST,

@@ -1,11 +1,11 @@
 """The one sentence that says why, or two where a batch was read by a rule. Pure: facts in, words out."""
 
 from shared.logs.text import safe
+from shared.memory import Memory, Scope
 from shared.platforms import platform_name
 from shared.why import judgement
 from shared.why.facts import Facts
 from shared.why.judgement import ReadBatch, Reading, Session
-from shared.why.memory import Memory, Scope
 from shared.why.words import at, counted, instant, lasting, listed, named, stamped, times
 
 #: By the rules of docs/redis-keys.md.

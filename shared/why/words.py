@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from openim_presence import Change
 from shared.events import Event
 from shared.logs.text import safe
+from shared.memory import Record, Scope
 from shared.platforms import platform_name
-from shared.why.memory import Record, Scope
 
 #: A seq in here is a clock in milliseconds, of the years 2001 to 2286; OpenIM sends no other.
 CLOCK_LEAST, CLOCK_MOST = 10**12, 10**13
@@ -90,7 +90,7 @@ def described_change(change: Change) -> str:
 
 
 def _kind(command: str) -> str:
-    kinds = {"KickOff": "kick-off", "Online": "online event", "Offline": "offline event"}
+    kinds = {"KickOff": "kick-off", "Online": "online event", "Offline": "offline event", "reconciled": "correction"}
     return next((kind for name, kind in kinds.items() if name in command), f"event {safe(command)}")
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from redis import Redis
 from support import on_one_server
 
+from shared import memory
 from shared.events import Event
 from shared.settings import Settings
-from shared.why import judgement, memory
+from shared.why import judgement
 from worker.store.store import Store
 
 pytestmark = on_one_server

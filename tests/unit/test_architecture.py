@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "shared.cli": {
         *("openim_presence", "shared.doctor", "shared.doctor.probes", "shared.why"),
         *("shared.gateways", "shared.logs", "shared.redis", "shared.observe"),
+        *("shared.openim", "shared.truth"),
     },
     "receiver.journal": {"shared.logs"},
     "receiver.relay": {"receiver.journal", "shared.logs", "shared.redis"},
@@ -44,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
 }
 
 #: The others ask Redis.
-PURE_OF_WHY = ("memory", "judgement", "facts", "words", "reasons", "against", "notes", "answer")
+PURE_OF_WHY = ("judgement", "facts", "words", "reasons", "against", "notes", "answer")
 
 #: What some modules must not know of the world outside, so that they can be tested without it.
 FORBIDDEN = [
@@ -53,6 +54,7 @@ FORBIDDEN = [
     ("worker/**/*.py", {"aiohttp"}),
     ("shared/gateways/*.py", {"redis", "rq", "os", "time"}),
     *((f"shared/why/{name}.py", {"redis", "rq", "os", "time"}) for name in PURE_OF_WHY),
+    ("shared/memory.py", {"redis", "rq", "os", "time"}),
     ("shared/openim/*.py", {"redis", "rq"}),
     ("shared/openim/answers.py", {"aiohttp", "asyncio", "time"}),
     *(

@@ -71,6 +71,12 @@ def test_a_wrong_value_names_its_variable(name: str, value: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_openims_address_and_its_secret_go_together() -> None:
+    for name in ("PRESENCE_OPENIM_API", "PRESENCE_OPENIM_SECRET"):
+        with pytest.raises(SettingsError, match=f"^{name}: does nothing without"):
+            load({name: "http://openim:10002"})
+
+
 SOUND = {
     "basic_auth": "openim:geheim",
     "callback_path": "/geheim",
@@ -111,8 +117,11 @@ def test_what_files_and_shells_bring_in_is_named_and_no_secret_shown(
     assert str(error.value).isprintable()
 
 
+OPENIM = ("openim_api", "openim_secret")
+
+
 def test_the_secrets_are_those_that_are_never_shown() -> None:
-    assert SECRETS == ("redis_url", "queue_url", "callback_path", "basic_auth", "forward_url")
+    assert ("redis_url", "queue_url", "callback_path", "basic_auth", "forward_url", *OPENIM) == SECRETS
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])

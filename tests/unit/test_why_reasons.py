@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from openim_presence import Change
+from shared import memory
 from shared.events import SEQ_MAX, Event
 from shared.ignored import Ignored
-from shared.why import answer, memory
+from shared.why import answer
 from shared.why.against import against
 from shared.why.facts import Facts, Journal, Scan, Waiting
 from shared.why.notes import notes
 from shared.why.reasons import reason, status
-from shared.why.words import instant, lasting, listed, stamped
+from shared.why.words import described, instant, lasting, listed, stamped
 
 #: 2025-11-26 12:03:07.123Z, and a minute before it and after it.
 T = 1_764_158_587_123
@@ -474,3 +475,7 @@ def test_a_field_that_makes_no_sense_costs_no_other(field: str, value: bytes) ->
     given = facts(known)
     assert "IOS" in reason(given)
     json.dumps(answer.as_json(given))
+
+
+def test_a_correction_is_called_one() -> None:
+    assert described(web("reconciled_offline", T, "")).startswith("correction of Web, ")

@@ -1,0 +1,161 @@
+"""One comparison of users with OpenIM: some at a time, one question after the other.
+
+What we hold is read before OpenIM is asked, and decides the seq of a correction. So a callback that comes meanwhile, or
+that is on its way, wins by itself, and no clocks are compared.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import openim_presence
+from shared.events import encode
+from shared.openim.client import OpenIM
+from shared.openim.errors import OpenIMAway
+from shared.queue import enqueue_encoded
+from shared.truth import corrections
+from shared.truth.findings import Action, Finding, Tally
+from shared.truth.ours import Ours
+from shared.truth.questions import MOST_USERS, Answer, Questions, Servers
+from shared.truth.verdict import Verdict, too_many
+
+#: Between the two questions of which the second is a proof.
+AGAIN_SECONDS = 10.0
+#: After so many questions in a row that OpenIM did not answer, it counts as away.
+MOST_FAILURES = 3
+
+TOO_MANY = "too many would go offline at once without a witness; --force does it all the same"
+
+
+@dataclass(slots=True)
+class _Held:
+    """One who may be closed only when all were compared. asked_at: seconds, by the monotonic clock."""
+
+    ours: Ours
+    verdict: Verdict
+    asked_at: float
+
+
+class Comparison:
+    """fixes: what differs is put right; forces: also where too many would go offline at once.
+
+    report is called for each finding, and progress after each question. `run` raises OpenIMError where OpenIM could not
+    be asked, and RedisError. What was put right until then stays so.
+    """
+
+    def __init__(
+        self,
+        openim: OpenIM,
+        servers: Servers,
+        *,
+        fixes: bool = True,
+        forces: bool = False,
+        report: Callable[[Finding], None] = lambda _: None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._questions = Questions(openim, servers)
+        self._servers = servers
+        self._fixes = fixes
+        self._forces = forces
+        self._report = report
+        self._progress = progress
+        self.tally = Tally()
+        self._held: list[_Held] = []
+        self._failures = 0
+
+    async def run(self, users: AsyncIterable[str]) -> Tally:
+        """Compares these users."""
+        some: dict[str, None] = {}
+        async for user_id in users:
+            some[user_id] = None
+            if len(some) == MOST_USERS:
+                await self._compare(list(some))
+                some.clear()
+        if some:
+            await self._compare(list(some))
+        await self._close_held()
+        return self.tally
+
+    async def _compare(self, user_ids: Sequence[str]) -> None:
+        answer = await self._ask(user_ids)
+        if answer is None:
+            self.tally.unknown += len(user_ids)
+            self.tally.left += len(user_ids)
+            return
+        asked_at, done = time.monotonic(), []
+        self.tally.compared += len(user_ids)
+        self.tally.unknown += len(user_ids) - len(answer.known)
+        for verdict in answer.verdicts():
+            if verdict.is_fresh:
+                self.tally.skipped += 1
+            elif answer.reach.is_known or not (verdict.doubtful or verdict.closings.corrections):
+                done.append(verdict)
+                self._tell(verdict)
+            else:
+                done.append(verdict.openings)
+                self._held.append(_Held(answer.known[verdict.user_id], verdict, asked_at))
+        self._send(done)
+        self._progress()
+
+    async def _close_held(self) -> None:
+        """Without witnesses: a second question where one is needed, and then all of them or none."""
+        settled = [each.verdict for each in self._held if not each.verdict.needs_second]
+        doubtful = [each for each in self._held if each.verdict.needs_second]
+        for start in range(0, len(doubtful), MOST_USERS):
+            settled += await self._ask_again(doubtful[start : start + MOST_USERS])
+        leaving = sum(verdict.goes_offline for verdict in settled)
+        is_blocked = leaving > 0 and too_many(
+            leaving, openim_presence.users_online(self._servers.presence, self._servers.keys.prefix)
+        )
+        for verdict in settled:
+            if is_blocked and not self._forces:
+                self._tell(replace(verdict.openings, why=TOO_MANY), is_left=True)
+            else:
+                self._tell(replace(verdict, why="forced") if is_blocked and not verdict.doubtful else verdict)
+        if not is_blocked or self._forces:
+            self._send([verdict.closings for verdict in settled])
+
+    async def _ask_again(self, held: Sequence[_Held]) -> list[Verdict]:
+        """The verdicts upon the second answer; none of those who agree by now."""
+        await asyncio.sleep(max(0.0, max(each.asked_at for each in held) + AGAIN_SECONDS - time.monotonic()))
+        answer = await self._ask([each.ours.user_id for each in held])
+        if answer is None:
+            return [each.verdict for each in held]
+        verdicts = []
+        for each in held:
+            # By what was known before the first question: the session of one who came back has a higher seq.
+            second = answer.judge(each.ours, each.verdict) if each.ours.user_id in answer.theirs else None
+            if second:
+                both = (*each.verdict.openings.corrections, *second.closings.corrections)
+                verdicts.append(replace(second, corrections=both))
+        return verdicts
+
+    async def _ask(self, user_ids: Sequence[str]) -> Answer | None:
+        """None where OpenIM does not answer this time."""
+        try:
+            answer = await self._questions.ask(user_ids)
+        except OpenIMAway:
+            self._failures += 1
+            if self._failures == MOST_FAILURES or not self.tally.compared:
+                raise
+            return None
+        self._failures = 0
+        return answer
+
+    def _send(self, verdicts: Sequence[Verdict]) -> None:
+        now_ms = self._servers.clock.now_ms()
+        events = [encode(event) for verdict in verdicts for event in corrections.events(verdict, now_ms)]
+        if events and self._fixes:
+            enqueue_encoded(self._servers.queue, events, now_ms)
+
+    def _tell(self, verdict: Verdict, *, is_left: bool = False) -> None:
+        finding = Finding(verdict, _action(verdict) if self._fixes else "none")
+        self.tally.add(finding, is_left=is_left or finding.action == "none" or bool(verdict.doubtful))
+        self._report(finding)
+
+
+def _action(verdict: Verdict) -> Action:
+    if verdict.openings.corrections:
+        return "opened"
+    return "closed" if verdict.corrections else "none"

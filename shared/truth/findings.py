@@ -1,0 +1,52 @@
+"""What a comparison has found and done, for people and programs."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shared.truth.verdict import Verdict
+
+Action = Literal["opened", "closed", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A user who differs, and what was done. action: `opened` also where other sessions of hers were closed."""
+
+    verdict: Verdict
+    action: Action
+
+    def as_json(self) -> dict[str, Any]:
+        verdict = self.verdict
+        return {
+            "user_id": verdict.user_id,
+            "kind": verdict.kind,
+            "ours": list(verdict.ours),
+            "openim": list(verdict.openim),
+            "action": self.action,
+            "why": verdict.why,
+        }
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many users. unknown: OpenIM has said nothing of them that can be believed. skipped: heard of just now, and
+    left for the next turn. left: they differ still, or are unknown.
+    """
+
+    compared: int = 0
+    ghost: int = 0
+    missing: int = 0
+    platforms: int = 0
+    unknown: int = 0
+    skipped: int = 0
+    left: int = 0
+
+    def add(self, finding: Finding, *, is_left: bool) -> None:
+        verdict = finding.verdict
+        name = "unknown" if verdict.doubtful and not verdict.corrections else verdict.kind
+        setattr(self, name, getattr(self, name) + 1)
+        self.left += is_left
+
+    def as_json(self) -> dict[str, int]:
+        names = ("compared", "ghost", "missing", "platforms", "unknown", "skipped")
+        return {name: getattr(self, name) for name in names}
