@@ -143,6 +143,12 @@ _NO_QUERY = (
 )
 
 
+#: For those who try a published example by hand: docs/openim-versions.md has one that works.
+_AS_SENT = (
+    "Every OpenIM since 2.1 sends seq, its clock in Unix milliseconds, and operationID; "
+    "some published examples lack them"
+)
+
 _Fields = TypeVar("_Fields")
 _Id = Annotated[str, Field(max_length=ID_MAX)]
 _STRICT = ConfigDict(strict=True, hide_input_in_errors=True)
@@ -216,7 +222,7 @@ def read_body(
         raise Refused(400, "URL and body name different commands", "callbackCommand: must be the URL's")
     operation_id = _text_of(operation_id) if operation_id else fields.get("operationID", operation_id)
     if operation_id is None:  # an empty header is not absent: some gateways send no more than that
-        raise Refused(400, "there is no operationID", "operationID: must be in the header or in the body")
+        raise Refused(400, "there is no operationID", f"operationID: must be in the header or in the body. {_AS_SENT}")
     event = Event(
         fields["userID"],
         command,  # type: ignore[arg-type]  # one of the six, as checked above
@@ -290,7 +296,8 @@ def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
         if first["type"] == "json_invalid":
             raise Refused(400, "the body is not JSON", first["msg"]) from None
         field = ".".join(map(str, first["loc"]))
-        raise Refused(400, "a field is wrong", f"{field or 'body'}: {first['msg']}") from None
+        detail = f"{field or 'body'}: {first['msg']}"
+        raise Refused(400, "a field is wrong", f"{detail}. {_AS_SENT}" if field == "seq" else detail) from None
     except ValueError as error:
         raise Refused(400, "the body is not JSON", f"Invalid JSON: {error}") from None
 
