@@ -106,7 +106,7 @@ def read(fields: Mapping[bytes, bytes]) -> Memory:
     sums = {name: _sum(name, value) for name, value in text.items() if name.startswith("s:")}
     private: dict[str, Any] = {**records, **batches, **sums}
     unreadable = [name for name, value in private.items() if value is None]
-    public = {name: value for name, value in text.items() if name not in private}
+    public = {name: value for name, value in text.items() if name not in private and ":" not in name}
     floor, outbox = public.pop("floor", ""), public.pop("outbox", "")
     if floor and not floor.isdecimal():
         unreadable.append("floor")

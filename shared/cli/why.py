@@ -24,8 +24,8 @@ from shared.why.words import described, in_columns, instant, lasting, named, sco
 
 #: For one answer of a server.
 ANSWER_SECONDS = 3.0
-#: Closed sessions; --json has all.
-CLOSED_SHOWN = 5
+#: Sessions; --json has all.
+ONLINE_SHOWN, CLOSED_SHOWN = 10, 5
 _CLOSED_BY: dict[Cover, str] = {
     "never": "no online event is known",
     "lease": "its lease ran out",
@@ -94,11 +94,12 @@ def _waiting(waiting: Waiting) -> str:
 
 def _sessions(facts: Facts, memory: Memory) -> Iterator[str]:
     judged = judgement.sessions(memory)
-    closed = [each for each in judged if not each.is_online]
-    for session in [each for each in judged if each.is_online] + closed[:CLOSED_SHOWN]:
-        yield from _session(facts, session)
-    if len(closed) > CLOSED_SHOWN:
-        yield f"and {len(closed) - CLOSED_SHOWN:,} more that are closed (--json has all)"
+    online = [each for each in judged if each.is_online]
+    for what, some, most in (("online", online, ONLINE_SHOWN), ("closed", judged[len(online) :], CLOSED_SHOWN)):
+        for session in some[:most]:
+            yield from _session(facts, session)
+        if len(some) > most:
+            yield f"and {len(some) - most:,} more that are {what} (--json has all)"
     if memory.floor_seq is not None:
         yield f"closed connections up to seq {memory.floor_seq} are forgotten"
 

@@ -87,6 +87,20 @@ def test_a_user_who_came_and_left(store: Store, run: Run, ask: Ask) -> None:
     assert {line[:14].strip() for line in text[3:]} >= {"sessions", "batches", "newest event", "changes", "no effect"}
 
 
+def test_of_many_sessions_some_are_shown(store: Store, run: Run, ask: Ask) -> None:
+    for number in range(60):
+        store.apply([web(ON, NOW + number, conn_id=f"c{number}")])
+    for number in range(40):
+        store.apply([web(OFF, NOW + 1000 + number, conn_id=f"c{number}")])
+    sessions = ask("alice")["sessions"]
+    assert [each["online"] for each in sessions] == [True] * 20 + [False] * 32
+    text = run("alice").output
+    assert "20 sessions are online, connection c59 (Web), " in text
+    assert "and 10 more that are online (--json has all)" in text
+    assert "and 27 more that are closed (--json has all)" in text
+    assert f"closed connections up to seq {NOW + 1007} are forgotten" in text
+
+
 def test_leases_are_shown_and_known_by_what_workers_have_written(redis: Redis, ask: Ask) -> None:
     store = Store(redis, Settings(online_lease_seconds=1800))
     store.apply([web(ON, NOW)])

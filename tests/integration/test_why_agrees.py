@@ -94,3 +94,30 @@ def test_of_connections_that_are_forgotten(store: Store, redis: Redis) -> None:
     found = memory.read(redis.hgetall("presence:u"))
     assert found.floor_seq == 35
     assert len(found.records) == 32
+
+
+MANY = st.tuples(st.sampled_from(["Online", "Offline"]), st.integers(0, 60), st.integers(0, 2), st.integers(0, 90))
+
+
+@examples
+@given(st.lists(MANY, min_size=60, max_size=200), st.randoms(use_true_random=False))
+def test_of_many_connections(
+    store: Store, redis: Redis, acts: list[tuple[str, int, int, int]], shuffler: random.Random
+) -> None:
+    events = [
+        Event("u", f"callbackUser{kind}Command", seq, f"c{conn}" if conn < 58 else "", platform, "", "", 1)  # type: ignore[arg-type]
+        for kind, conn, platform, seq in acts
+    ]
+    redis.delete("presence:u")
+    for some in histories.deliveries(events, shuffler, most=20):
+        store.apply(some)
+        check(redis)
+
+
+def test_of_more_sessions_than_are_remembered(store: Store, redis: Redis) -> None:
+    for start in range(0, 300, 20):
+        store.apply(
+            [Event("u", "callbackUserOnlineCommand", n, f"c{n}", 1, "", "", 1) for n in range(start, start + 20)]
+        )
+        check(redis)
+    assert redis.hget("presence:u", "sessions") == b"256"
