@@ -25,8 +25,8 @@ class Record:
     """One scope: a connection, a platform, or the user as a whole.
 
     name: the connection's id or the platform's, "" for the user. platform_id: the one that a connection is on, 0 for
-    none. online_seq, offline_seq: the highest of its events, None where it had none. lease_began_ms: Unix milliseconds,
-    None where it has no lease. has_expired: its lease ran out.
+    none. online_seq, offline_seq: the highest of its events, None if it had none. lease_began_ms: Unix milliseconds,
+    None if it has no lease. has_expired: its lease ran out.
     """
 
     scope: Scope
@@ -78,7 +78,7 @@ class Memory:
     """All that a hash holds.
 
     fields: the public ones. batches: in their order. floor_seq: the highest seq of a closed connection that was
-    forgotten, None where none was. unsent: changes that are not on the feed yet. unreadable: fields that make no sense.
+    forgotten, None if none was. unsent: changes that are not on the feed yet. unreadable: fields that make no sense.
     """
 
     fields: dict[str, str]

@@ -1,4 +1,4 @@
-"""`presence doctor`: is everything set up right, and if not, how to mend it."""
+"""`presence doctor`: is everything set up correctly and, if not, how can it be fixed?"""
 
 import json
 import sys
@@ -25,7 +25,7 @@ from shared.observe.health import counted
     help="The least severe finding that makes the exit code 1.",
 )
 def doctor(as_json: bool, fail_on: Severity) -> None:
-    """Looks for what is wrong or risky here, says why it matters and what mends it.
+    """Looks for what is wrong or risky here, and says why it matters and how to fix it.
 
     Looks at the settings, both Redis servers, the receiver and the journal on this machine, workers, leases and
     OpenIM's gateways. Changes nothing; ends within 10 s whatever hangs. Run it where a receiver runs, with its

@@ -36,16 +36,17 @@ CODES = {
     "P002": Code(
         "error",
         "Two programs on one machine cannot listen on one port: the second does not start.",
-        "Give each of PRESENCE_PORT, PRESENCE_ADMIN_PORT and PRESENCE_WORKER_ADMIN_PORT a port of its own.",
+        "Give each of PRESENCE_PORT, PRESENCE_ADMIN_PORT and PRESENCE_WORKER_ADMIN_PORT its own port.",
     ),
     "P003": Code(
         "warning",
-        "Whoever reaches the port can show any user as online or offline.",
+        "Anyone who reaches the port can show any user as online or offline.",
         "Set PRESENCE_ALLOWED_NETWORKS, PRESENCE_BASIC_AUTH or PRESENCE_CALLBACK_PATH; docs/access.md.",
     ),
     "P004": Code(
         "warning",
-        "A list that has everybody in it keeps nobody out; of trusted proxies, anybody may then claim any address.",
+        "A list that includes all addresses keeps nobody out; in a list of trusted proxies it lets anyone "
+        "claim any address.",
         "Name the networks of OpenIM, and the addresses of your proxies.",
     ),
     "P005": Code(
@@ -60,13 +61,13 @@ CODES = {
     ),
     "P007": Code(
         "warning",
-        "The receiver takes another port at each start, which OpenIM cannot know.",
+        "The receiver takes another port at each start, and OpenIM cannot know which.",
         "Set PRESENCE_PORT to a number; OpenIM's shipped configuration has 10006.",
     ),
     "P008": Code(
         "warning",
-        "An event that comes late, from a journal that was away for long, counts as the newest of a user who is "
-        "forgotten by then: somebody may be shown online who is not.",
+        "An event that comes late, from a journal that was away for long, counts as the "
+        "newest of a user who is forgotten by then: a user may be wrongly shown online.",
         "Set PRESENCE_RETENTION_SECONDS to more than the longest outage, such as 2592000, or to 0.",
     ),
     # Redis
@@ -82,17 +83,17 @@ CODES = {
     ),
     "P012": Code(
         "error",
-        "When its memory is full it throws away the queue, or users.",
+        "When its memory is full, it discards the queue or users.",
         "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in its configuration file.",
     ),
     "P013": Code(
         "warning",
-        "It has no maxmemory now; as soon as somebody sets one, it throws away the queue, or users, when it is full.",
+        "It has no maxmemory now. If somebody sets one, it discards the queue or users when it is full.",
         "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in its configuration file.",
     ),
     "P014": Code(
         "warning",
-        "A restart of the server loses all that it has; the receivers have the last 5 s.",
+        "A restart of the server loses all its data; the receivers have the last 5 s.",
         "redis-cli CONFIG SET appendonly yes, and the same in its configuration file.",
     ),
     "P015": Code(
@@ -102,8 +103,8 @@ CODES = {
     ),
     "P016": Code(
         "warning",
-        "Redis 7.0.0 breaks the protocol when it cannot save (MISCONF): it sends an empty line too many, so that the "
-        "client reads the next answer wrongly and has to connect anew.",
+        "Redis 7.0.0 breaks the protocol when it cannot save (MISCONF): it sends an extra "
+        "empty line, so that the client misreads the next answer and has to reconnect.",
         "Upgrade it to 7.0.1 or later.",
     ),
     "P017": Code(
@@ -123,33 +124,34 @@ CODES = {
     ),
     "P020": Code(
         "error",
-        "What the programs do with this command fails: events wait, or the pages and `presence status` have gaps.",
-        "Give its user what docs/redis-servers.md lists: ACL SETUSER.",
+        "What the programs do with this command fails: events wait, or pages and `presence status` have gaps.",
+        "Give its user the rights that docs/redis-servers.md lists, with ACL SETUSER.",
     ),
     "P021": Code(
         "note",
-        "Whoever reaches the server can read and change everything in it.",
+        "Anyone who reaches the server can read and change everything in it.",
         "Let only the programs reach it, or give it a password (requirepass), which then stands in the URL.",
     ),
     "P022": Code(
         "error",
-        "The programs find something else than they need at this key, and what depends on it does not work.",
+        "This key does not have the type that the programs need, and what depends on it does not work.",
         "Look at it with redis-cli TYPE, and move it away with redis-cli RENAME.",
     ),
     "P023": Code(
         "warning",
-        "Programs go by the clock of the queue's server; who reads their times or writes leases by another is wrong.",
+        "Programs use the clock of the queue's server; times and leases compared with another clock are wrong.",
         "Keep NTP running on the server's machine and on this one.",
     ),
     "P024": Code(
         "warning",
-        "When the primary is lost nothing takes its place, and with its disk everything in it is lost.",
+        "If the primary is lost, nothing takes its place; if its disk is lost, so is everything in it.",
         "Start a replica; docs/redis-servers.md.",
     ),
     "P025": Code(
         "warning",
-        "Receivers keep what they have pushed for 5 s: a replica that is promoted while further behind loses events.",
-        "Find out what holds it up; min-replicas-to-write 1 and min-replicas-max-lag 3 make it a rule.",
+        "Receivers keep what they have pushed for 5 s: if a replica that is further behind is "
+        "promoted, events are lost.",
+        "Find out what delays it; min-replicas-to-write 1 and min-replicas-max-lag 3 enforce a limit.",
     ),
     "P026": Code(
         "note",
@@ -160,63 +162,63 @@ CODES = {
     # The journal
     "P030": Code(
         "error",
-        "The receiver can store nothing: it answers 503, and OpenIM sends nothing twice.",
+        "The receiver cannot store anything: it answers 503, and OpenIM sends nothing twice.",
         "Make the directory writable for the receiver's user (10006 in the image), or set PRESENCE_JOURNAL_DIR.",
     ),
     "P031": Code(
         "error",
-        "Two processes could take one folder for theirs, so the receiver refuses to store events there.",
+        "Two processes could use the same folder, so the receiver refuses to store events there.",
         "Put PRESENCE_JOURNAL_DIR on a local disk.",
     ),
     "P032": Code(
         "warning",
-        "Lines with a wrong checksum were passed over: the disk fails, or somebody changed the file.",
-        "Check the disk, keep the *.damaged file for whoever wants to know, then remove it.",
+        "Lines with a wrong checksum were skipped: the disk is failing, or somebody changed the file.",
+        "Check the disk, examine the *.damaged file, then remove it.",
     ),
     "P033": Code(
         "error",
         "Accepted events wait in these files until they can be read; no lease runs out meanwhile.",
-        "The receiver's log names the files and the error: mend the permissions, the mount or the disk.",
+        "The receiver's log names the files and the error: fix the permissions, the mount or the disk.",
     ),
     "P034": Code(
         "warning",
-        "Each answer waits for a write there, and when the network stalls OpenIM's callbacks are lost.",
+        "Each answer waits for a write there; when the network stalls, OpenIM's callbacks are lost.",
         "Put PRESENCE_JOURNAL_DIR on a local disk.",
     ),
     "P035": Code(
         "warning",
-        "What Redis does not have yet is gone after a restart of the machine, or of the container.",
+        "Events that Redis does not have yet are lost when the machine or the container restarts.",
         "Put PRESENCE_JOURNAL_DIR on a disk; in a container, on a volume.",
     ),
     "P036": Code(
         "warning",
-        "In a long outage of Redis the disk is full before the journal reaches its limit.",
-        "Free the disk, or lower PRESENCE_JOURNAL_MAX_BYTES; each of PRESENCE_PROCESSES may use so much.",
+        "In a long outage of Redis the disk fills up before the journal reaches its limit.",
+        "Free the disk, or lower PRESENCE_JOURNAL_MAX_BYTES; each of PRESENCE_PROCESSES may use that much.",
     ),
     "P037": Code(
         "error",
-        "When the disk is full the receiver answers 503, and OpenIM sends nothing twice.",
+        "When the disk is full, the receiver answers 503, and OpenIM sends nothing twice.",
         "Free the disk, or set PRESENCE_JOURNAL_DIR to another.",
     ),
     "P038": Code(
         "warning",
-        "What Redis does not have yet of these events waits there: only a receiver on this directory hands it over.",
+        "Events that Redis does not have yet wait there: only a receiver on this directory can push them.",
         "Start a receiver with this PRESENCE_JOURNAL_DIR.",
     ),
     "P039": Code(
         "warning",
-        "What is pushed stays in the journal until the server can no longer lose it, and takes room there.",
-        "Mend what is named: usually Sentinels that do not answer, or a server that was replaced.",
+        "Pushed events stay in the journal until the server can no longer lose them, and take space there.",
+        "Fix what is named: usually Sentinels that do not answer, or a server that was replaced.",
     ),
     # The receiver
     "P040": Code(
         "error",
-        "It answers 503, OpenIM sends nothing twice: what it refuses is lost.",
-        "Mend what is named: usually a full or read-only disk, or a Redis that has been away for long.",
+        "It answers 503, and OpenIM sends nothing twice: what it refuses is lost.",
+        "Fix what is named: usually a full or read-only disk, or a Redis that has been away for long.",
     ),
     "P041": Code(
         "error",
-        "OpenIM's callbacks find nobody, and it sends nothing twice.",
+        "Nothing takes OpenIM's callbacks, and it sends nothing twice.",
         "Start the receiver, or let its port through: PRESENCE_HOST and PRESENCE_PORT say where it listens.",
     ),
     "P042": Code(
@@ -226,8 +228,8 @@ CODES = {
     ),
     "P043": Code(
         "warning",
-        "A gateway of OpenIM sends with two goroutines, each waiting for its answer: it delivers at most "
-        "2 / (answer time) callbacks a second, and drops the rest without a word.",
+        "A gateway of OpenIM sends with two goroutines, each waiting for its answer: it delivers at most 2 / (answer "
+        "time) callbacks a second, and silently drops the rest.",
         "Raise PRESENCE_PROCESSES, or find out what the disk waits for; PRESENCE_JOURNAL_FSYNC=always costs an fsync.",
     ),
     "P044": Code(
@@ -242,13 +244,13 @@ CODES = {
     ),
     "P046": Code(
         "warning",
-        "When it has ended, OpenIM sends nothing any more.",
+        "When it expires, OpenIM sends nothing any more.",
         "Replace PRESENCE_TLS_CERT and PRESENCE_TLS_KEY; the receiver notices without a restart.",
     ),
     "P047": Code(
         "error",
-        "Nothing of what OpenIM sends is taken: presence stands still, and OpenIM sends nothing twice.",
-        "Mend what the reason names: credentials, path or networks, or an OpenIM of a form that is not known.",
+        "Everything that OpenIM sends is refused: presence stands still, and OpenIM sends nothing twice.",
+        "Fix what the reason names: credentials, path or networks, or an OpenIM whose callbacks have an unknown form.",
     ),
     "P048": Code(
         "error",
@@ -258,7 +260,7 @@ CODES = {
     "P049": Code(
         "error",
         "Events wait in the journal, and presence stands still.",
-        "Mend the queue's Redis; the receiver's log says what it answers.",
+        "Fix the queue's Redis; the receiver's log says what it answers.",
     ),
     # Queue and workers
     "P050": Code("error", "Events wait in the queue, and presence stands still.", "Start one: presence worker."),
@@ -269,23 +271,23 @@ CODES = {
     ),
     "P052": Code(
         "error",
-        "OpenIM sends each callback once; while nobody takes it, it is lost.",
+        "OpenIM sends each callback once; if no receiver takes it, it is lost.",
         "Start one: presence receiver. If one runs, its log says what the queue's Redis answers.",
     ),
     "P053": Code(
         "error",
-        "Presence is late by so much.",
-        "Start more workers, or mend the Redis for presence; the workers' log says what it answers.",
+        "Presence is late by that much.",
+        "Start more workers, or fix the Redis for presence; the workers' log says what it answers.",
     ),
     "P054": Code(
         "error",
         "These events are not applied, and wait for a person.",
-        "presence failed list, mend the cause, then presence failed requeue --all.",
+        "Run presence failed list, fix the cause, then run presence failed requeue --all.",
     ),
     "P055": Code(
         "error",
-        "These events were accepted and are not applied: presence is late by so much.",
-        "Mend the queue's Redis; start a silent receiver again, or another on the same journal directory.",
+        "These events were accepted but are not applied: presence is late by that much.",
+        "Fix the queue's Redis; restart a silent receiver, or start another on the same journal directory.",
     ),
     "P056": Code(
         "warning",
@@ -294,7 +296,7 @@ CODES = {
     ),
     "P057": Code(
         "warning",
-        "Lags and the beginning of leases are wrong by so much.",
+        "Lags and the beginning of leases are wrong by that much.",
         "Keep NTP running on that machine.",
     ),
     "P058": Code(
@@ -304,8 +306,8 @@ CODES = {
     ),
     "P059": Code(
         "note",
-        "One that was retired on purpose is forgotten after a while.",
-        "Start it again, where it should run.",
+        "If it was retired on purpose, it is forgotten after a while.",
+        "Restart it if it should run.",
     ),
     # Leases and OpenIM's gateways
     "P060": Code(
@@ -328,12 +330,12 @@ CODES = {
     "P063": Code(
         "warning",
         "Its callbacks count as stamped when they are received, so those of one user are ordered by their arrival.",
-        "Keep NTP running where that gateway runs; the workers' log names its address.",
+        "Keep NTP running on that gateway's machine; the workers' log names its address.",
     ),
     "P064": Code(
         "warning",
-        "The newest stamp wins: of callbacks from gateways whose clocks differ, an older one may.",
-        "Keep NTP running where that gateway runs, and where the receiver runs.",
+        "The newest stamp wins: if the clocks of gateways differ, an older callback may win.",
+        "Keep NTP running on the machines of that gateway and of the receiver.",
     ),
     "P065": Code(
         "warning",
@@ -347,23 +349,23 @@ CODES = {
     ),
     "P067": Code(
         "note",
-        "OpenIM sends nothing for the users that it had: those that did not come back stay online.",
+        "OpenIM sends nothing for the users that it had: those who did not come back stay online.",
         "With OpenIM 3.8.2 or later, set PRESENCE_ONLINE_LEASE_SECONDS=1800 on all workers.",
     ),
     "P068": Code(
         "note",
         "A gateway's clock was more than a minute ahead; its callbacks counted as stamped when they were received.",
-        "See that NTP runs where OpenIM's gateways run.",
+        "Make sure that NTP runs on the machines of OpenIM's gateways.",
     ),
     "P069": Code(
         "note",
         "Silence means nothing while events may wait somewhere, so sessions that are over stay online for longer.",
-        "Mend what is named; after a gap of ours it passes by itself within a lease.",
+        "Fix what is named; after a gap of ours it passes by itself within a lease.",
     ),
     # The doctor itself
     "P090": Code(
         "warning",
-        "What this probe should have seen is not known, and may be wrong.",
-        "Mend the other findings first, then run presence doctor again.",
+        "What this probe should have checked is unknown, and may be wrong.",
+        "Fix the other findings first, then run presence doctor again.",
     ),
 }

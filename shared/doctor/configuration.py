@@ -1,4 +1,4 @@
-"""Settings that are right each for itself, and wrong together."""
+"""Settings that are right by themselves, but wrong together."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -39,7 +39,7 @@ def _of_ports(settings: Settings) -> Iterator[Item]:
 def _of_access(settings: Settings) -> Iterator[Item]:
     guarded = settings.basic_auth or settings.callback_path or settings.allowed_networks
     if not guarded and not is_loopback(settings.host):
-        yield Finding("P003", f"the receiver listens on {settings.host} and takes callbacks from anybody")
+        yield Finding("P003", f"the receiver listens on {settings.host} and takes callbacks from anyone")
     for name in ("allowed_networks", "trusted_proxies"):
         if wide := [network for network in getattr(settings, name) if _is_everybody(network)]:
             yield Finding("P004", f"PRESENCE_{name.upper()} has {wide[0]}")

@@ -1,4 +1,4 @@
-"""What the doctor says: findings, and what it looked at."""
+"""What the doctor says: its findings, and what it checked."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was to be looked at. because: why it was not, or ""."""
+    """One thing to check. because: why it was not checked, or ""."""
 
     what: str
     state: State = "checked"
@@ -39,7 +39,7 @@ Item = Finding | Check
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """All of it, the worst first. at_ms: Unix milliseconds."""
+    """All findings and checks, the worst first. at_ms: Unix milliseconds."""
 
     at_ms: int
     findings: Sequence[Finding]
@@ -47,7 +47,7 @@ class Examination:
 
     @classmethod
     def of(cls, at_ms: int, items: Iterable[Item]) -> "Examination":
-        """What is said twice counts once."""
+        """Removes repeated findings."""
         unique = list(dict.fromkeys(items))
         findings = [each for each in unique if isinstance(each, Finding)]
         return cls(

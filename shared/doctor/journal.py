@@ -16,7 +16,7 @@ _VOLATILE = {"tmpfs": "in memory", "ramfs": "in memory", "overlay": "in the cont
 
 @dataclass(frozen=True, slots=True)
 class JournalFacts:
-    """path: absolute. exists: whether the directory is there. file_system: its type, "" where that is not known.
+    """path: absolute. exists: whether the directory is there. file_system: its type, "" if that is not known.
     free_bytes: for this user. trouble: why nothing can be written, or "". is_foreign: this user is not its owner, so
     that `trouble` need not be the receiver's. lock_trouble: why locks do not work, or "". damaged: files set aside.
     unreadable: files and folders that this user cannot read. waiting_files, waiting_bytes: of events.

@@ -1,4 +1,4 @@
-"""The receiver on this machine: what it says of itself, and how it answers where OpenIM would ask."""
+"""The receiver on this machine: what it says about itself, and how it answers on OpenIM's port."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """ends_at: Unix seconds, None where it is not known. trouble: why it does not verify, or ""."""
+    """ends_at: Unix seconds, None if it is not known. trouble: why it does not verify, or ""."""
 
     ends_at: float | None = None
     trouble: str = ""
@@ -40,7 +40,7 @@ class Certificate:
 @dataclass(frozen=True, slots=True)
 class ReceiverFacts:
     """frozen: that it takes connections on its admin port and says nothing, or "". url: as it may be shown.
-    detail: of `reach`. answers: None where that is not known, or nothing was answered. certificate: None without TLS.
+    detail: of `reach`. answers: None if that is not known, or nothing was answered. certificate: None without TLS.
     """
 
     readiness: Readiness | None = None
@@ -61,7 +61,7 @@ def look(facts: ReceiverFacts, *, elsewhere: int, gateways: int, now: float) -> 
         yield Check("receiver", "not used", "none runs on this machine; others report to the queue")
         return
     if not is_here and facts.reach == "nobody":
-        yield Check("receiver", "not used", f"none runs on this machine: nobody listens at {facts.url}")
+        yield Check("receiver", "not used", f"none runs on this machine: nothing listens at {facts.url}")
         return
     yield Check("receiver")
     yield from _of_reach(facts)
@@ -78,7 +78,7 @@ def _of_reach(facts: ReceiverFacts) -> Iterator[Item]:
     if facts.reach == "nobody" or (facts.reach == "silent" and not facts.frozen):
         yield Finding("P041", f"no answer at {facts.url}: {facts.detail}")
     elif facts.reach == "another program":
-        yield Finding("P042", f"what answers at {facts.url} is no receiver with these settings: {facts.detail}")
+        yield Finding("P042", f"what answers at {facts.url} is not a receiver with these settings: {facts.detail}")
     elif facts.reach == "wrong credentials":
         yield Finding("P042", f"the receiver at {facts.url} wants other credentials than PRESENCE_BASIC_AUTH here")
     elif facts.reach == "not from here":
@@ -99,7 +99,7 @@ def _of_certificate(certificate: Certificate | None, now: float) -> Iterator[Ite
     yield Check("certificate")
     days = (certificate.ends_at - now) / _DAY_SECONDS
     if 0 < days < CERTIFICATE_LEAST_DAYS:
-        yield Finding("P046", f"the receiver's certificate ends in {days:.0f} days")
+        yield Finding("P046", f"the receiver's certificate expires in {days:.0f} days")
 
 
 def _of_answers(answers: Answers, gateways: int) -> Iterator[Item]:

@@ -16,12 +16,12 @@ REPLICA_LAG_MOST_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What was heard of one server in a role.
+    """What one server in a role answered.
 
     role: "queue", "presence", or both. where: its URL, without a password. error: why nothing was heard, or "".
     is_refusal: the server is there and does not let us in. infos: INFO of each primary. is_cluster, has_replicas: what
     the URL says. skew_ms: how far this machine's clock is ahead. denied: commands that our user may not call, and the
-    server's words. is_open: it asks for no password. config: what CONFIG GET said; None where it is forbidden.
+    server's words. is_open: it asks for no password. config: what CONFIG GET said; None if it is forbidden.
     """
 
     role: str
@@ -67,7 +67,7 @@ def _of_kind(facts: ServerFacts, info: Mapping[str, Any]) -> Iterator[Item]:
     if numbers and numbers[:2] < least:
         yield Finding("P015", f"{facts.name} is Redis {version}")
     elif reason := incompatibility(info, is_cluster=facts.is_cluster):
-        yield Finding("P018", f"{facts.name} does not fit: {reason}")
+        yield Finding("P018", f"{facts.name} does not suit: {reason}")
     if numbers == (7, 0, 0):
         yield Finding("P016", f"{facts.name} is Redis 7.0.0")
 

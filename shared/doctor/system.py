@@ -1,4 +1,4 @@
-"""The whole system: what `presence status` says of it, and what only a doctor asks."""
+"""The whole system: what `presence status` says about it, and what only a doctor asks."""
 
 from collections.abc import Iterator
 

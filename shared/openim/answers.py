@@ -24,7 +24,7 @@ class Unreadable(ValueError):
 
 
 class Connection(NamedTuple):
-    """platform_id: 0 where it is a platform that we do not know."""
+    """platform_id: 0 if it is a platform that we do not know."""
 
     platform_id: int
     conn_id: str
@@ -33,7 +33,7 @@ class Connection(NamedTuple):
 class Connections(NamedTuple):
     """Of question A: of each user asked for, the connections at the first gateway that knows her.
 
-    has_old_form: OpenIM is 3.8.0 or older; None where nobody was asked for.
+    has_old_form: OpenIM is 3.8.0 or older; None if nobody was asked for.
     """
 
     of: dict[str, list[Connection]]
@@ -105,7 +105,7 @@ _LOGIN = msgspec.json.Decoder(_Answer[_Login])
 
 
 def error_code(body: bytes) -> int:
-    """0 where there is no error. Raises Unreadable, as all here."""
+    """0 if there is no error. Raises Unreadable, as all here."""
     return _decode(_HEAD, body).errCode
 
 

@@ -73,7 +73,7 @@ class Calls:
         await self._session.close()
 
     async def post(self, path: str, question: Mapping[str, Any], token: Secret | None = None) -> Reply:
-        """An answer with HTTP 200, or 404. Raises OpenIMError for any other, and where there is none."""
+        """An answer with HTTP 200, or 404. Raises OpenIMError for any other, and if there is none."""
         reply = Reply()
         for _ in range(TRIES):
             async with self._places:

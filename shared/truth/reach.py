@@ -69,12 +69,12 @@ class Reach:
         return "gone" if name in self._gone else "out of reach"
 
     def home(self, ours: Ours, platform_id: int) -> Home | None:
-        """The process that her session on that platform is at; None where there may be several, or it is not known."""
+        """The process that her session on that platform is at; None if there may be several, or it is not known."""
         homes = self.homes(ours, platform_id)
         return homes[0] if len(homes) == 1 else None
 
     def homes(self, ours: Ours, platform_id: int) -> list[Home]:
-        """The processes that her session on that platform may be at; empty where nothing is known of that."""
+        """The processes that her session on that platform may be at; empty if nothing is known of that."""
         batch = ours.batches.get(platform_id)
         if not batch:
             return []

@@ -29,8 +29,8 @@ MOST_GONE_SHARE = 5
 class Theirs:
     """What OpenIM says of one user.
 
-    platforms: how many connections each has, of C. connections: of A, at one gateway; None where that was not asked.
-    recorded: the platforms in OpenIM's own record, of B; None where that was not asked, or is not to be trusted.
+    platforms: how many connections each has, of C. connections: of A, at one gateway; None if that was not asked.
+    recorded: the platforms in OpenIM's own record, of B; None if that was not asked, or is not to be trusted.
     is_old: sessions are connections.
     """
 
@@ -86,7 +86,7 @@ class Verdict:
 def judge(
     ours: Ours, theirs: Theirs, reach: Reach, asked_at_ms: int, *, first: Verdict | None = None
 ) -> Verdict | None:
-    """None where both agree.
+    """None if both agree.
 
     asked_at_ms: when OpenIM was asked, by the clock of the queue's server; `ours` was read before that. first: the
     verdict upon the first of two questions.

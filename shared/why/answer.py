@@ -61,7 +61,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
 
 
 def lease_ends_ms(facts: Facts, session: Session) -> int | None:
-    """When the lease of a session that is online ends; None where it has none."""
+    """When the lease of a session that is online ends; None if it has none."""
     began = session.record.lease_began_ms
     return began + facts.lease_ms if session.is_online and facts.lease_ms and began is not None else None
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -> Facts:
-    """All that is known of a user. Raises RedisError where presence does not answer.
+    """All that is known of a user. Raises RedisError if presence does not answer.
 
     What else cannot be read is among the facts, as a trouble.
     """

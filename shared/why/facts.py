@@ -15,7 +15,7 @@ Place = Literal["queued", "running", "retrying", "failed"]
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """An event that is not applied. job_id: of its batch. error: why not, where it was tried. next_at_ms: its next try,
-    Unix milliseconds, 0 where none is planned.
+    Unix milliseconds, 0 if none is planned.
     """
 
     place: Place
@@ -47,11 +47,11 @@ class Scan:
 class Facts:
     """Times are Unix milliseconds.
 
-    at_ms: now, by the queue's server. prefix: of the keys. memory: None where the key is not there, or no hash.
+    at_ms: now, by the queue's server. prefix: of the keys. memory: None if the key is not there, or no hash.
     key_type: what the key is where it is no hash, or "". similar: ids that are known, and differ in blanks or in upper
     and lower case. is_empty: nothing of anybody was ever applied here. lease_ms: how long a session lasts unrenewed,
     0: for ever. leases_held: why none runs out now, or "". retention_seconds: 0: for ever. changes: of the user, the
-    newest first, and so are `ignored`. workers: alive, None where that is not known. troubles: what could not
+    newest first, and so are `ignored`. workers: alive, None if that is not known. troubles: what could not
     be read, so that the answer may lack it.
     """
 

@@ -25,7 +25,7 @@ _ONLINE: tuple[Rule, ...] = ("online", "kick_offs", "more_online", "kept")
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A scope, judged. cover: what closes it, None where it is online; cover_seq: that event's, where it is one."""
+    """A scope, judged. cover: what closes it, None if it is online; cover_seq: that event's, where it is one."""
 
     record: Record
     cover: Cover | None = None

@@ -26,7 +26,7 @@ def status(facts: Facts) -> str:
 
 
 def since_ms(facts: Facts) -> int:
-    """When the status changed last, Unix milliseconds; 0 where it is not known."""
+    """When the status changed last, Unix milliseconds; 0 if it is not known."""
     text = facts.memory.fields.get("changed_at", "") if facts.memory else ""
     return int(text) if text.isdecimal() else 0
 

@@ -12,7 +12,7 @@ _SCRATCH = "doctor-"  # receivers look for folders of another name
 
 
 def look_at(directory: Path) -> JournalFacts:
-    """Raises nothing but what the file system itself may do: hang."""
+    """Raises nothing, but hangs if the file system does."""
     path = directory.absolute()
     kind = file_system(path)
     try:
@@ -39,7 +39,7 @@ def look_at(directory: Path) -> JournalFacts:
 
 
 def _try(path: Path) -> tuple[str, str]:
-    """Why nothing can be written, and why nothing can be locked; each "" where it can."""
+    """Why nothing can be written, and why nothing can be locked; each "" if it can."""
     try:
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path) as scratch:
             with (Path(scratch) / "try").open("wb") as file:
@@ -52,7 +52,7 @@ def _try(path: Path) -> tuple[str, str]:
 
 
 def _try_lock(folder: Path) -> str:
-    """As receivers do it: flock(2) on the folder itself. A second one must not get it."""
+    """Locks as receivers do, with flock(2) on the folder itself. A second lock must fail."""
     first, second = (os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for _ in range(2))
     try:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +88,7 @@ def _contents(path: Path) -> tuple[list[str], list[str], list[int]]:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that the path is on, or will be, by the kernel's table; "" where there is none."""
+    """The type of the file system that the path is on, or will be, by the kernel's table; "" if there is none."""
     with suppress(OSError, ValueError):
         path = path.resolve()
         best, kind = -1, ""

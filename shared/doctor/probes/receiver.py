@@ -80,7 +80,7 @@ def _connection(settings: Settings) -> http.client.HTTPConnection:
 
 
 def _answers(settings: Settings) -> Answers | None:
-    """From two readings of its metrics; None where there was no answer yet, or no page."""
+    """From two readings of its metrics; None if there was no answer yet, or no page."""
     with suppress(OSError, ValueError):
         count_before, seconds_before = _read_answers(settings)
         began = time.monotonic()
@@ -105,7 +105,7 @@ def _read_answers(settings: Settings) -> tuple[float, float]:
 
 
 def _certificate(settings: Settings) -> Certificate:
-    """Of the running receiver. A private one is trusted here; whether OpenIM's machine does, nobody here knows."""
+    """The running receiver's certificate. A private one is trusted here; OpenIM's machine may not trust it."""
     context = ssl.create_default_context()
     context.check_hostname = False  # this is not the name that OpenIM uses
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

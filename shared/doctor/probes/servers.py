@@ -1,4 +1,4 @@
-"""Asks one Redis what the doctor wants to know of it. Nothing is written there."""
+"""Asks one Redis what the doctor wants to know. Writes nothing there."""
 
 from collections.abc import Iterable, Mapping
 from itertools import takewhile

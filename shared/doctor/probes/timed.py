@@ -1,4 +1,4 @@
-"""Runs probes side by side, each for so long at the most."""
+"""Runs probes side by side, each with a time limit."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Probe(Generic[T]):
-    """Begins at once, in a thread that may be left behind: a file system or a server that hangs ends nothing.
+    """Begins at once, in a thread that may be left behind: if a file system or a server hangs, it never ends.
 
     seconds: how long `result` waits, from the beginning on.
     """
@@ -31,7 +31,7 @@ class Probe(Generic[T]):
             self._future.set_exception(error)
 
     def result(self) -> T | None:
-        """None where it did not end in time, or failed; `trouble` then says so."""
+        """None if it did not end in time, or failed; `trouble` then says so."""
         wait([self._future], max(0.0, self._until - time.monotonic()))
         if not self._future.done():
             self.trouble = f"no result within {self._seconds:g} s"
