@@ -86,7 +86,7 @@ REPLICA = {"ip": "10.0.0.9", "port": 6379, "state": "online", "lag": 0}
 CASES: list[tuple[str, Iterator[Item], str]] = [
     ("P002", of_settings(ADMIN_PORT="10006"), "PRESENCE_PORT and PRESENCE_ADMIN_PORT are both 10006"),
     ("P002", of_settings(WORKER_ADMIN_PORT="10016"), "PRESENCE_ADMIN_PORT and PRESENCE_WORKER_ADMIN_PORT"),
-    ("P003", of_settings(HOST="0.0.0.0"), "from anybody"),
+    ("P003", of_settings(HOST="0.0.0.0"), "from anyone"),
     ("P004", of_settings(ALLOWED_NETWORKS="10.0.0.0/8,0.0.0.0/0"), "PRESENCE_ALLOWED_NETWORKS has 0.0.0.0/0"),
     ("P004", of_settings(ALLOWED_NETWORKS="10.0.0.0/8", TRUSTED_PROXIES="::/0"), "PRESENCE_TRUSTED_PROXIES has ::/0"),
     ("P005", of_settings(HOST="0.0.0.0", BASIC_AUTH="openim:geheim"), "PRESENCE_BASIC_AUTH"),
