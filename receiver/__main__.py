@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import os
+import signal
 import ssl
 import sys
 from collections.abc import Coroutine
@@ -10,7 +10,8 @@ from collections.abc import Coroutine
 from aiohttp import web
 
 from receiver import processes
-from receiver.admin import SingleProcess, make_admin, make_inner
+from receiver.admin import SingleProcess, make_admin
+from receiver.child import Inherited, answer_parent, inherited
 from receiver.forward.forwarder import Forwarder
 from receiver.http import access, tls
 from receiver.http.handler import Receiver
@@ -42,14 +43,15 @@ _OPEN = (
 log = logging.getLogger("receiver")
 
 
-async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLContext | None = None) -> None:
+async def serve(settings: Settings, given: Inherited | None, context: ssl.SSLContext | None = None) -> None:
     """Receives until a signal, then stops in order (docs/operations.md). Raises SettingsError where it cannot listen.
 
-    admin_socket: the path where to answer for health instead of at the admin port. One process of several has
-    it, and shares its port with the others. context: for HTTPS.
+    given: for one of several processes, which answers its parent for its health and not at the admin port. context:
+    for HTTPS.
     """
-    stop = Stop()
-    sockets = bind(settings.host, settings.port, "PORT", reuse_port=admin_socket is not None)
+    # The parent's SIGTERM may come twice: a service manager sends one to every process.
+    stop = Stop(hurrying=[signal.SIGINT]) if given else Stop()
+    own = given.own if given else bind(settings.host, settings.port, "PORT")
     journal = Journal(settings.journal_dir, settings.journal_max_bytes)
     if trouble := journal.check():
         log.error("%s (%s): events are refused until it can", trouble, settings.journal_dir.absolute())
@@ -63,35 +65,35 @@ async def serve(settings: Settings, admin_socket: str | None, context: ssl.SSLCo
     receiver = Receiver(settings, journal, counts, lately, relay.wake, durable, forwarder)
 
     server = Server(receiver.handle, receiver.unreadable, context)
-    listener = Listener(server, sockets)
+    listener = Listener(server, own, given.siblings if given else ())
     pages = SingleProcess(settings, journal, relay, counts, lately, stop, forwarder)
-    app = make_inner(pages) if admin_socket else make_admin(pages, Poller(settings))
-    admin = web.AppRunner(app, access_log=None)
-    renewing: asyncio.Task[None] | None = None
+    admin: web.AppRunner | None = None
+    tasks: list[asyncio.Task[None]] = []
     try:
         await listener.start(settings.host, settings.port, "PORT")
-        if admin_socket:
-            await admin.setup()
-            await web.UnixSite(admin, admin_socket).start()
+        if given:
+            tasks.append(asyncio.create_task(answer_parent(given.control, pages, stop)))
         elif settings.admin_port:
+            admin = web.AppRunner(make_admin(pages, Poller(settings)), access_log=None)
             await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
         relay.start()
         syncer.start()
         where = settings.host, settings.port, " (HTTPS)" if context else ""
         log.info("receiving on %s:%d%s, journal in %s", *where, settings.journal_dir.absolute())
         if context and settings.tls_cert and settings.tls_key:
-            renewing = asyncio.create_task(tls.renew(settings.tls_cert, settings.tls_key, server.serve_with))
+            tasks.append(asyncio.create_task(tls.renew(settings.tls_cert, settings.tls_key, server.serve_with)))
         await stop.told.wait()
         await stop.pause(settings.stop_delay_seconds)
     finally:
-        if renewing:
-            renewing.cancel()
         await listener.stop()
         await server.stop(stop.hurried)
-        await admin.cleanup()
+        if admin:
+            await admin.cleanup()
         if forwarder:
             await forwarder.close(COPY_SECONDS)
         await _hand_over(relay, syncer, journal)
+        for task in tasks:
+            task.cancel()
 
 
 async def _hand_over(relay: Relay, syncer: PeriodicSync, journal: Journal) -> None:
@@ -114,16 +116,16 @@ def main() -> int:
         # aiohttp logs a stack trace for each peer that sends no HTTP or hangs up: every port scan would do that.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         sys.setswitchinterval(SWITCH_SECONDS)
-        admin_socket = os.environ.get(processes.SOCKET_VARIABLE)
-        if access.is_open(settings) and not admin_socket:  # of several processes, their parent says it
+        given = inherited()
+        if access.is_open(settings) and not given:  # of several processes, their parent says it
             log.warning(_OPEN, settings.host)
         context = None
         if settings.tls_cert and settings.tls_key:
             context = tls.make_context(settings.tls_cert, settings.tls_key)
-        if settings.processes > 1 and not admin_socket:
+        if settings.processes > 1 and not given:
             _run(processes.supervise(settings))
         else:
-            _run(serve(settings, admin_socket, context))
+            _run(serve(settings, given, context))
     except PresenceError as error:
         print(f"receiver: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """The pages for whoever looks after a receiver, on a port of their own: /healthz, /readyz, /metrics.
 
-They say what the process says of itself (`Own`), or what several processes do (`receiver/processes.py`).
+They say what the process says of itself (`SingleProcess`), or what several processes do (`receiver/processes.py`).
 """
 
 import asyncio
@@ -117,37 +117,21 @@ def _free_bytes(settings: Settings) -> int:
 def make_admin(pages: Pages, poller: Poller) -> web.Application:
     """The pages, for people and for Prometheus."""
 
-    async def metrics(request: web.Request) -> web.Response:
-        state, snapshot = await asyncio.gather(pages.state(), observe(poller))
-        body = page(chain(of_state(state), of_snapshot(snapshot, queue_up=state.redis_up)))
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
-
-    app = _make_app(pages)
-    app.router.add_get("/metrics", metrics)
-    return app
-
-
-def make_inner(pages: Pages) -> web.Application:
-    """The same for the process that sums up several: `/state` is what `State(**...)` takes."""
-
-    async def state(request: web.Request) -> web.Response:
-        return web.json_response((await pages.state()).as_json())
-
-    app = _make_app(pages)
-    app.router.add_get("/state", state)
-    return app
-
-
-def _make_app(pages: Pages) -> web.Application:
     async def healthz(request: web.Request) -> web.Response:
         return _json(await pages.health(), "alive")
 
     async def readyz(request: web.Request) -> web.Response:
         return _json((await pages.readiness()).as_json(), "ready")
 
+    async def metrics(request: web.Request) -> web.Response:
+        state, snapshot = await asyncio.gather(pages.state(), observe(poller))
+        body = page(chain(of_state(state), of_snapshot(snapshot, queue_up=state.redis_up)))
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
     return app
 
 

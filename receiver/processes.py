@@ -1,24 +1,25 @@
 """Several receiver processes on one port (PRESENCE_PROCESSES).
 
-The kernel shares the connections out between them (SO_REUSEPORT), and each has a journal folder of its own. Their
-parent starts them, starts them again, and answers for the health of all on the admin port: it asks each on a
-Unix socket.
+The kernel shares the connections out between their sockets (SO_REUSEPORT). Each process has all of these sockets, and
+helps a sibling that leaves somebody waiting. Each has a journal folder of its own. Their parent starts them, starts
+them again, kills one that is frozen, and answers for the health of all on the admin port.
 """
 
 import asyncio
+import json
 import logging
 import os
+import signal
+import socket
 import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from receiver.admin import make_admin
-from receiver.http.listening import listen
+from receiver.child import Inherited
+from receiver.http.listening import bind, listen
 from receiver.metrics import MonotonicCounts, State, merge
 from receiver.stopping import Stop
 from shared.children import die_with_parent, ending
@@ -28,93 +29,183 @@ from shared.observe.poller import Poller
 from shared.observe.readiness import Readiness, combine, readiness_of
 from shared.settings import Settings
 
-#: Tells a process that it is one of several, and where to answer for its health.
-SOCKET_VARIABLE = "RECEIVER_ADMIN_SOCKET"
 RESTART_SECONDS = 1.0
 #: A process that ends by itself so soon could not start, and has said why.
 START_SECONDS = 3.0
+#: A process is asked so often, and has so long to answer.
+ASK_SECONDS = 1.0
+#: One that misses so many questions in a row is frozen. Counted, and not timed: a whole machine may stand still.
+MOST_MISSED = 4
+#: The same before its first answer, while it starts.
+MOST_MISSED_AT_START = 30
+#: Of one answer, in bytes.
+MOST_SAID = 1 << 20
 
 log = logging.getLogger("receiver")
 
 
 async def supervise(settings: Settings) -> None:
     """Runs PRESENCE_PROCESSES receivers until a signal. Raises PresenceError where one cannot start."""
-    stop = Stop().told
-    with tempfile.TemporaryDirectory(prefix="receiver-") as directory:
-        sockets = [Path(directory) / f"{number}.sock" for number in range(settings.processes)]
-        admin = web.AppRunner(make_admin(ProcessGroup(sockets), Poller(settings)), access_log=None)
-        children = [asyncio.create_task(_keep_running(path, stop)) for path in sockets]
-        try:
-            if settings.admin_port:
-                await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
-            await asyncio.wait(children, return_when=asyncio.FIRST_COMPLETED)  # one ends only for a reason
-        finally:
-            stop.set()
-            endings = await asyncio.gather(*children, return_exceptions=True)
-            await admin.cleanup()
-        for ended in endings:
-            if isinstance(ended, BaseException):
-                raise ended
+    stop = Stop()
+    sockets = [bind(settings.host, settings.port, "PORT", reuse_port=True) for _ in range(settings.processes)]
+    closing = asyncio.create_task(_close(sockets, stop))
+    places = [Place(own, [each for others in sockets if others is not own for each in others]) for own in sockets]
+    admin = web.AppRunner(make_admin(ProcessGroup(places), Poller(settings)), access_log=None)
+    children = [asyncio.create_task(place.keep_running(stop)) for place in places]
+    try:
+        if settings.admin_port:
+            await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
+        await asyncio.wait(children, return_when=asyncio.FIRST_COMPLETED)  # one ends only for a reason
+    finally:
+        stop.told.set()
+        endings = await asyncio.gather(*children, closing, return_exceptions=True)
+        await admin.cleanup()
+    for ended in endings:
+        if isinstance(ended, BaseException):
+            raise ended
 
 
-async def _keep_running(socket: Path, stop: asyncio.Event) -> None:
-    environment = {**os.environ, SOCKET_VARIABLE: str(socket)}
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.create_task(stop.wait())
-    first = True
-    while not stop.is_set():
-        started = loop.time()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "receiver", env=environment, preexec_fn=die_with_parent, start_new_session=True
-        )
-        ended = asyncio.create_task(process.wait())
-        await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+async def _close(sockets: list[list[socket.socket]], stop: Stop) -> None:
+    """Once they stop, the processes alone must have them: when the last one closes them, nobody listens."""
+    await stop.told.wait()
+    for own in sockets:
+        for each in own:
+            each.close()
+
+
+class Place:
+    """Where one process runs and, when it has ended, the next. own, siblings: as `Listener` takes them."""
+
+    def __init__(self, own: list[socket.socket], siblings: list[socket.socket]) -> None:
+        self.ledger = MonotonicCounts()
+        self._own = own
+        self._siblings = siblings
+        self._process: asyncio.subprocess.Process | None = None
+        self._has_answered = False
+        self._asking: asyncio.Task[dict[str, Any] | None] | None = None
+
+    @property
+    def silence(self) -> str:
+        """Why it does not answer."""
+        if self._process is None:
+            return "a process has ended, and another starts"
+        return f"process {self._process.pid} " + ("does not answer" if self._has_answered else "is starting")
+
+    async def keep_running(self, stop: Stop) -> None:
+        """Until it is told to stop. Raises PresenceError where the first process cannot start."""
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.create_task(stop.told.wait())
+        first = True
+        while not stop.told.is_set():
+            started = loop.time()
+            process = await self._start()
+            ended = asyncio.create_task(process.wait())
+            watching = asyncio.create_task(self._watch(process))
+            await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                await self._stop(process, ended, stop)
+            watching.cancel()
+            self._writer.close()
+            self._process = None
+            if stop.told.is_set():
+                return
+            if first and ended.result() > 0 and loop.time() - started < START_SECONDS:
+                raise PresenceError("one of the processes could not start; see the line above")
+            first = False
+            log.error("a receiver process ended (%s); another starts", ending(ended.result()))
+            await asyncio.wait([stopping], timeout=RESTART_SECONDS)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            given = Inherited(theirs, self._own, self._siblings)
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "receiver"),
+                env={**os.environ, **given.as_environment()},
+                pass_fds=given.numbers,
+                preexec_fn=die_with_parent,
+                start_new_session=True,
+            )
+        self._has_answered = False
+        self._asking = None
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=MOST_SAID)
+        return self._process
+
+    async def _stop(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]", stop: Stop) -> None:
+        process.terminate()
+        hurrying = asyncio.create_task(stop.hurried.wait())
+        await asyncio.wait([ended, hurrying], return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             await ended
-            return
-        if first and ended.result() > 0 and loop.time() - started < START_SECONDS:
-            raise PresenceError("one of the processes could not start; see the line above")
-        first = False
-        socket.unlink(missing_ok=True)
-        log.error("a receiver process ended (%s); another starts", ending(ended.result()))
-        await asyncio.wait([stopping], timeout=RESTART_SECONDS)
+        hurrying.cancel()
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Names the process when it does not answer, and kills it when that lasts."""
+        missed = 0
+        while True:
+            pause = asyncio.create_task(asyncio.sleep(ASK_SECONDS))
+            if await self.ask():
+                if missed and self._has_answered:
+                    log.info("receiver process %d answers again", process.pid)
+                missed = 0
+            elif self._reader.at_eof():  # it is ending
+                return
+            else:
+                missed += 1
+                if missed == 1 and self._has_answered:
+                    log.error("receiver process %d does not answer", process.pid)
+                if missed == (MOST_MISSED if self._has_answered else MOST_MISSED_AT_START):
+                    log.error("receiver process %d is frozen, and is killed", process.pid)
+                    process.kill()
+                    return
+            await pause
+
+    async def ask(self) -> dict[str, Any] | None:
+        """What the process says of itself; None where it does not in time. Who asks meanwhile shares the answer."""
+        if self._process is None:
+            return None
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._exchange())
+        asking = self._asking
+        await asyncio.wait([asking], timeout=ASK_SECONDS)
+        return asking.result() if asking.done() else None
+
+    async def _exchange(self) -> dict[str, Any] | None:
+        try:
+            self._writer.write(b"?")
+            said: dict[str, Any] = json.loads(await self._reader.readline())
+        except (OSError, ValueError):  # it has ended
+            return None
+        self._has_answered = True
+        return said
 
 
 class ProcessGroup:
     """What all processes say, as one. Counts of processes that have ended stay in the sum."""
 
-    def __init__(self, sockets: list[Path]) -> None:
-        self._sockets = sockets
-        self._ledgers = [MonotonicCounts() for _ in sockets]
+    def __init__(self, places: list[Place]) -> None:
+        self._places = places
 
     async def health(self) -> dict[str, Any]:
-        alive = None not in await self._ask_all("/healthz")
-        return {"status": "alive" if alive else "one of the processes does not answer", "pid": os.getpid()}
+        answers = await self._ask_all()
+        silences = [place.silence for place, said in zip(self._places, answers, strict=True) if said is None]
+        return {"status": "; ".join(silences) or "alive", "pid": os.getpid()}
 
     async def readiness(self) -> Readiness:
-        answers = await self._ask_all("/readyz")
-        return combine([readiness_of(answer) if answer else None for answer in answers])
+        answers = await self._ask_all()
+        return combine(
+            [
+                readiness_of(said["readiness"]) if said else place.silence
+                for place, said in zip(self._places, answers, strict=True)
+            ]
+        )
 
     async def state(self) -> State:
-        states = await self._ask_all("/state")
-        merged = merge([State(**state) if state else None for state in states], self._ledgers)
+        states = [State(**said["state"]) if said else None for said in await self._ask_all()]
+        merged = merge(states, [place.ledger for place in self._places])
         dropped = merged.counts.get("log_lines_dropped", 0) + lines_dropped()
         return replace(merged, counts={**merged.counts, "log_lines_dropped": dropped})
 
-    async def _ask_all(self, page: str) -> list[dict[str, Any] | None]:
-        return await asyncio.gather(*(_ask(path, page) for path in self._sockets))
-
-
-async def _ask(socket: Path, page: str) -> dict[str, Any] | None:
-    try:
-        async with (
-            aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(socket)), timeout=aiohttp.ClientTimeout(total=1)
-            ) as session,
-            session.get(f"http://receiver{page}") as answer,
-        ):
-            said: dict[str, Any] = await answer.json()
-            return said
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return None
+    async def _ask_all(self) -> list[dict[str, Any] | None]:
+        return await asyncio.gather(*(place.ask() for place in self._places))

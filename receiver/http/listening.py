@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-import select
+import selectors
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +13,7 @@ from shared.errors import SettingsError
 
 #: Connections that wait to be taken: with aiohttp's 128, a crowd of strangers would make OpenIM try again after 1 s.
 BACKLOG = 1024
-#: What has waited so long in a sibling's queue is taken.
+#: Who has waited so long in a sibling's queue is let in.
 HELP_SECONDS = 0.02
 
 Socket = socket.socket
@@ -94,22 +94,32 @@ class Listener:
 
     async def _help(self) -> None:
         """A sibling that is frozen, or not there at the moment, keeps nobody waiting."""
-        poll = select.poll()
-        sockets = {each.fileno(): each for each in self._siblings}
-        for number in sockets:
-            poll.register(number, select.POLLIN)
-        waiting: set[int] = set()
-        while True:
-            await asyncio.sleep(HELP_SECONDS)
-            before, waiting = waiting, {number for number, event in poll.poll(0) if event & select.POLLIN}
-            for number in before & waiting:
-                await self._let_in(list(_queue(sockets[number])))
+        with selectors.DefaultSelector() as queues:
+            for each in self._siblings:
+                queues.register(each, selectors.EVENT_READ, each)
+            while True:
+                await _readable(queues.fileno())
+                came = {key.data for key, _ in queues.select(0)}
+                await asyncio.sleep(HELP_SECONDS)
+                for listening in came & {key.data for key, _ in queues.select(0)}:
+                    await self._let_in(list(_queue(listening)))
 
     async def _let_in(self, peers: list[Socket]) -> None:
         loop = asyncio.get_running_loop()
         for peer in peers:
             with suppress(OSError):  # it has gone again
                 await loop.connect_accepted_socket(self._server, peer)
+
+
+async def _readable(number: int) -> None:
+    """Waits until a descriptor is."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(number, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(number)
 
 
 def _queue(listening: Socket) -> Iterator[Socket]:

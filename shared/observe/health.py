@@ -130,7 +130,7 @@ def _of_receiver(local: Readiness | None) -> Iterator[Remark]:
     if not local:
         return
     if local.trouble:
-        yield Remark("P040", f"the receiver on this machine refuses events: {local.trouble} ({local.journal})")
+        yield Remark("P040", f"the receiver on this machine is not ready: {local.trouble} ({local.journal})")
     if local.redis == "down":
         yield Remark(
             "P049", f"the receiver on this machine cannot push: {counted(local.journal_events, 'event')} in its journal"

@@ -54,15 +54,13 @@ def readiness_of(said: object) -> Readiness:
         raise ValueError(str(error)) from None
 
 
-def combine(answers: Sequence[Readiness | None]) -> Readiness:
+def combine(answers: Sequence[Readiness | str]) -> Readiness:
     """One page for all processes: numbers are added up, and the state is that of the worst process.
 
-    answers: None for a process that did not answer.
+    answers: of a process that did not answer, why.
     """
-    known = [answer for answer in answers if answer]
-    troubles = {answer.trouble for answer in known if answer.trouble}
-    if len(known) < len(answers):
-        troubles.add(f"{len(answers) - len(known)} of {len(answers)} processes do not answer")
+    known = [answer for answer in answers if isinstance(answer, Readiness)]
+    troubles = {answer.trouble if isinstance(answer, Readiness) else answer for answer in answers} - {""}
     return Readiness(
         trouble="; ".join(sorted(troubles)),
         journal=known[0].journal if known else "",

@@ -1,11 +1,18 @@
 """Several receiver processes on one port."""
 
+import json
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
+from hostile import WHOLE
 from redis import Redis
 from support import Process, Receiver, Server, children, free_port, wait_until
 
@@ -52,6 +59,7 @@ def test_all_stop_with_their_parent(several: Receiver) -> None:
     assert several.stop() == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in before)
     assert several.text().count("stopped: 0 events") == 3
+    assert "does not answer" not in several.text()
 
 
 def test_they_do_not_outlive_a_killed_parent(several: Receiver) -> None:
@@ -73,3 +81,78 @@ def test_a_port_in_use_stops_all_of_them(server: Server, tmp_path: Path) -> None
     assert process.popen.wait(20) == 1
     assert "PRESENCE_PORT: cannot listen on" in process.text()
     assert "Traceback" not in process.text()
+
+
+def health(receiver: Receiver) -> str:
+    try:
+        with urlopen(f"http://127.0.0.1:{receiver.admin_port}/healthz", timeout=1.9) as answer:
+            return str(json.load(answer)["status"])
+    except HTTPError as error:
+        return str(json.load(error)["status"])
+
+
+def test_who_comes_while_one_is_frozen_is_served_and_the_frozen_one_is_named_and_replaced(
+    several: Receiver, redis: Redis, worker: Process
+) -> None:
+    for number in range(30):
+        assert several.post("/", HEADERS, body(f"u{number}"))[0] == 200
+    before = children(several)
+    frozen = min(before)
+    os.kill(frozen, signal.SIGSTOP)
+    assert health(several) == f"process {frozen} does not answer"
+    assert several.readiness()[1]["trouble"] == f"process {frozen} does not answer"
+    for number in range(30, 90):
+        began = time.monotonic()
+        assert several.post("/", HEADERS, body(f"u{number}"))[0] == 200
+        assert time.monotonic() - began < 2
+    wait_until(lambda: f"receiver process {frozen} is frozen, and is killed" in several.text())
+    assert several.text().count(f"receiver process {frozen} does not answer") == 1
+    wait_until(lambda: len(children(several)) == 3 and frozen not in children(several))
+    wait_until(lambda: several.readiness()[0] == 200 and health(several) == "alive")
+    wait_until(lambda: all(redis.exists(f"presence:u{number}") for number in range(90)), 30)
+
+
+def test_one_that_pauses_for_a_moment_is_not_killed(several: Receiver) -> None:
+    before = children(several)
+    os.kill(min(before), signal.SIGSTOP)
+    wait_until(lambda: health(several) == f"process {min(before)} does not answer")
+    os.kill(min(before), signal.SIGCONT)
+    wait_until(lambda: health(several) == "alive")
+    assert children(several) == before
+
+
+def test_kept_connections_spread_over_all_of_them(
+    server: Server, tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    receiver = Receiver(tmp_path, server.url, processes="4")
+    keep(receiver)
+    wait_until(lambda: receiver.readiness()[0] == 200)
+    before = {pid: sockets(pid) for pid in children(receiver)}
+    with ExitStack() as kept:
+        for _ in range(64):
+            connection = kept.enter_context(socket.create_connection(("127.0.0.1", receiver.port), 10))
+            connection.sendall(WHOLE)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert all(sockets(pid) - before[pid] >= 4 for pid in before)
+
+
+def sockets(pid: int) -> int:
+    links = (link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir())
+    return sum(str(link).startswith("socket:") for link in links)
+
+
+def test_they_need_no_temporary_directory(
+    server: Server, tmp_path: Path, keep: Callable[[Process], Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / ("x" * 124)  # too long for the path of a Unix socket
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    receiver = Receiver(tmp_path, server.url, processes="2")
+    keep(receiver)
+    wait_until(lambda: receiver.readiness()[0] == 200)
+    assert not list(directory.iterdir())
+
+
+def test_a_frozen_one_does_not_keep_them_from_stopping(several: Receiver) -> None:
+    os.kill(min(children(several)), signal.SIGSTOP)
+    assert several.stop() == 0

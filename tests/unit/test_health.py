@@ -64,7 +64,7 @@ def test_each_trouble_is_named_alone(snapshot: Snapshot, words: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"trouble": "the disk is full"}, "refuses events: the disk is full"),
+        ({"trouble": "the disk is full"}, "not ready: the disk is full"),
         ({"redis": "down", "journal_events": 1234}, "cannot push: 1,234 events"),
         ({"damaged_files": 1}, "1 damaged"),
     ],
@@ -116,8 +116,8 @@ def test_several_processes_are_as_well_as_the_worst_of_them() -> None:
         [Readiness(journal="/j", journal_events=1, damaged_files=1), Readiness(redis="down", damaged_files=1)]
     )
     assert both == Readiness(journal="/j", redis="down", journal_events=1, damaged_files=1, processes=2)
-    assert combine([Readiness(), None]).trouble == "1 of 2 processes do not answer"
-    assert combine([None]).redis == "down"
+    assert combine([Readiness(), "process 7 does not answer"]).trouble == "process 7 does not answer"
+    assert combine(["process 7 does not answer"]).redis == "down"
 
 
 def test_a_worker_that_froze_is_named() -> None:
