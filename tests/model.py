@@ -1,8 +1,8 @@
 """Presence in plain Python, written straight from the rules: a function of a set of events. Slow, and meant to be read.
 
 Without leases and bounds: `sessions`, `platforms`. `Memory` adds that only four batches of a user are remembered one
-by one, `Leased` adds leases that run out and users that are forgotten. Left out are the bounds on connections: 32
-closed ones and 256 sessions a user.
+by one, `Leased` adds leases that run out and users that are forgotten. `Bounded` has the bounds on connections, 32
+closed ones and 256 sessions a user, and neither batches nor leases.
 
 What the rules leave open is decided here:
 - A batch begins with its lowest seq: where events with one operationID reach over 60 s or more, the batch takes what is
@@ -282,3 +282,77 @@ class Leased:
         if status != previous:
             self._status[user] = status
             self.changes.append((user, previous, status, command))
+
+
+@dataclass
+class Record:
+    """What is remembered of one scope. platform: that of the online event with the highest seq."""
+
+    on: int = NEVER
+    off: int = NEVER
+    platform: int = 0
+
+
+class Bounded:
+    """One user of whom so many closed connections and online sessions are remembered; without batches and leases."""
+
+    def __init__(self, closed: int = 32, online: int = 256) -> None:
+        self._closed, self._online = closed, online
+        self._records: dict[Scope, Record] = {}
+        self._floor = NEVER
+
+    def apply(self, events: Iterable[Event]) -> list[str]:
+        """Takes events that come together; the outcome of each."""
+        outcomes = [self._take(event) for event in events]
+        self._forget()
+        return outcomes
+
+    def sessions(self) -> set[Scope]:
+        return {scope for scope in self._records if self._is_online(scope)}
+
+    def platforms(self) -> list[int]:
+        return sorted({self._records[scope].platform for scope in self.sessions()} - {0})
+
+    def remembered(self) -> set[str]:
+        """The connections of which anything is known."""
+        return {name for kind, name in self._records if kind == "connection"}
+
+    def _take(self, event: Event) -> str:
+        scope = scope_of(event)
+        if scope not in self._records and scope[0] == "connection" and event.seq <= self._floor:
+            return "stale"
+        record = self._records.setdefault(scope, Record())
+        if event.kind == "offline":
+            if event.seq <= record.off:
+                return "duplicate" if event.seq == record.off else "stale"
+            record.off = event.seq
+            return "applied"
+        if (event.seq, event.platform_id) <= (record.on, record.platform):
+            return "duplicate" if event.seq == record.on else "stale"
+        was_online = self._is_online(scope)
+        record.on, record.platform = event.seq, event.platform_id
+        return "applied" if was_online or self._is_online(scope) else "stale"
+
+    def _is_online(self, scope: Scope) -> bool:
+        record = self._records[scope]
+        covering = {scope, ("platform", record.platform), ("user", None)} & set(self._records)
+        return record.on > NEVER and record.on >= max(self._records[each].off for each in covering)
+
+    def _forget(self) -> None:
+        online = sorted((self._records[scope].on, _name(scope), scope) for scope in self.sessions())
+        for _, _, scope in online[: -self._online]:
+            self._records[scope].on = NEVER
+            if self._records[scope].off == NEVER:
+                del self._records[scope]
+        connections = [scope for scope in self._records if scope[0] == "connection" and not self._is_online(scope)]
+        closed = sorted(
+            (max(self._records[each].on, self._records[each].off), _name(each), each) for each in connections
+        )
+        for seq, _, scope in closed[: -self._closed]:
+            self._floor = max(self._floor, seq)
+            del self._records[scope]
+
+
+def _name(scope: Scope) -> str:
+    """Of two sessions with one seq, that with the lower name is forgotten first."""
+    return f"{scope[0][0]}:{scope[1]}"

@@ -4,6 +4,7 @@ import http.client
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from redis.exceptions import RedisError
 
 from shared.cli import embedded
 from shared.redis.client import connect
+from worker.store import library
 
 SAMPLES = Path(__file__).parent / "samples"
 ROOT = Path(__file__).parent.parent
@@ -80,6 +82,17 @@ class Process:
 
     def text(self) -> str:
         return self.log.read_text()
+
+
+def with_constants(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
+    """Has the functions of worker/store/lua go by other constants."""
+    source = library.SOURCE
+    for name, value in constants.items():
+        source, found = re.subn(rf"(?m)^local {name} = \d+", f"local {name} = {value}", source)
+        assert found == 1, name
+    name = "_".join(map(str, (library.NAME, *constants.values())))
+    monkeypatch.setattr(library, "SOURCE", source.replace(library.NAME, name))
+    monkeypatch.setattr(library, "NAME", name)
 
 
 def children(process: Process) -> set[int]:

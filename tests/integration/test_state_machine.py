@@ -3,10 +3,12 @@
 import time
 
 import model
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis import Redis
+from support import with_constants
 
 from shared.events import COMMANDS, Event
 from shared.settings import Settings
@@ -105,11 +107,13 @@ class Presence(RuleBasedStateMachine):
         assert changes == self.model.changes
 
 
-def test_presence_is_what_the_rules_say(redis: Redis) -> None:
+@pytest.mark.parametrize("tallied", [16, 1], ids=["all is read", "a part is read"])
+def test_presence_is_what_the_rules_say(redis: Redis, monkeypatch: pytest.MonkeyPatch, tallied: int) -> None:
+    with_constants(monkeypatch, TALLIED_MIN=tallied)
     run_state_machine_as_test(
         lambda: Presence(redis),
         settings=settings(
-            max_examples=80,
+            max_examples=40,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

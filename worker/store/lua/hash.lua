@@ -12,12 +12,14 @@
 --       offline though it named the platform both online and offline
 --       "floor"   the highest seq of a closed connection that was forgotten
 --       "outbox"  changes that are not on the stream yet, JSON, one a line
+--       and those of tally.lua
 --
 -- What takes a call its time is making tables and strings. So tables name their fields when they are made (`false` for
 -- what comes later), or Lua would allocate them anew; and the batches are read only where they are needed.
 
 local EXPIRED = 'x'
-local C, P, S = 99, 112, 115 -- the bytes; a library has no functions at hand while it is loaded
+local RECORD = '^(%S+) (%S+) (%d+) ?(%S*)$'
+local C, P, S, T = 99, 112, 115, 116 -- the bytes; a library has no functions at hand while it is loaded
 local SLOT_NAMES = { 'b:0', 'b:1', 'b:2', 'b:3' }
 local SLOTS = { ['b:0'] = true, ['b:1'] = true, ['b:2'] = true, ['b:3'] = true }
 local PUBLIC = {
@@ -48,6 +50,26 @@ local function new_record(state, scope, on, off, platform_id, lease)
   }
   state.records[scope] = record
   return record
+end
+
+-- Whether a connection is closed by what it says itself, whatever else covers it.
+local function is_closed_by_itself(on, off, lease)
+  return on == NONE or lease == EXPIRED or higher(off, on)
+end
+
+-- Of closed connections, as most are, only the seq is kept; `connection_record` makes a record of one.
+local function load_connection(state, scope, text)
+  local on, off, platform_id, lease = text:match(RECORD)
+  if not is_closed_by_itself(on, off, lease) then return new_record(state, scope, on, off, platform_id, lease) end
+  state.closed[scope], state.closed_number = highest(on, off), state.closed_number + 1
+  state.user[scope] = text
+end
+
+-- The record of a connection that is remembered, else nil.
+local function connection_record(state, scope)
+  if not state.closed[scope] then return state.records[scope] end
+  state.closed[scope], state.closed_number = nil, state.closed_number - 1
+  return new_record(state, scope, state.user[scope]:match(RECORD))
 end
 
 -- A batch has its events in a list, each { kind, platform_id, id, seq }. One of a single event, as most are, is left as
@@ -100,20 +122,26 @@ local function sort_batches(batches)
   end
 end
 
--- All of one user that the rules look at: the public fields; a record for each scope, those of platforms by their ids as
--- well; and the slots of the batches, which `load_batches` reads.
-local function read(key)
-  local user = {
-    status = false, seq = false, changed_at = false, updated_at = false, command = false, conn_id = false,
-    platform_id = false, platform = false, operation_id = false, sessions = false, platforms = false, floor = false,
-    ['b:0'] = false, ['b:1'] = false, ['b:2'] = false, ['b:3'] = false,
+-- What the rules look at of one user: the public fields; a record for each scope, those of platforms by their ids as well,
+-- and the seqs of connections that are closed; the slots of the batches, which `load_batches` reads. rest: of what was not
+-- read, see tally.lua; else false.
+local function new_state()
+  return {
+    user = {
+      status = false, seq = false, changed_at = false, updated_at = false, command = false, conn_id = false,
+      platform_id = false, platform = false, operation_id = false, sessions = false, platforms = false, floor = false,
+      ['b:0'] = false, ['b:1'] = false, ['b:2'] = false, ['b:3'] = false,
+    },
+    records = {}, platforms = {}, platform_list = {}, closed = {}, closed_number = 0, slots = {}, batches = false,
+    recent = {}, rest = false, tallied = false, user_off = NONE, is_changed = false, forgotten = false, freed = false,
+    floor = false, outbox = false, seq = false, updated_at = false,
   }
-  local slots = {}
-  local state = {
-    user = user, records = {}, platforms = {}, platform_list = {}, slots = slots, batches = false, recent = {},
-    user_off = NONE, is_changed = false, forgotten = false, freed = false, floor = false, outbox = false,
-  }
-  local flat = redis.call('HGETALL', key)
+end
+
+-- flat: fields and their values, as HGETALL lists them.
+local function load(flat)
+  local state = new_state()
+  local user, slots = state.user, state.slots
   for i = 1, #flat, 2 do
     local name, value = flat[i], flat[i + 1]
     if PUBLIC[name] then
@@ -123,19 +151,22 @@ local function read(key)
       slots[#slots + 1] = name
     else
       local first = name:byte()
-      if first == S then
+      if first == C then
+        load_connection(state, name, value)
+      elseif first == S then
         local record = platform_record(state, name:sub(3))
         local on, off, mixed = value:match('^(%S+) (%S+) ?(%S*)$')
         record.sum_on, record.sum_off, record.mixed = on, off, mixed ~= '' and mixed or NONE
-      elseif first == P or first == C or name == 'u' then
-        local on, off, platform, lease = value:match('^(%S+) (%S+) (%d+) ?(%S*)$')
-        if first == P then
-          local record = platform_record(state, platform)
-          record.on, record.off, record.lease, record.text = on, off, lease, value
-        else
-          new_record(state, name, on, off, platform, lease)
-          if first ~= C then state.user_off = off end
-        end
+      elseif first == P then
+        local on, off, platform_id, lease = value:match(RECORD)
+        local record = platform_record(state, platform_id)
+        record.on, record.off, record.lease, record.text = on, off, lease, value
+      elseif name == 'u' then
+        state.user_off = new_record(state, name, value:match(RECORD)).off
+      elseif first == T then
+        user[name] = value
+        state.tallied = state.tallied or {}
+        state.tallied[#state.tallied + 1] = name
       end
     end
   end
@@ -145,6 +176,10 @@ local function read(key)
     end
   end
   return state
+end
+
+local function read(key)
+  return load(redis.call('HGETALL', key))
 end
 
 -- Writing. to_set: fields and values for HSET, only those that are not so already.

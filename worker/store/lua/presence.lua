@@ -1,7 +1,7 @@
 -- One user's presence, one atomic step at a time: the rules of docs/redis-keys.md. Its functions:
 --
 -- FUNCTION applies events of one user that came together.
---   ARGV  1 to 5  the options, see `options_of`; then for each event nine values, see `event_at`
+--   ARGV  1 to 5  the options, see `options_of`; then for each event nine values, see `events_in`
 --   Returns { outcomes } or, where the status changed, { outcomes, status }. `outcomes` has a letter for each event:
 --   "a" applied, "d" duplicate, "s" stale.
 --
@@ -38,18 +38,22 @@ end
 
 local EVENTS_AT, EVENT_ARGS = 6, 9
 
-local function event_at(args, i)
-  return {
-    kind = KINDS[args[i]],
-    seq = args[i + 1],
-    conn_id = args[i + 2], -- may be empty
-    platform_id = args[i + 3], -- "0": none
-    received_at = args[i + 4], -- ms
-    command = args[i + 5],
-    platform = args[i + 6],
-    operation_id = args[i + 7],
-    id = args[i + 8], -- empty where the receiver is older
-  }
+local function events_in(args)
+  local events = {}
+  for i = EVENTS_AT, #args, EVENT_ARGS do
+    events[#events + 1] = {
+      kind = KINDS[args[i]],
+      seq = args[i + 1],
+      conn_id = args[i + 2], -- may be empty
+      platform_id = args[i + 3], -- "0": none
+      received_at = args[i + 4], -- ms
+      command = args[i + 5],
+      platform = args[i + 6],
+      operation_id = args[i + 7],
+      id = args[i + 8], -- empty where the receiver is older
+    }
+  end
+  return events
 end
 
 local function known_platform(event)
@@ -62,7 +66,7 @@ end
 local function finish(keys, options, state, to_set, cause, changed_at)
   local key, changes, stats, leases = keys[1], keys[2], keys[3], keys[4]
   local user, gone = state.user, {}
-  local sessions, platforms, earliest = bound(state)
+  local sessions, platforms, earliest, closed = bound(state)
   local previous = user.status or ''
   local status = sessions > 0 and 'online' or 'offline'
   local flipped = status ~= previous
@@ -73,6 +77,7 @@ local function finish(keys, options, state, to_set, cause, changed_at)
   put_records(state, to_set, gone)
   if state.recent[1] or state.batches then put_batches(state, to_set, gone) end
   if state.floor then put(user, to_set, 'floor', state.floor) end
+  put_tally(state, to_set, gone, sessions, closed)
 
   if flipped then
     put(user, to_set, 'status', status)
@@ -123,6 +128,7 @@ end
 -- Applying.
 
 local function status_of(state)
+  if state.rest and state.rest.online > 0 then return 'online' end
   for _, record in pairs(state.records) do
     if is_online(state, record) then return 'online' end
   end
@@ -136,13 +142,12 @@ local function is_newer(event, shown)
   return event.kind == 'n' and not shown.command:find('Online', 1, true)
 end
 
-local function apply(keys, args)
-  local options, state = options_of(args), read(keys[1])
+-- Takes the events in. Returns what came of each; the newest event now; the event that the step is put down to, nil where
+-- none was applied; and when the last one was received.
+local function take_all(state, events, options)
   local user = state.user
-  local outcomes, status, cause, updated_at = '', user.status, nil, user.updated_at or NONE
-  local newest = user
-  for i = EVENTS_AT, #args, EVENT_ARGS do
-    local event = event_at(args, i)
+  local outcomes, status, cause, updated_at, newest = '', user.status, nil, user.updated_at or NONE, user
+  for _, event in ipairs(events) do
     local outcome = take(state, event, options)
     outcomes = outcomes .. outcome
     if outcome == APPLIED then
@@ -150,16 +155,29 @@ local function apply(keys, args)
       if is_newer(event, newest) then newest = event end
       -- What the step comes to is put down to the last event that changed it.
       local before = status
-      if args[EVENTS_AT + EVENT_ARGS] then status = status_of(state) end
+      if events[2] then status = status_of(state) end
       if status ~= before or not cause then cause = event end
     end
   end
+  return outcomes, newest, cause, updated_at
+end
+
+local function apply(keys, args)
+  local options, events = options_of(args), events_in(args)
+  local state, outcomes, newest, cause, updated_at = read_part(keys[1], events, options), nil, nil, nil, nil
+  if state then outcomes, newest, cause, updated_at = take_all(state, events, options) end
+  if not state or not is_enough(state, keys[1]) then
+    state = read(keys[1])
+    outcomes, newest, cause, updated_at = take_all(state, events, options)
+  end
+  local user = state.user
   if not state.is_changed then
     -- On a Cluster an earlier try may have ended before the caller could note the lease.
     local earliest = not keys[2] and options.lease_ms > 0 and select(3, bound(state))
     return reply(keys, state, outcomes, '', earliest and earliest + options.lease_ms)
   end
   forget_batches(state)
+  state.seq, state.updated_at = newest.seq, updated_at
 
   local to_set
   if newest ~= user then
@@ -172,7 +190,7 @@ local function apply(keys, args)
   else
     to_set = {}
   end
-  cause = cause or event_at(args, EVENTS_AT)
+  cause = cause or events[1]
   return reply(keys, state, outcomes, finish(keys, options, state, to_set, cause, cause.received_at))
 end
 
