@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import click
 
@@ -24,7 +25,12 @@ from shared.observe.health import counted
     show_default=True,
     help="The least severe finding that makes the exit code 1.",
 )
-def doctor(as_json: bool, fail_on: Severity) -> None:
+@click.option(
+    "--openim-config",
+    type=click.Path(exists=True, path_type=Path),
+    help="OpenIM's config directory, or a ConfigMap's file: does it call back this receiver?",
+)
+def doctor(as_json: bool, fail_on: Severity, openim_config: Path | None) -> None:
     """Looks for what is wrong or risky here, and says why it matters and how to fix it.
 
     Looks at the settings, both Redis servers, the receiver and the journal on this machine, workers, leases and
@@ -35,9 +41,10 @@ def doctor(as_json: bool, fail_on: Severity) -> None:
     Examples:
       presence doctor
       presence doctor --json --fail-on warning
+      presence doctor --openim-config /opt/open-im-server/config
     """
     try:
-        found = examine(load_settings())
+        found = examine(load_settings(), openim_config)
     except SettingsError as error:
         found = Examination.of(time.time_ns() // 1_000_000, [Finding("P001", str(error))])
     click.echo(json.dumps(found.as_json()) if as_json else _as_text(found))

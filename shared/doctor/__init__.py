@@ -1,1 +1,1 @@
-"""What is wrong or risky here, and how to mend it: facts in, findings out. Pure: it asks nobody anything."""
+"""What is wrong or risky here, and how to fix it; OpenIM's own files included. Pure: facts in, findings out."""

@@ -27,6 +27,8 @@ GROUPS = {
     "P04": "The receiver",
     "P05": "Queue and workers",
     "P06": "Leases and OpenIM's gateways",
+    "P07": "OpenIM's configuration",
+    "P08": "OpenIM's configuration",
     "P09": "The doctor itself",
 }
 
@@ -361,6 +363,110 @@ CODES = {
         "note",
         "Silence means nothing while events may wait somewhere, so sessions that are over stay online for longer.",
         "Fix what is named; after a gap of ours it passes by itself within a lease.",
+    ),
+    # OpenIM's configuration
+    "P070": Code(
+        "warning",
+        "What OpenIM calls back is not known, and may be nothing.",
+        "Name the directory that OpenIM reads: the one after -c in its command line, or its ConfigMap.",
+    ),
+    "P071": Code(
+        "error",
+        "OpenIM does not start with such a file, or reads another one.",
+        "Mend the line that is named. A template has to be filled in first.",
+    ),
+    "P072": Code(
+        "error",
+        "No release reads them there: nothing is sent, and nothing is said.",
+        "Move them where the release at hand reads them.",
+    ),
+    "P073": Code(
+        "error",
+        "OpenIM sends nothing, and only its log says so.",
+        "url: http://HOST:10006/callbackExample (callbackUrl: up to 2.3.3), then restart OpenIM.",
+    ),
+    "P074": Code(
+        "error",
+        "Go's HTTP client refuses such a URL: nothing is sent, and only OpenIM's log says so.",
+        "url: http://HOST:10006/callbackExample, with %40 for @ and the like in a password; then restart OpenIM.",
+    ),
+    "P075": Code(
+        "error",
+        "OpenIM's callbacks go there, and it sends nothing twice.",
+        "Correct host and port in the URL and restart OpenIM, or start the receiver.",
+    ),
+    "P076": Code(
+        "error",
+        "The receiver answers 401, and OpenIM sends nothing twice.",
+        "Put the user and the password of PRESENCE_BASIC_AUTH into the URL, and restart OpenIM; docs/access.md.",
+    ),
+    "P077": Code(
+        "error",
+        "The receiver answers 404, and OpenIM sends nothing twice.",
+        "Let the URL's path begin with PRESENCE_CALLBACK_PATH, and restart OpenIM.",
+    ),
+    "P078": Code(
+        "error",
+        "The two do not understand each other: nothing arrives.",
+        "Write https:// in the URL where PRESENCE_TLS_CERT is set, else http://, and restart OpenIM.",
+    ),
+    "P079": Code(
+        "warning",
+        "OpenIM appends the command to it as text, so the query swallows it; callbacks whose body does not name it are "
+        "refused, and so are those that are to be forwarded.",
+        "Move what the query has into the path; PRESENCE_CALLBACK_PATH may have a secret.",
+    ),
+    "P080": Code(
+        "error",
+        "To a container, loopback is the container itself: OpenIM calls itself.",
+        "Write the receiver's name or address as OpenIM's container sees it into the URL.",
+    ),
+    "P081": Code(
+        "note",
+        "That is right only where OpenIM runs on the receiver's machine, and not in a container.",
+        "Else write the receiver's name or address as OpenIM sees it.",
+    ),
+    "P082": Code(
+        "error",
+        "OpenIM sends only what is enabled: without online callbacks users are offline from the first one on, without "
+        "offline callbacks they stay online.",
+        "Set enable: true under each that is named, and restart OpenIM.",
+    ),
+    "P083": Code(
+        "note",
+        "Since 3.0 a kick arrives as offline; up to 2.3.3 somebody who is kicked stays online.",
+        "Set enable: true under it, and restart OpenIM.",
+    ),
+    "P084": Code(
+        "warning",
+        "Without a limit of its own OpenIM waits for 15 s (3.7 and later) or without end (before), and sends nothing "
+        "else meanwhile.",
+        "Set its timeout to 5, and restart OpenIM.",
+    ),
+    "P085": Code(
+        "error",
+        "OpenIM does not start with it, or goes on as if it were not there.",
+        "enable: true or false, timeout: whole seconds, each in the file itself.",
+    ),
+    "P086": Code(
+        "error",
+        "3.0.0, 3.1.0, 3.8.0 and 3.8.1 send none of these callbacks, whatever their configuration says.",
+        "Upgrade OpenIM.",
+    ),
+    "P087": Code(
+        "warning",
+        "3.8.0 and 3.8.1 send none of these callbacks, whatever their configuration says.",
+        "See which release runs (its log says so at the start), and upgrade it if it is one of these.",
+    ),
+    "P088": Code(
+        "warning",
+        "Releases after 3.8.3 have a config center in etcd: where it is enabled, it wins over every file.",
+        "etcdctl get /open-im/config/enable-config-center; if it says enable, see /open-im/config/webhooks.yml there.",
+    ),
+    "P089": Code(
+        "note",
+        "The file shows something else than what counts.",
+        "Keep one of them.",
     ),
     # The doctor itself
     "P090": Code(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import shlex
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ def test_nothing_is_found_where_all_is_well(run: Run, lasting: Server, tmp_path:
     keys = set(lasting.client.keys())
     ran = run("--json", "--fail-on", "note", redis_url=lasting.url, **ports(receiver))
     assert (ran.exit_code, findings(ran)) == (0, {}), ran.output
-    assert set(unseen(ran)) == {"OpenIM's gateways", "leases", "certificate"}
+    assert set(unseen(ran)) == {"OpenIM's gateways", "OpenIM's configuration", "leases", "certificate"}
     assert set(lasting.client.keys()) <= keys | {b"presence-sweep", b"presence-sweeper"}  # a worker's
     assert not list((tmp_path / "journal").glob("doctor-*"))
     text = run(redis_url=lasting.url, **ports(receiver)).output
@@ -347,3 +348,66 @@ def test_a_key_of_a_wrong_type_and_what_failed_are_said_as_status_says_it(run: R
     found = findings(run("--json"))
     assert "presence-stats" in found["P022"]
     assert "presence failed list" in found["P054"]
+
+
+# OpenIM's files
+
+
+def openim(directory: Path, url: str, more: str = "") -> Path:
+    """A directory as OpenIM 3.8.3's."""
+    names = ("afterUserOnline", "afterUserOffline", "afterUserKickOff")
+    sections = "".join(f"{name}:\n  enable: true\n  timeout: 5\n" for name in names)
+    (directory / "config").mkdir(exist_ok=True)
+    (directory / "config" / "webhooks.yml").write_text(f"url: {url}\n{sections}{more}")
+    return directory / "config"
+
+
+def of_openim(ran: Ran) -> set[str]:
+    return {code for code in findings(ran) if code[:3] in ("P07", "P08")}
+
+
+@on_one_server
+def test_openims_files_are_held_against_the_running_receiver(
+    run: Run, server: Server, tmp_path: Path, keep: Keep
+) -> None:
+    receiver = Receiver(tmp_path, server.url, basic_auth="openim:ge/heim", callback_path="/s3cret")
+    keep(receiver)
+    given = {"basic_auth": "openim:ge/heim", "callback_path": "/s3cret", **ports(receiver)}
+
+    def asked(url: str, **others: str) -> set[str]:
+        return of_openim(run("--json", "--openim-config", str(openim(tmp_path, url)), **(given | others)))
+
+    place = f"127.0.0.1:{receiver.port}/s3cret/callbackExample"
+    assert asked(f"http://openim:ge%2Fheim@{place}") == {"P081"}
+    assert asked(f"http://openim:ge%2Fheim@{place}/") == {"P081"}
+    assert asked(f"http://openim:falsch@{place}") == {"P076", "P081"}
+    assert asked(f"http://openim:falsch@{place}", basic_auth="") == {"P076", "P081"}
+    assert asked(f"http://openim:ge%2Fheim@{place}".replace("s3cret", "other")) == {"P077", "P081"}
+    assert asked(f"http://openim:ge%2Fheim@127.0.0.1:{free_port()}/s3cret") == {"P075", "P081"}
+    assert asked(f"https://openim:ge%2Fheim@{place}") == {"P078", "P081"}
+    assert not list((tmp_path / "journal").glob("*/*.log")) or receiver.readiness()[1]["journal_events"] == 0
+
+
+@on_one_server
+def test_openims_release_and_compose_file_are_found_beside_its_files(run: Run, tmp_path: Path) -> None:
+    folder = openim(tmp_path, "http://127.0.0.1:1/callbackExample")
+    (tmp_path / "version").mkdir()
+    (tmp_path / "version" / "version").write_text("v3.8.1\n")
+    (tmp_path / "docker-compose.yml").write_text("services: {im: {image: 'openim/openim-server:v3.8.1'}}")
+    for path in (folder, tmp_path, folder / "webhooks.yml"):
+        assert {"P080", "P086"} <= of_openim(run("--json", "--openim-config", str(path))), path
+
+
+@on_one_server
+def test_an_address_that_says_nothing_and_a_directory_that_has_nothing(run: Run, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        folder = openim(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/callbackExample")
+        started = time.monotonic()
+        ran = run("--json", "--openim-config", str(folder))
+        assert time.monotonic() - started < 8
+    assert of_openim(ran) == {"P081"}
+    assert "nothing within 2 s" in unseen(ran)["whether OpenIM reaches the receiver"]
+    (tmp_path / "empty").mkdir()
+    assert of_openim(run("--json", "--openim-config", str(tmp_path / "empty"))) == {"P070"}
+    assert run("--openim-config", str(tmp_path / "none")).exit_code == 2
+    assert "names no directory" in unseen(run("--json"))["OpenIM's configuration"]

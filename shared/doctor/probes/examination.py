@@ -3,11 +3,13 @@
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from shared.doctor import configuration, journal, receiver, servers, system
+from shared.doctor import configuration, journal, openim_config, receiver, servers, system
 from shared.doctor.findings import Check, Examination, Finding, Item
 from shared.doctor.probes import journal as journal_probe
+from shared.doctor.probes import openim as openim_probe
 from shared.doctor.probes import receiver as receiver_probe
 from shared.doctor.probes import servers as servers_probe
 from shared.doctor.probes.timed import Probe
@@ -21,15 +23,16 @@ SERVER_SECONDS = 8.0
 SYSTEM_SECONDS = 6.0
 RECEIVER_SECONDS = 8.0
 JOURNAL_SECONDS = 5.0
+OPENIM_SECONDS = 8.0
 BETWEEN_SECONDS = 1.0
 
 
-def examine(settings: Settings) -> Examination:
-    """Ends within 8 s, whatever hangs."""
-    return Examination.of(time.time_ns() // 1_000_000, _examine(settings))
+def examine(settings: Settings, openim: Path | None = None) -> Examination:
+    """openim: where its files are. Ends within 8 s, whatever hangs."""
+    return Examination.of(time.time_ns() // 1_000_000, _examine(settings, openim))
 
 
-def _examine(settings: Settings) -> Iterator[Item]:
+def _examine(settings: Settings, openim: Path | None) -> Iterator[Item]:
     roles: dict[str, tuple[str, ...]] = {settings.queue_url: ("queue",)}
     roles[settings.redis_url] = (*roles.get(settings.redis_url, ()), "presence")
     of_servers = [
@@ -39,6 +42,9 @@ def _examine(settings: Settings) -> Iterator[Item]:
     of_system = Probe("queue and workers", partial(_snapshots, settings), SYSTEM_SECONDS)
     of_receiver = Probe("receiver", partial(receiver_probe.ask, settings), RECEIVER_SECONDS)
     of_journal = Probe("journal", partial(journal_probe.look_at, settings.journal_dir), JOURNAL_SECONDS)
+    of_openim = (
+        Probe("OpenIM's files", partial(openim_probe.look_at, openim, settings), OPENIM_SECONDS) if openim else None
+    )
 
     yield from configuration.look(settings)
     heard, unreachable = [], False
@@ -59,8 +65,12 @@ def _examine(settings: Settings) -> Iterator[Item]:
         yield from receiver.look(here, elsewhere=elsewhere, gateways=system.live_gateways(now.queue), now=time.time())
     if found := of_journal.result():
         yield from journal.look(found, settings, readiness, is_expected=not elsewhere)
+    if of_openim is None:
+        yield Check(openim_config.WHAT, "not used", "--openim-config names no directory")
+    elif read := of_openim.result():
+        yield from openim_config.look(*read, settings)
     probes: list[Probe[Any]] = [*of_servers, of_system, of_receiver, of_journal]
-    for each in probes:
+    for each in [*probes, of_openim] if of_openim else probes:
         if each.trouble:
             yield Check(each.name, "cannot tell", each.trouble)
             yield Finding("P090", f"the probe of {each.name} says nothing: {each.trouble}")

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import ssl
 import time
 from base64 import b64encode
@@ -9,6 +10,7 @@ from contextlib import suppress
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.doctor.openim_config import Target
 from shared.doctor.receiver import Answers, Certificate, Reach, ReceiverFacts
 from shared.errors import Unavailable
 from shared.observe.here import ask_receiver, read, url_host
@@ -25,36 +27,39 @@ def ask(settings: Settings) -> ReceiverFacts:
         readiness = ask_receiver(settings)
     except Unavailable as error:
         frozen = str(error)
-    scheme = "https" if settings.tls_cert else "http"
-    reach, detail = _reach(settings)
+    target = Target(
+        "https" if settings.tls_cert else "http",
+        url_host(settings.host).strip("[]"),
+        settings.port,
+        settings.callback_path,
+        settings.basic_auth,
+    )
+    reach, detail = reach_of(target)
+    shown = certificate(target, settings) if settings.tls_cert and reach != "nobody" else None
     return ReceiverFacts(
-        readiness,
-        frozen,
-        f"{scheme}://{url_host(settings.host)}:{settings.port}",  # the path may be a secret
-        reach,
-        detail,
-        _answers(settings) if readiness else None,
-        _certificate(settings) if settings.tls_cert and reach != "nobody" else None,
+        readiness, frozen, target.shown, reach, detail, _answers(settings) if readiness else None, shown
     )
 
 
-def _reach(settings: Settings) -> tuple[Reach, str]:
+def reach_of(target: Target) -> tuple[Reach, str]:
     """GET, which a receiver refuses after it has looked at credentials, and before it would store anything."""
     headers = {"Connection": "close"}
-    if settings.basic_auth:
-        headers["Authorization"] = f"Basic {b64encode(settings.basic_auth.encode()).decode()}"
-    connection = _connection(settings)
+    if target.credentials:
+        headers["Authorization"] = f"Basic {b64encode(target.credentials.encode()).decode()}"
+    connection = _connection(target)
     try:
-        connection.request("GET", settings.callback_path or "/", headers=headers)
+        connection.request("GET", target.path or "/", headers=headers)
         answer = connection.getresponse()
         status = answer.status
         is_ours = _is_refusal(answer.read(65_536), status)
     except TimeoutError:
         return "silent", f"nothing within {ANSWER_SECONDS:g} s"
-    except (ConnectionRefusedError, http.client.RemoteDisconnected) as error:
-        return "nobody" if isinstance(error, ConnectionRefusedError) else "another program", str(error)
-    except (OSError, http.client.HTTPException) as error:
+    except socket.gaierror as error:
+        return "nobody", f"its name does not resolve here ({error.strerror})"
+    except (ConnectionResetError, BrokenPipeError, ssl.SSLError, http.client.HTTPException, ValueError) as error:
         return "another program", str(error) or type(error).__name__
+    except OSError as error:
+        return "nobody", str(error.strerror or error)
     finally:
         connection.close()
     known: dict[int, Reach] = {405: "ours", 401: "wrong credentials", 403: "not from here"}
@@ -70,13 +75,12 @@ def _is_refusal(body: bytes, status: int) -> bool:
     return isinstance(said, dict) and said.get("errCode") == status
 
 
-def _connection(settings: Settings) -> http.client.HTTPConnection:
-    host = url_host(settings.host).strip("[]")
-    if not settings.tls_cert:
-        return http.client.HTTPConnection(host, settings.port, timeout=ANSWER_SECONDS)
+def _connection(target: Target) -> http.client.HTTPConnection:
+    if target.scheme == "http":
+        return http.client.HTTPConnection(target.host, target.port, timeout=ANSWER_SECONDS)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # that is looked at by itself
-    return http.client.HTTPSConnection(host, settings.port, timeout=ANSWER_SECONDS, context=context)
+    return http.client.HTTPSConnection(target.host, target.port, timeout=ANSWER_SECONDS, context=context)
 
 
 def _answers(settings: Settings) -> Answers | None:
@@ -104,16 +108,18 @@ def _read_answers(settings: Settings) -> tuple[float, float]:
     return samples.get("presence_answer_seconds_count", 0.0), samples.get("presence_answer_seconds_sum", 0.0)
 
 
-def _certificate(settings: Settings) -> Certificate:
-    """The running receiver's certificate. A private one is trusted here; OpenIM's machine may not trust it."""
+def certificate(target: Target, settings: Settings, *, check_name: bool = False) -> Certificate:
+    """The running receiver's certificate. A private one is trusted here; OpenIM's machine may not trust it.
+
+    check_name: the target is the name that OpenIM uses.
+    """
     context = ssl.create_default_context()
-    context.check_hostname = False  # this is not the name that OpenIM uses
+    context.check_hostname = check_name
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if settings.tls_cert:
         with suppress(OSError):
             context.load_verify_locations(settings.tls_cert)
-    host = url_host(settings.host).strip("[]")
-    connection = http.client.HTTPSConnection(host, settings.port, timeout=ANSWER_SECONDS, context=context)
+    connection = http.client.HTTPSConnection(target.host, target.port, timeout=ANSWER_SECONDS, context=context)
     try:
         connection.connect()
         shown = connection.sock.getpeercert() or {}

@@ -1,0 +1,236 @@
+"""Whether OpenIM, as its files say, calls back this receiver. Pure: facts in, findings out."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from shared.doctor.findings import Check, Finding, Item
+from shared.doctor.openim_files import KINDS, NAMES, RELEASES, Callback, Config, Found
+from shared.doctor.receiver import Certificate, Reach
+from shared.settings import Settings
+
+WHAT = "OpenIM's configuration"
+#: These send none of the three callbacks.
+SILENT_RELEASES = ("3.0.0", "3.1.0", "3.8.0", "3.8.1")
+#: The last release that has no config center in etcd (pkg/common/cmd/root.go).
+LAST_WITHOUT_CENTER = (3, 8, 3)
+
+_TRUE = {"true", "True", "TRUE"}
+_FALSE = {"false", "False", "FALSE", "", "~", "null", "Null", "NULL"}
+_WEAK = {"1": True, "t": True, "T": True, "0": False, "f": False, "F": False}
+_BARE = {"yes": True, "Yes": True, "YES": True, "on": True, "On": True, "ON": True, "y": True, "Y": True}
+_BARE |= {"no": False, "No": False, "NO": False, "off": False, "Off": False, "OFF": False, "n": False, "N": False}
+#: What a template leaves to be filled in.
+_PLACEHOLDER = re.compile(r"\$\{?\w|\{\{")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a URL leads. path: without what OpenIM appends. credentials: `user:password`, or ""."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    path: str = ""
+    credentials: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Without what may be secret: credentials and path."""
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What answered there, asked from this machine. certificate: as OpenIM verifies it, None without TLS."""
+
+    reach: Reach
+    detail: str = ""
+    certificate: Certificate | None = None
+
+
+def target_of(config: Config) -> Target | None:
+    """None where the URL leads nowhere, or nobody can tell where."""
+    return next((each for each in _target(config) if isinstance(each, Target)), None)
+
+
+def look(found: Found, reached: dict[Target, Reached], settings: Settings) -> Iterator[Item]:
+    """reached: of each target that the files have."""
+    for name, error in found.unreadable:
+        if name == "config.yaml" and any(config.form == "3.7" for config in found.configs):
+            continue  # nobody reads it there
+        yield Finding("P071", f"{name} is no YAML that OpenIM can read: {error}")
+    for sentence in found.misplaced:
+        yield Finding("P072", sentence)
+    if not found.configs:
+        yield Check(WHAT, "cannot tell", "no file has what OpenIM reads")
+        if not found.unreadable and not found.misplaced:
+            yield Finding("P070", "there is neither a webhooks.yml nor a config.yaml with callback: in it")
+        return
+    if len({config.form for config in found.configs}) > 1:
+        names = " and ".join(f"{config.where} (read by {RELEASES[config.form]})" for config in found.configs)
+        yield Finding("P070", f"there is more than one: {names}; all of them were looked at")
+    yield Check(WHAT)
+    yield from _of_release(found)
+    because = "variables IMENV_WEBHOOKS_* of its processes win over the file; those known here were heeded"
+    if any(config.form == "3.7" for config in found.configs):
+        yield Check("the environment of OpenIM", "cannot tell", because)
+    for config in found.configs:
+        yield from _of_config(config, reached, settings)
+    old = [RELEASES[config.form] for config in found.configs if config.form != "3.7"]
+    if settings.online_lease_seconds and old:
+        yield Finding("P061", f"PRESENCE_ONLINE_LEASE_SECONDS is set, and OpenIM is {old[0]}")
+
+
+def _of_release(found: Found) -> Iterator[Item]:
+    release = found.release.removeprefix("v")
+    if release.partition("-")[0] in SILENT_RELEASES:
+        yield Finding("P086", f"OpenIM is {release}")
+    elif not release and "old 3.8" in found.hints:
+        yield Finding("P087", "share.yml has no multiLogin, as those of 3.8.0 and 3.8.1")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:3])
+    is_new = len(numbers) < 3 or numbers > LAST_WITHOUT_CENTER
+    if is_new and "etcd" in found.hints and any(config.form == "3.7" for config in found.configs):
+        yield Check("OpenIM's config center", "cannot tell", "only etcd says whether it is enabled, and what it has")
+        name = release or "of an unknown release"
+        yield Finding("P088", f"OpenIM {name} uses etcd, where a config center may be enabled")
+
+
+def _of_config(config: Config, reached: dict[Target, Reached], settings: Settings) -> Iterator[Item]:
+    for name in config.overridden:
+        yield Finding("P089", f"{name} counts instead of what {config.where} has")
+    for name in config.ignored:
+        yield Finding("P085", f"{name} is set and counts for nothing: {config.where} has no such key")
+    for each in _target(config):
+        if isinstance(each, Target):
+            yield from _of_target(config, each, reached.get(each), settings)
+        else:
+            yield each
+    yield from _of_callbacks(config)
+
+
+def _target(config: Config) -> Iterator[Item | Target]:
+    """Where the URL leads, and what is wrong with it. A part of it may be a secret, and is not shown."""
+    url, name = config.url, f"the URL in {config.where}"
+    if not url:
+        yield Finding("P073", f"{name} is empty")
+        return
+    if _PLACEHOLDER.search(url):
+        yield Check(WHAT, "cannot tell", f"{name} has a placeholder that is filled in elsewhere")
+        yield Finding("P070", f"{name} has a placeholder: this is a template, and not what OpenIM reads")
+        return
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        yield Finding("P074", f"{name} cannot be read: its port is none, or / ? # in a password is not percent-encoded")
+        return
+    scheme = parts.scheme.lower()
+    if scheme not in ("http", "https"):
+        yield Finding("P074", f"{name} begins with {scheme}://" if "://" in url else f"{name} has no scheme")
+        return
+    if not parts.hostname or _BAD_ESCAPE.search(parts.netloc + parts.path) or not parts.netloc.isprintable():
+        yield Finding("P074", f"{name} has no host" if not parts.hostname else f"{name} has a % without two hex digits")
+        return
+    if config.form != "2" and (parts.query or parts.fragment or url.endswith(("?", "#"))):
+        yield Finding("P079", f"{name} has a {'query' if '?' in url else 'fragment'}")
+    yield Target(
+        "https" if scheme == "https" else "http",
+        parts.hostname,
+        port or (443 if scheme == "https" else 80),
+        parts.path,
+        _credentials(parts),
+    )
+
+
+def _credentials(parts: SplitResult) -> str:
+    """As Go sends them."""
+    if "@" not in parts.netloc:
+        return ""
+    return f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+
+
+def _of_target(config: Config, target: Target, reached: Reached | None, settings: Settings) -> Iterator[Item]:
+    where = f"the URL in {config.where}, {target.shown},"
+    is_ours = reached is not None and reached.reach == "ours"
+    prefix = settings.callback_path
+    if prefix and not (target.path == prefix or target.path.startswith(f"{prefix}/")):
+        yield Finding("P077", f"{where} has another path")
+    if settings.basic_auth and not target.credentials:
+        yield Finding("P076", f"{where} has no user and password")
+    elif settings.basic_auth and target.credentials != settings.basic_auth:
+        yield Finding("P076", f"{where} has another user or password")
+    speaks = "https" if settings.tls_cert else "http"
+    is_wrong_scheme = target.scheme != speaks and not is_ours and not settings.trusted_proxies
+    if is_wrong_scheme and (target.is_loopback or target.port == settings.port):
+        yield Finding("P078", f"{where} has {target.scheme}, and the receiver speaks {speaks}")
+    elif reached:
+        yield from _of_reach(where, reached, has_credentials=bool(settings.basic_auth))
+    if target.is_loopback:
+        if config.is_contained:
+            yield Finding("P080", f"{where} is loopback, and OpenIM runs in a container")
+        else:
+            yield Finding("P081", f"{where} is loopback")
+
+
+def _of_reach(where: str, reached: Reached, *, has_credentials: bool) -> Iterator[Item]:
+    what = "whether OpenIM reaches the receiver"
+    if reached.reach in ("silent", "not from here") or (reached.reach == "nobody" and "resolve" in reached.detail):
+        yield Check(what, "cannot tell", f"this machine does not reach it: {reached.detail}")
+    elif reached.reach == "nobody":
+        yield Finding("P075", f"{where} leads to nobody: {reached.detail}")
+    elif reached.reach == "another program":
+        yield Finding("P075", f"{where} leads to something that is no receiver: {reached.detail}")
+    elif reached.reach == "wrong credentials" and not has_credentials:  # else that was said already
+        yield Finding("P076", f"the receiver at {where} wants other credentials than the URL has")
+    if reached.certificate and reached.certificate.trouble:
+        yield Finding("P045", f"the certificate shown at {where} does not verify: {reached.certificate.trouble}")
+
+
+def _of_callbacks(config: Config) -> Iterator[Item]:
+    enabled = {}
+    for kind, name in zip(KINDS, NAMES[config.form], strict=True):
+        callback = config.callbacks[kind]
+        if not callback.is_section:
+            yield Finding("P085", f"{name} in {config.where} has a value where enable: and timeout: should stand")
+        switch = _switch(callback, config.form)
+        if switch is None:
+            yield Finding("P085", f"{name} in {config.where} has an enable that is neither true nor false")
+        enabled[kind] = bool(switch)
+        if enabled[kind]:
+            yield from _of_timeout(callback, f"{name} in {config.where}")
+    off = [name for kind, name in zip(KINDS, NAMES[config.form], strict=True) if not enabled[kind]]
+    if not enabled["online"] or not enabled["offline"]:
+        yield Finding("P082", f"not enabled in {config.where}: {', '.join(off)}")
+    elif off:
+        yield Finding("P083", f"not enabled in {config.where}: {off[0]}")
+
+
+def _switch(callback: Callback, form: str) -> bool | None:
+    """Whether it is enabled; None where OpenIM takes it for neither."""
+    text = callback.enable or ""
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    return (_WEAK if form == "3.7" else _BARE).get(text)
+
+
+def _of_timeout(callback: Callback, where: str) -> Iterator[Item]:
+    text = callback.timeout or "0"
+    try:
+        seconds = int(text)
+    except ValueError:
+        yield Finding("P085", f"{where} has a timeout that is no whole number of seconds")
+        return
+    if seconds <= 0:
+        yield Finding("P084", f"{where} has the timeout {seconds}")
