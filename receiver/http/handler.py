@@ -85,7 +85,7 @@ class Receiver:
             return self._refuse(request, route, Refusal(503, "this receiver has a defect", "see its log"))
 
     def unreadable(self, peer: str, error: HttpProcessingError) -> web.Response:
-        """The answer to what is no request: its head is too large, or it is not HTTP."""
+        """The answer to what is no request: its head is too large, or it is not HTTP. Without TLS nobody reads it."""
         refusal = refusal_of(error)
         self._counts.other("refused", refusal.status, OTHER, UNREADABLE)
         self._refusals.note_unreadable(peer, refusal, error)

@@ -8,17 +8,29 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from aiohttp.http_exceptions import HttpProcessingError
+
 from receiver.http.connections import Connection
+from receiver.http.head import of_handshake
 
 HANDSHAKE_SECONDS = 5.0
 
 
 class Handshake(asyncio.Protocol):
-    """Agrees on TLS, then lets the connection that `make` returns take over. make: takes the bare transport."""
+    """Agrees on TLS, then lets the connection that `make` returns take over.
 
-    def __init__(self, tls: ssl.SSLContext, make: Callable[[asyncio.Transport], Connection]) -> None:
+    make: takes the bare transport. failed: takes who could not agree, and why.
+    """
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext,
+        make: Callable[[asyncio.Transport], Connection],
+        failed: Callable[[str, HttpProcessingError], object],
+    ) -> None:
         self._tls = tls
         self._make = make
+        self._failed = failed
         self._early = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -38,8 +50,11 @@ class Handshake(asyncio.Protocol):
         loop.call_soon(loop.call_soon, self._replay, wire)
         try:
             transport = await agreeing
-        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+        except (OSError, TimeoutError) as error:
             transport = None
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                peer = wire.get_extra_info("peername") or ("",)
+                self._failed(peer[0], of_handshake(error))
         if transport is None or wire.is_closing():
             connection.cut()
         else:

@@ -1,5 +1,7 @@
 """A request's head: how large it may be, and what is said of one that cannot be read."""
 
+import ssl
+
 from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
@@ -19,6 +21,22 @@ class HeadTooLarge(BadHttpMessage):
         super().__init__("Head too large")
 
 
+class NotTls(BadStatusLine):
+    """Where TLS is spoken. reason: OpenSSL's own name for what came instead."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(error=reason)
+
+
+class Distrusted(BadHttpMessage):
+    """The peer ended the handshake, for what OpenSSL names so: mostly it does not trust the certificate."""
+
+
+def of_handshake(error: ssl.SSLError) -> NotTls | Distrusted:
+    reason = error.reason or ""
+    return Distrusted(reason) if "ALERT" in reason else NotTls(reason)
+
+
 def size_of(message: RawRequestMessage) -> int:
     """About as many bytes as it came in."""
     return len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
@@ -26,6 +44,10 @@ def size_of(message: RawRequestMessage) -> int:
 
 def refusal_of(error: HttpProcessingError) -> Refusal:
     """What to answer where aiohttp's parser gave up. Nothing of what came is quoted: it may be a secret."""
+    if isinstance(error, Distrusted):
+        alert = error.message.partition("ALERT_")[2].replace("_", " ").lower()
+        detail = f"certificate: must be trusted on the sender's machine, and be for the name in its URL ({alert})"
+        return Refusal(400, "the sender broke off the TLS handshake", detail)
     # The parser's own texts have what came from the first line break on, or as the last of several arguments.
     said = error.message.partition("\n")[0].rstrip(":") if type(error) is BadHttpMessage else ""
     if isinstance(error, LineTooLong | HeadTooLarge) or said.startswith("Too many headers"):
@@ -35,5 +57,7 @@ def refusal_of(error: HttpProcessingError) -> Refusal:
         if "HTTPS" in error.message:
             detail = "URL: must begin with http://, or set PRESENCE_TLS_CERT and PRESENCE_TLS_KEY"
             return Refusal(400, "this is HTTPS, and HTTP is spoken here", detail)
+        if isinstance(error, NotTls):
+            return Refusal(400, "this is not TLS, which is spoken here", "URL: must begin with https://")
         return Refusal(400, "this is not HTTP", "request line: cannot be read")
     return Refusal(400, "this is HTTP that cannot be read", f"head: {said or 'garbled'}")

@@ -31,7 +31,8 @@ class Request(web.BaseRequest):
 class Server(web.Server):
     """handler: answers requests. unreadable: answers what is none, see `Connection`.
 
-    most: connections at one time; 0 for as many as there may be files."""
+    most: connections at one time; 0 for as many as there may be files.
+    """
 
     def __init__(
         self,
@@ -45,11 +46,12 @@ class Server(web.Server):
         self._handler = handler
         self._open = OpenConnections(most)
         self._make = partial(Connection, self, self._open, unreadable, loop=self._loop, **OPTIONS)
+        self._unreadable = unreadable
         self._tls = tls
 
     def __call__(self) -> Any:
         """The protocol of a new connection, as asyncio's create_server() asks for it."""
-        return Handshake(self._tls, self._make_handshaking) if self._tls else self._make()
+        return Handshake(self._tls, self._make_handshaking, self._unreadable) if self._tls else self._make()
 
     def _make_handshaking(self, wire: asyncio.Transport) -> Connection:
         connection = self._make(wire=wire)

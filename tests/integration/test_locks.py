@@ -165,6 +165,25 @@ def test_peers_that_speak_no_tls_are_cut_off(tmp_path: Path, keep: Keep) -> None
         assert silent.recv(1) == b""
     assert served_to_anyone(receiver)
     assert "Traceback" not in receiver.text()
+    wait_until(lambda: "from 127.0.0.1: 400 this is not TLS, which is spoken here. URL: must begin" in receiver.text())
+    assert [(each["count"], each["probe"]) for each in receiver.readiness()[1]["refused"]] == [(1, True)]
+
+
+def test_a_sender_that_does_not_trust_the_certificate_is_named(tmp_path: Path, keep: Keep) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    write(trustme.CA().issue_cert("presence.test"), certificate, key)
+    receiver = Receiver(tmp_path, NOWHERE, tls_cert=str(certificate), tls_key=str(key))
+    keep(receiver)
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        strict = ssl.create_default_context()  # which knows nothing of that root
+        strict.maximum_version = version
+        with pytest.raises(ssl.SSLCertVerificationError):
+            served(receiver, strict)
+    wait_until(lambda: receiver.readiness()[1]["refused"])
+    (refused,) = wait_until(lambda: [each for each in receiver.readiness()[1]["refused"] if each["count"] == 2])
+    assert (refused["reason"], refused["probe"]) == ("the sender broke off the TLS handshake", False)
+    assert "must be trusted on the sender's machine" in refused["detail"]
+    assert "unknown ca" in refused["detail"]
 
 
 def test_over_https_too_an_answer_is_followed_by_the_end_at_once(tmp_path: Path, keep: Keep) -> None:
