@@ -1,4 +1,4 @@
-"""`presence reconcile`: compared with OpenIM itself, and put right."""
+"""`presence reconcile`: compares presence with OpenIM itself, and corrects it."""
 
 import asyncio
 import json
@@ -42,19 +42,20 @@ class _Wanted:
 
 @click.command()
 @click.argument("users", nargs=-1, metavar="[USER...]")
-@click.option("--online", is_flag=True, help="Everybody who is shown online.")
-@click.option("--all", "everybody", is_flag=True, help="Everybody whom presence or OpenIM knows.")
+@click.option("--online", is_flag=True, help="All users who are shown online.")
+@click.option("--all", "everybody", is_flag=True, help="All users that presence or OpenIM knows.")
 @click.option("--dry-run", is_flag=True, help="Only say what differs.")
-@click.option("--force", is_flag=True, help="Even where too many would go offline at once.")
+@click.option("--force", is_flag=True, help="Even if too many users would go offline at once.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, and the counts in the last one.")
 def reconcile(users: tuple[str, ...], online: bool, everybody: bool, dry_run: bool, force: bool, as_json: bool) -> None:
-    """Asks OpenIM who is online, and puts right what differs; - stands for standard input, one user a line.
+    """Asks OpenIM who is online, and corrects what differs; - stands for standard input, one user a line.
 
     OpenIM sends nothing for a gateway that crashed, and loses callbacks. A user becomes online as soon as OpenIM shows
-    her online. She becomes offline when there is proof that OpenIM reached her gateway, or that the gateway is gone. A
-    callback that was sent later wins, whenever it comes. Users heard of in the last 5 s are left for the next run.
+    them online. A user becomes offline only if there is proof that OpenIM reached their gateway, or that the gateway is
+    gone. A callback that was sent later wins, whenever it comes. Users with an event in the last 5 s are left for the
+    next run.
 
-    Exit codes: 0 nothing differs, or all is put right; 1 something differs still; 3 OpenIM could not be asked.
+    Exit codes: 0 nothing differs, or all is corrected; 1 something still differs; 3 OpenIM could not be asked.
     Settings that matter: PRESENCE_OPENIM_API, PRESENCE_OPENIM_SECRET, PRESENCE_OPENIM_ADMIN, PRESENCE_REDIS_URL,
     PRESENCE_QUEUE_URL.
 
@@ -65,10 +66,10 @@ def reconcile(users: tuple[str, ...], online: bool, everybody: bool, dry_run: bo
       presence reconcile --all --json
     """
     if bool(users) + online + everybody != 1:
-        raise click.UsageError("name users, or - to read them from standard input, or say --online or --all")
+        raise click.UsageError("name users, or give - to read them from standard input, --online or --all")
     config = load_settings()
     if not config.openim_api:
-        raise SettingsError("PRESENCE_OPENIM_API: say where OpenIM's REST API is, such as http://openim:10002")
+        raise SettingsError("PRESENCE_OPENIM_API: set it to OpenIM's REST API, such as http://openim:10002")
     wanted = _Wanted(users, online, everybody, dry_run, force)
     with Listing() as listing:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""`presence why`: the reason for what is shown of a user."""
+"""`presence why`: why a user is shown as they are."""
 
 import json
 import sys
@@ -43,8 +43,8 @@ def why(user: str, as_json: bool) -> None:
 
     The facts are the sessions, with what covers them and when their leases end; the batches of callbacks, and how the
     rules read them; the last changes; the last events that changed nothing, and against what; and what of this user
-    waits, is tried again or has failed. Exit code 1 if some of it could not be read, or the key is no hash. Put --
-    before an id that begins with a dash.
+    waits, is tried again or has failed. The exit code is 1 if some of it could not be read, or the key is not a hash.
+    Put -- before an id that begins with a dash.
 
     \b
     Examples:

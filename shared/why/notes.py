@@ -82,7 +82,7 @@ def _of_nothing(facts: Facts) -> Iterator[str]:
         return
     if facts.is_empty:
         yield (
-            f"No event of anybody was ever applied under the prefix {safe(facts.prefix)} on this server: check "
+            f"No event of any user was ever applied under the prefix {safe(facts.prefix)} on this server: check "
             "PRESENCE_REDIS_URL and PRESENCE_KEY_PREFIX, and presence status."
         )
     if facts.similar:
@@ -126,7 +126,7 @@ def _of_stamps(facts: Facts, sessions: list[Session]) -> Iterator[str]:
     seq, event = max(stamps, default=(0, ""))
     lead = lasting(seq - facts.at_ms)
     if seq > CLOCK_MOST:
-        yield f"{event} has seq {seq}, which is no time and outdoes whatever OpenIM sends: {_anew(facts)}."
+        yield f"{event} has seq {seq}, which is not a time and outdoes whatever OpenIM sends: {_anew(facts)}."
     elif seq > facts.at_ms + ENDS_SOON_MS:
         yield f"{event} is stamped {lead} in the future, and outdoes all events until then: {_anew(facts)}."
     elif seq > facts.at_ms + CLOCK_MS:
@@ -134,7 +134,7 @@ def _of_stamps(facts: Facts, sessions: list[Session]) -> Iterator[str]:
 
 
 def _anew(facts: Facts) -> str:
-    return f"presence forget {safe(facts.user_id)} begins anew"
+    return f"presence forget {safe(facts.user_id)} starts afresh"
 
 
 def _of_online(facts: Facts, online: list[Session]) -> Iterator[str]:
@@ -144,7 +144,7 @@ def _of_online(facts: Facts, online: list[Session]) -> Iterator[str]:
     oldest = min((each.record.online_seq or 0 for each in online), default=0)
     if is_clock(oldest) and facts.at_ms - oldest > RENEWAL_MS:
         yield (
-            f"Nothing was heard of a session for {lasting(facts.at_ms - oldest)}, and leases are off: if its gateway "
+            f"Nothing has renewed a session for {lasting(facts.at_ms - oldest)}, and leases are off: if its gateway "
             "crashed or OpenIM lost the offline callback, it stays online (PRESENCE_ONLINE_LEASE_SECONDS)."
         )
 

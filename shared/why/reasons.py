@@ -34,7 +34,7 @@ def since_ms(facts: Facts) -> int:
 def reason(facts: Facts) -> str:
     who, memory = safe(facts.user_id), facts.memory
     if facts.key_type:
-        return f"Nothing is known of {who}: the key {safe(facts.prefix)}:{who} is a {safe(facts.key_type)} and no hash."
+        return f"Nothing is known of {who}: the key {safe(facts.prefix)}:{who} is a {safe(facts.key_type)}, not a hash."
     if memory is None:
         return _unknown(facts)
     if status(facts) == "unknown":

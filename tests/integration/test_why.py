@@ -110,7 +110,7 @@ def test_leases_are_shown_and_known_by_what_workers_have_written(redis: Redis, a
 
 
 def test_a_user_who_was_never_heard_of(store: Store, run: Run, ask: Ask) -> None:
-    assert "No event of anybody was ever applied" in run("alice").output
+    assert "No event of any user was ever applied" in run("alice").output
     store.apply([web(ON, NOW, "Alice")])
     said = ask("alice ")
     assert (said["status"], said["since"], said["similar"]) == ("unknown", None, [])
@@ -126,7 +126,7 @@ def test_who_was_forgotten(store: Store, server: Server, ask: Ask) -> None:
 
 def test_a_key_of_another_type_is_said(redis: Redis, run: Run, ask: Ask) -> None:
     redis.set("presence:alice", "x")
-    assert "the key presence:alice is a string and no hash" in ask("alice", exit_code=1)["reason"]
+    assert "the key presence:alice is a string, not a hash" in ask("alice", exit_code=1)["reason"]
     assert run("alice").exit_code == 1
 
 

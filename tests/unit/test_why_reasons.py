@@ -210,7 +210,7 @@ REASONS: dict[str, tuple[Facts, str, list[str]]] = {
     "a key of another type": (
         facts(key_type="string"),
         "unknown",
-        ["the key presence:alice is a string and no hash"],
+        ["the key presence:alice is a string, not a hash"],
     ),
     "a hash of somebody else's": (facts(memory.read({b"x": b"y"})), "unknown", ["the hash has no valid status"]),
     "written by an older release": (
@@ -264,7 +264,7 @@ NOTES: dict[str, tuple[Facts, str]] = {
     "no worker": (facts(workers=0), "No worker is alive"),
     "leases are off": (
         facts(online(p_5=f"{T} - 5"), at_ms=T + 7_200_000),
-        "Nothing was heard of a session for 2 h, and leases are off",
+        "Nothing has renewed a session for 2 h, and leases are off",
     ),
     "a lease that ends soon": (
         facts(online(p_5=f"{T} - 5 {T}"), lease_ms=100_000),
@@ -282,11 +282,11 @@ NOTES: dict[str, tuple[Facts, str]] = {
     ),
     "a clock far ahead": (
         facts(online(p_5=f"{NOW + 36_000_000} - 5")),
-        "is stamped 10 h in the future, and outdoes all events until then: presence forget alice begins anew.",
+        "is stamped 10 h in the future, and outdoes all events until then: presence forget alice starts afresh.",
     ),
     "a seq beyond all clocks": (
         facts(user(u=f"- {SEQ_MAX} 0")),
-        f"of the user as a whole has seq {SEQ_MAX}, which is no time and outdoes whatever",
+        f"of the user as a whole has seq {SEQ_MAX}, which is not a time and outdoes whatever",
     ),
     "a change that is not on the feed": (
         facts(user(outbox='["a"]\n["b"]')),
@@ -307,7 +307,7 @@ NOTES: dict[str, tuple[Facts, str]] = {
         facts(user(p_5=f"{T0} {T} 5"), changes=(change("offline", T0, command="lease_expired", operation_id=""),)),
         "The status changed earlier, with the end of the lease of Web, at 2025-11-26 12:03:07.123Z.",
     ),
-    "nothing at all": (facts(is_empty=True), "No event of anybody was ever applied under the prefix presence"),
+    "nothing at all": (facts(is_empty=True), "No event of any user was ever applied under the prefix presence"),
     "an id that is spelled so": (facts(similar=("Alice", "a\u202e")), r"'Alice' and 'a\u202e'"),
     "an id of nobody": (facts(), "Check the spelling of the id and the key prefix, which is presence."),
     "a key of another type": (facts(key_type="list"), "deleted with presence forget"),
