@@ -63,6 +63,11 @@ class Keys:
         return f"{self.prefix}-sweeper"
 
     @property
+    def reconcile(self) -> str:
+        """The hash of what comparisons with OpenIM came to; on the queue's Redis."""
+        return f"{self.prefix}-reconcile"
+
+    @property
     def queue(self) -> str:
         """The name of the RQ queue; RQ puts it at `rq:queue:<name>`."""
         return self.prefix

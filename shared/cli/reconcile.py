@@ -23,6 +23,7 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:  # and in the functions: aiohttp would make every `presence` command take half as long again to start
     from shared.openim.client import OpenIM
+    from shared.truth.comparison import Comparison
     from shared.truth.findings import Finding, Tally
     from shared.truth.questions import Servers
 
@@ -105,7 +106,24 @@ async def _compare(config: Settings, wanted: _Wanted, listing: Listing, as_json:
             comparison = Comparison(
                 openim, servers, fixes=not wanted.dry_run, forces=wanted.force, report=report, progress=progress
             )
-            return await comparison.run(_users(wanted, servers, openim))
+            return await _book(comparison, wanted, servers, openim)
+
+
+async def _book(comparison: "Comparison", wanted: _Wanted, servers: "Servers", openim: "OpenIM") -> "Tally":
+    """Runs the comparison, and writes down what it came to."""
+    from shared.truth.ledger import Bookkeeper
+
+    books = Bookkeeper(servers.queue.connection, servers.keys)
+    try:
+        tally = await comparison.run(_users(wanted, servers, openim))
+    except OpenIMError as error:
+        books.failed(str(error), servers.clock.now_ms())
+        raise
+    if wanted.online or wanted.everybody:
+        books.compared(tally, servers.clock.now_ms())
+    else:
+        books.answered()
+    return tally
 
 
 def _users(wanted: _Wanted, servers: "Servers", openim: "OpenIM") -> AsyncIterator[str]:

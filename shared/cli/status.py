@@ -22,6 +22,7 @@ from shared.observe.poller import Poller
 from shared.observe.readiness import Readiness
 from shared.observe.snapshot import Server, Snapshot
 from shared.settings import Settings, without_password
+from shared.truth.ledger import Ledger
 
 BETWEEN_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
@@ -30,6 +31,8 @@ Here = Readiness | None
 GATEWAYS_SHOWN = 8
 #: After this time without a heartbeat it is shown; heartbeats come about every three seconds.
 QUIET_SECONDS = 6
+#: What a comparison counts, in words.
+DRIFT = {"ghost": "ghosts", "missing": "missing", "platforms": "on other platforms", "unknown": "unknown"}
 
 
 @click.command()
@@ -114,6 +117,7 @@ class View:
             "receivers": [asdict(each) for each in queue.receivers] if knows_queue else None,
             "workers": [asdict(each) for each in queue.workers] if knows_queue else None,
             "gateways": [asdict(each) for each in queue.gateways.processes] if knows_queue else None,
+            "reconcile": asdict(queue.ledger) if knows_queue else None,
             "queue": {name: getattr(queue, name) for name in ("jobs", "oldest_ms", "running", "retrying", "failed")}
             if knows_queue
             else None,
@@ -170,6 +174,7 @@ class View:
             _row("", f"{queue.running:,} running, {queue.retrying:,} to be tried again, {queue.failed:,} failed"),
             *_rows("workers", workers),
             *(_rows("gateways", gateways) if gateways else ()),
+            *([_row("OpenIM", _compared(queue.ledger, now))] if queue.ledger.compared_at_ms else ()),
         ]
 
     def _presence_rows(self) -> list[str]:
@@ -203,6 +208,13 @@ class View:
             _row("Redis", f"for the queue: {_server(config.queue_url, queue)}"),
             _row("", f"for presence: {_server(config.redis_url, presence)}"),
         ]
+
+
+def _compared(ledger: Ledger, now_ms: int) -> str:
+    found = ledger.found
+    counts = ", ".join(f"{found[name]:,} {noun}" for name, noun in DRIFT.items())
+    compared = f"compared {found['compared']:,} users {age(ledger.compared_at_ms, now_ms)} ago: {counts}"
+    return f"{compared}; {sum(ledger.put_right.values()):,} put right so far"
 
 
 def _gateway(gateway: Gateway, now_ms: int) -> str:

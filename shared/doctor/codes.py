@@ -30,6 +30,7 @@ GROUPS = {
     "P07": "OpenIM's configuration",
     "P08": "OpenIM's configuration",
     "P09": "The doctor itself",
+    "P10": "Comparing with OpenIM",
 }
 
 CODES = {
@@ -347,12 +348,14 @@ CODES = {
     "P066": Code(
         "warning",
         "OpenIM sends nothing for the users that a stopped or killed gateway had: they stay online.",
-        "With OpenIM 3.8.2 or later, set PRESENCE_ONLINE_LEASE_SECONDS=1800 on all workers.",
+        "Run presence reconcile --online. Or set PRESENCE_ONLINE_LEASE_SECONDS=1800 on all workers, with OpenIM 3.8.2 "
+        "or later.",
     ),
     "P067": Code(
         "note",
         "OpenIM sends nothing for the users that it had: those who did not come back stay online.",
-        "With OpenIM 3.8.2 or later, set PRESENCE_ONLINE_LEASE_SECONDS=1800 on all workers.",
+        "Run presence reconcile --online. Or set PRESENCE_ONLINE_LEASE_SECONDS=1800 on all workers, with OpenIM 3.8.2 "
+        "or later.",
     ),
     "P068": Code(
         "note",
@@ -473,5 +476,11 @@ CODES = {
         "warning",
         "What this probe should have checked is unknown, and may be wrong.",
         "Fix the other findings first, then run presence doctor again.",
+    ),
+    # Comparing with OpenIM
+    "P100": Code(
+        "warning",
+        "What OpenIM did not send, or lost, stays wrong in presence until OpenIM can be asked.",
+        "Mend what is named: PRESENCE_OPENIM_API, PRESENCE_OPENIM_SECRET, PRESENCE_OPENIM_ADMIN, or OpenIM itself.",
     ),
 }

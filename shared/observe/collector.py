@@ -18,6 +18,7 @@ from shared.queue import SKEW_FIELD, BatchMeta, open_queue
 from shared.redis.backend import Backend
 from shared.reports import Report
 from shared.settings import Settings
+from shared.truth import ledger
 
 #: After this time without a heartbeat a worker is silent; heartbeats come about every three seconds.
 WORKER_ALIVE_MS = 15_000
@@ -40,6 +41,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         settings.keys.receivers: ("HGETALL", settings.keys.receivers),
         settings.keys.sweep: ("HGET", settings.keys.sweep, "held"),
         settings.keys.gateways: ("HGETALL", settings.keys.gateways),
+        settings.keys.reconcile: ("HGETALL", settings.keys.reconcile),
     }
     answers = dict(zip(asked, _ask(client, list(asked.values())), strict=True))
     # A key of a wrong type, for example. The first word after the command is the key.
@@ -72,6 +74,7 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         receivers=tuple(_reports(good[settings.keys.receivers] or {})),
         leases_held=_decode(good[settings.keys.sweep] or b""),
         gateways=records.read(good[settings.keys.gateways] or {}, at_ms),
+        ledger=ledger.read(good[settings.keys.reconcile] or {}),
         troubles=tuple(troubles),
     )
 

@@ -25,6 +25,10 @@ class Remark(NamedTuple):
     text: str
 
 
+#: What happened longer ago is no news.
+DAY_MS = 86_400_000
+
+
 def problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = None) -> list[str]:
     """What is wrong; empty if all is well. local: what a receiver on this machine says, if there is one."""
     return [each.text for each in coded_problems(snapshot, settings, local)]
@@ -55,6 +59,7 @@ def coded_notes(snapshot: Snapshot) -> list[Remark]:
         *_of_clocks(queue),
         *_of_gateways(queue),
         *_of_workers(queue, snapshot.at_ms),
+        *_of_comparisons(queue, snapshot.at_ms),
     ]
 
 
@@ -102,6 +107,13 @@ def _of_gateways(queue: QueueState) -> Iterator[Remark]:
                 "P065",
                 f"{name}, sent {counted(each.lost, 'batch')} of callbacks that never came, the last are {numbers}",
             )
+
+
+def _of_comparisons(queue: QueueState, now_ms: int) -> Iterator[Remark]:
+    ledger = queue.ledger
+    if ledger.trouble and now_ms - ledger.trouble_at_ms < DAY_MS:
+        seconds = _seconds(ledger.trouble_at_ms, now_ms)
+        yield Remark("P100", f"{seconds:,.0f} s ago OpenIM could not be asked who is online: {ledger.trouble}")
 
 
 def _of_clocks(queue: QueueState) -> Iterator[Remark]:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from shared.gateways.view import Gateways, State
 from shared.observe.counters import LAG_BOUNDS_MS
 from shared.observe.snapshot import Snapshot
+from shared.truth.ledger import KINDS, Ledger
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -69,6 +70,7 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
         skew.add_metric(["worker"], max((abs(each.skew_ms) / 1000 for each in queue.workers), default=0.0))
         yield skew
         yield from _of_gateways(queue.gateways)
+        yield from _of_ledger(queue.ledger, snapshot.at_ms)
         yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)
     if not presence.server.error:
         stats = presence.stats
@@ -101,6 +103,25 @@ def _of_gateways(gateways: Gateways) -> Iterator[Metric]:
     for state in get_args(State):
         states.add_metric([state], sum(each.state == state for each in gateways.processes))
     yield states
+
+
+def _of_ledger(ledger: Ledger, now_ms: int) -> Iterator[Metric]:
+    """Nothing where presence was never compared with OpenIM."""
+    if not ledger.compared_at_ms:
+        return
+    drift = GaugeMetricFamily(
+        "presence_drift_users", "Users who differed from OpenIM in the last whole comparison.", labels=["kind"]
+    )
+    put_right = CounterMetricFamily("presence_reconciled", "Users put right after OpenIM was asked.", labels=["kind"])
+    for kind in KINDS:
+        drift.add_metric([kind], ledger.found[kind])
+        put_right.add_metric([kind], ledger.put_right[kind])
+    yield from (drift, put_right)
+    yield gauge(
+        "presence_reconcile_age_seconds",
+        "Since the last whole comparison with OpenIM.",
+        seconds_since(ledger.compared_at_ms, now_ms),
+    )
 
 
 def of_log(lines_dropped: float) -> Metric:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from shared.gateways.view import Gateways
 from shared.observe.counters import Stats
 from shared.reports import Report
+from shared.truth.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class QueueState:
 
     at_ms: when the server was asked, 0 if it does not say; all times here are by its clock. oldest_ms: when the oldest
     event in the queue was received, 0 if none waits. jobs: includes those that a worker has taken but not begun.
-    silent_workers: without a heartbeat for 15 s. leases_held: why no lease runs out now, or "". troubles: keys of wrong
-    types.
+    silent_workers: without a heartbeat for 15 s. leases_held: why no lease runs out now, or "". ledger: what
+    comparisons with OpenIM came to. troubles: keys of wrong types.
     """
 
     server: Server
@@ -59,6 +60,7 @@ class QueueState:
     receivers: tuple[Report, ...] = ()
     leases_held: str = ""
     gateways: Gateways = field(default_factory=Gateways)
+    ledger: Ledger = field(default_factory=Ledger)
     troubles: tuple[str, ...] = ()
 
 

@@ -6,6 +6,7 @@ that is on its way, wins by itself, and no clocks are compared.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from shared.openim.errors import OpenIMAway
 from shared.queue import enqueue_encoded
 from shared.truth import corrections
 from shared.truth.findings import Action, Finding, Tally
+from shared.truth.ledger import Bookkeeper
 from shared.truth.ours import Ours
 from shared.truth.questions import MOST_USERS, Answer, Questions, Servers
 from shared.truth.verdict import Verdict, too_many
@@ -61,6 +63,8 @@ class Comparison:
         self._report = report
         self._progress = progress
         self.tally = Tally()
+        self._books = Bookkeeper(servers.queue.connection, servers.keys)
+        self._put_right: Counter[str] = Counter()
         self._held: list[_Held] = []
         self._failures = 0
 
@@ -148,9 +152,12 @@ class Comparison:
         events = [encode(event) for verdict in verdicts for event in corrections.events(verdict, now_ms)]
         if events and self._fixes:
             enqueue_encoded(self._servers.queue, events, now_ms)
+            self._books.put_right(self._put_right)
+            self._put_right.clear()
 
     def _tell(self, verdict: Verdict, *, is_left: bool = False) -> None:
         finding = Finding(verdict, _action(verdict) if self._fixes else "none")
+        self._put_right[verdict.kind] += finding.action != "none"
         self.tally.add(finding, is_left=is_left or finding.action == "none" or bool(verdict.doubtful))
         self._report(finding)
 

@@ -7,6 +7,9 @@ from shared.truth.verdict import Verdict
 
 Action = Literal["opened", "closed", "none"]
 
+#: What is counted, as programs see it.
+COUNTED = ("compared", "ghost", "missing", "platforms", "unknown", "skipped")
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -48,5 +51,4 @@ class Tally:
         self.left += is_left
 
     def as_json(self) -> dict[str, int]:
-        names = ("compared", "ghost", "missing", "platforms", "unknown", "skipped")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in COUNTED}

@@ -18,6 +18,7 @@ from openim_presence.keys import Keys
 from openim_presence.reading import FIELDS
 from shared.events import Event
 from shared.settings import Settings
+from shared.truth.ledger import Bookkeeper
 from worker.store.store import Store
 
 Keep = Callable[[Process], Process]
@@ -75,6 +76,7 @@ def test_the_page_has_every_key_there_is_and_no_other(server: Server, redis: Red
     for number in range(40):
         callback(receiver, "Offline", "carol", 3 + number, f"c{number}")
     wait_until(lambda: queue.exists("rq:queue:presence"))
+    Bookkeeper(queue, Keys("presence")).failed("OpenIM is away", 1)  # as `presence reconcile` does
     see()
     keep(Worker(tmp_path, server.url, **options))
     wait_until(lambda: see() == contract.keys(), what="every key of the page, and no other")

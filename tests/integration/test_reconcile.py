@@ -24,6 +24,8 @@ from support import Server, free_port, on_one_server
 from openim_presence.keys import Keys
 from shared.cli import cli
 from shared.events import Event
+from shared.observe.metrics import of_snapshot
+from shared.observe.poller import Poller
 from shared.openim import calls
 from shared.queue import BatchJob, open_queue
 from shared.settings import Settings
@@ -374,6 +376,48 @@ def test_one_question_that_fails_leaves_those_it_was_about(world: World) -> None
     fails = iter([False, *[True] * 9])
     result = world.run("--online", "--json")
     assert (result.exit_code, result.stdout) == (1, json.dumps(counts(200, unknown=250)) + "\n")
+
+
+# What is left to see of it.
+
+
+def status(world: World, *arguments: str) -> str:
+    environment = {"PRESENCE_REDIS_URL": world.url, "PRESENCE_ADMIN_PORT": "0"}
+    return CliRunner().invoke(cli, ["status", *arguments], env=environment).output
+
+
+def metrics(world: World) -> dict[str, float]:
+    snapshot = Poller(Settings(redis_url=world.url)).poll()
+    samples = [sample for family in of_snapshot(snapshot) for sample in family.samples]
+    return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
+
+
+def test_the_last_whole_comparison_shows_in_status_and_metrics(at_two_gateways: World) -> None:
+    world = at_two_gateways
+    assert not [name for name in metrics(world) if "drift" in name or "reconcile" in name]
+    world.go(users("a", 30)[10:13])
+    world.call_back(lost=True)
+    world.openim.kill(1)
+    world.reconcile("a10")
+    assert not json.loads(status(world, "--json"))["reconcile"]["compared_at_ms"]  # one user is not everybody
+    world.reconcile("--online", code=1)
+    shown = metrics(world)
+    assert [shown[f"presence_drift_users {kind}"] for kind in ("ghost", "missing", "platforms")] == [2, 0, 0]
+    assert [shown[f"presence_reconciled_total {kind}"] for kind in ("ghost", "missing", "platforms")] == [3, 0, 0]
+    assert 0 <= shown["presence_reconcile_age_seconds"] < 60
+    told = r"compared 59 users \d+ s ago: 2 ghosts, 0 missing, 0 on other platforms, 30 unknown; 3 put right so far"
+    assert re.search(told, status(world))
+
+
+def test_that_openim_cannot_be_asked_shows_until_it_can(at_two_gateways: World) -> None:
+    world = at_two_gateways
+    world.openim.secret = "another"
+    world.run("a1")
+    assert "OpenIM could not be asked who is online: OpenIM at http://127.0.0.1" in status(world)
+    assert "PRESENCE_OPENIM_SECRET is not its secret" in status(world)
+    world.openim.secret = fakes.SECRET
+    world.run("a1")
+    assert "could not be asked" not in status(world)
 
 
 # The command.

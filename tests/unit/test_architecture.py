@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "shared.gateways": set(),
     "shared.openim": set(),
     "shared.truth": {"openim_presence", "shared.gateways", "shared.openim", "shared.redis"},
-    "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis"},
+    "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.truth"},
     "shared.why": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
     "shared.doctor": {"shared.observe", "shared.redis"},
     "shared.doctor.probes": {"shared.doctor", "shared.observe", "shared.redis"},

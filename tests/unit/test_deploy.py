@@ -11,6 +11,7 @@ import yaml
 from receiver.metrics import Counts, State, of_state
 from shared.observe.metrics import of_snapshot
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
+from shared.truth.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -29,7 +30,7 @@ def exported() -> dict[str, set[str]]:
     numbers = {**counts.numbers(), "pushes ok": 1, "forwards ok": 1}
     families = [
         *of_state(State(1, numbers)),
-        *of_snapshot(Snapshot(1, QueueState(Server()), PresenceState(Server()))),
+        *of_snapshot(Snapshot(1, QueueState(Server(), ledger=Ledger(1)), PresenceState(Server()))),
     ]
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
@@ -46,7 +47,8 @@ def test_every_metric_of_the_contract_is_exported() -> None:
         *("presence_queue_jobs", "presence_queue_oldest_seconds", "presence_workers", "presence_failed_batches"),
         *("presence_events_total", "presence_changes_total", "presence_lag_seconds", "presence_users_online"),
         *("presence_log_lines_dropped_total", "presence_gateway_batches_total", "presence_gateways"),
-        "presence_clock_ahead_total",
+        *("presence_clock_ahead_total", "presence_drift_users", "presence_reconciled_total"),
+        "presence_reconcile_age_seconds",
     }
     assert promised <= {re.sub("_(bucket|count|sum)$", "", name) for name in exported()}
     assert exported()["presence_callbacks_total"] == {"command", "shape", "outcome", "status"}

@@ -18,6 +18,7 @@ def test_each_name_is_the_contracts() -> None:
     assert keys.receivers == "presence-receivers"
     assert keys.sweep == "presence-sweep"
     assert keys.sweeper == "presence-sweeper"
+    assert keys.reconcile == "presence-reconcile"
     assert keys.queue == "presence"
 
 

@@ -1,0 +1,72 @@
+"""What comparisons came to, on the queue's server: for metrics and `presence status`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from redis import Redis
+
+from openim_presence.keys import Keys
+from shared.truth.findings import COUNTED, Tally
+from shared.truth.verdict import Kind
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Times are Unix milliseconds by the clock of the queue's server, 0 for never.
+
+    compared_at_ms: when the last comparison of everybody who is shown online, or of all users, ended. found: what it
+    counted, by the names of Tally. put_right: users since the beginning, by kind. trouble: why OpenIM could not be
+    asked the last time, or "".
+    """
+
+    compared_at_ms: int = 0
+    found: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    put_right: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    trouble: str = ""
+    trouble_at_ms: int = 0
+
+
+def read(fields: Mapping[bytes, bytes]) -> Ledger:
+    """The hash; what makes no sense in it counts as absent."""
+    text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
+
+    def number(name: str) -> int:
+        return int(text[name]) if text.get(name, "").isdecimal() else 0
+
+    return Ledger(
+        number("compared_at"),
+        {name: number(f"found:{name}") for name in COUNTED},
+        {kind: number(f"put_right:{kind}") for kind in KINDS},
+        text.get("trouble", ""),
+        number("trouble_at"),
+    )
+
+
+class Bookkeeper:
+    """Writes it. Every method raises RedisError."""
+
+    def __init__(self, queue: Redis, keys: Keys) -> None:
+        self._queue = queue
+        self._key = keys.reconcile
+
+    def put_right(self, counts: Mapping[str, int]) -> None:
+        """Users who were put right, by kind."""
+        for kind, count in counts.items():
+            self._queue.hincrby(self._key, f"put_right:{kind}", count)
+
+    def compared(self, tally: Tally, now_ms: int) -> None:
+        """A comparison of many users has ended."""
+        found: Mapping[Any, Any] = {f"found:{name}": count for name, count in tally.as_json().items()}
+        self._queue.hset(self._key, mapping={"compared_at": now_ms, **found})
+        self.answered()
+
+    def answered(self) -> None:
+        """OpenIM can be asked."""
+        self._queue.hdel(self._key, "trouble", "trouble_at")
+
+    def failed(self, why: str, now_ms: int) -> None:
+        """OpenIM cannot be asked."""
+        self._queue.hset(self._key, mapping={"trouble": why, "trouble_at": now_ms})
