@@ -122,6 +122,7 @@ class Connection(web.RequestHandler):
         self._headway += size
         if self._headway > head.MOST_BYTES:
             self._headway = 0
+            self._break_off("its trailer is too large")
             self._request_count += 1
             self._messages.append(_too_large())
             if self._waiter is not None and not self._waiter.done():
@@ -147,10 +148,14 @@ class Connection(web.RequestHandler):
         """
         if self.answered == self._request_count or self.ssl_context is not None:
             return False
-        if not self._body.is_eof():
-            self._body.set_exception(web.RequestPayloadError("the connection ended within it"))
+        self._break_off("the connection ended within it")
         self.said_all = True
         return True
+
+    def _break_off(self, why: str) -> None:
+        """Lets whoever reads the newest request's body know that no more of it comes, if any is missing."""
+        if not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError(why))
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -10,7 +10,7 @@ from receiver.callback import Refusal, path_of
 from receiver.lately import Lately
 from shared.logs.throttle import LogBudgets
 
-#: A line in so many seconds for each status and peer, of what OpenIM may have sent.
+#: A line in so many seconds for each reason and peer, of what OpenIM may have sent.
 SPAN_SECONDS = 10.0
 #: The same, whoever the peers are, of what is no HTTP at all: port scans are that, and once somebody's https:// for http://.
 PROBE_SPAN_SECONDS = 3600.0
@@ -32,7 +32,7 @@ class Refusals:
         self._lately.refused(refusal, peer, is_probe)
         if not is_probe and refusal.status != 503:  # the journal says more of itself
             what = f"{request.method} {self.shown(request.raw_path)}"
-            self._say(refusal.status, peer, SPAN_SECONDS, f"refused {what} from {peer}: {refusal}")
+            self._say(refusal.message, peer, SPAN_SECONDS, f"refused {what} from {peer}: {refusal}")
 
     def note_unreadable(self, peer: str, refusal: Refusal, error: HttpProcessingError) -> None:
         """error: what the parser found."""
@@ -42,10 +42,10 @@ class Refusals:
         if is_probe:
             self._say("no HTTP", "", PROBE_SPAN_SECONDS, f"{line}. That is told once an hour, and counted")
         else:
-            self._say(refusal.status, peer, SPAN_SECONDS, line)
+            self._say(refusal.message, peer, SPAN_SECONDS, line)
 
-    def _say(self, kind: object, peer: str, seconds: float, line: str) -> None:
-        self._lines.say(asyncio.get_running_loop().call_later, (kind, peer), kind, seconds, line)
+    def _say(self, reason: str, peer: str, seconds: float, line: str) -> None:
+        self._lines.say(asyncio.get_running_loop().call_later, (reason, peer), reason, seconds, line)
 
     def shown(self, target: str) -> str:
         """The path of a request target, but for what may be a secret: the prefix, or all if it is not quite that.

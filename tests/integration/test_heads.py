@@ -89,6 +89,15 @@ def test_a_head_that_is_too_large_is_refused_in_our_own_words(edge: Receiver, he
     wait_until(lambda: "refused what came from 127.0.0.1: 431 the request's head is too large" in edge.text())
 
 
+def test_a_trailer_that_is_too_large_ends_the_request(edge: Receiver) -> None:
+    chunks = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+    head = FIRST + REST.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert ask(edge, head + chunks + headers(3, 1000), b"\r\n").startswith(b"HTTP/1.1 200 ")
+    began = time.monotonic()
+    assert ask(edge, head + chunks, headers(20, 1000), headers(20, 1000)).startswith(b"HTTP/1.1 400 ")
+    assert time.monotonic() - began < 5
+
+
 def test_a_head_that_never_ends_keeps_no_memory(edge: Receiver) -> None:
     before = resident_mb(edge)
     sockets = [socket.create_connection(("127.0.0.1", edge.port), 10) for _ in range(50)]
