@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shared.events import Kind
+
 Scope = Literal["connection", "platform", "user"]
 EventKind = Literal["online", "offline", "kick_off"]
 
@@ -36,6 +38,12 @@ class Record:
     offline_seq: int | None = None
     lease_began_ms: int | None = None
     has_expired: bool = False
+
+    @property
+    def seqs(self) -> dict[Kind, int]:
+        """Those that it has."""
+        found: dict[Kind, int | None] = {"online": self.online_seq, "offline": self.offline_seq}
+        return {kind: seq for kind, seq in found.items() if seq is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from shared.why.collector import look_up
 from shared.why.facts import Facts, Scan, Waiting
 from shared.why.judgement import Cover, ReadBatch, Session
 from shared.why.notes import notes
-from shared.why.reasons import RULES, operation_of, reason
+from shared.why.reasons import RULES, reason, source_of
 from shared.why.words import described, in_columns, instant, lasting, named, scope_name, times
 
 #: For one answer of a server.
@@ -107,10 +107,9 @@ def _sessions(facts: Facts, memory: Memory) -> Iterator[str]:
 def _session(facts: Facts, session: Session) -> Iterator[str]:
     record = session.record
     yield f"{named(record)}: {'online' if session.cover is None else f'offline, {_CLOSED_BY[session.cover]}'}"
-    for kind, seq in (("online", record.online_seq), ("offline", record.offline_seq)):
-        if seq is not None:
-            operation_id = operation_of(facts, record.scope, record.name, seq, kind == "online")
-            yield f"  {kind:<8}{in_columns(seq, operation_id)}"
+    for kind, seq in record.seqs.items():
+        source = source_of(facts, record.scope, record.name, seq, kind)
+        yield f"  {kind:<8}{in_columns(seq, *source)}"
     if session.cover_seq is not None and session.cover_seq != record.offline_seq:
         yield f"  {'covered':<8}{in_columns(session.cover_seq)}"
     if (ends := answer.lease_ends_ms(facts, session)) is not None:

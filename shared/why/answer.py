@@ -10,7 +10,7 @@ from shared.why.against import against
 from shared.why.facts import Facts, Scan, Waiting
 from shared.why.judgement import ReadBatch, Session
 from shared.why.notes import notes
-from shared.why.reasons import operation_of, reason, since_ms, status
+from shared.why.reasons import Source, reason, since_ms, source_of, status
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
@@ -77,21 +77,19 @@ def _newest(memory: Memory) -> dict[str, Any] | None:
 
 def _session(facts: Facts, session: Session) -> dict[str, Any]:
     record = session.record
-    seqs = {"online": record.online_seq, "offline": record.offline_seq}
-    operations = {
-        f"{kind}_operation_id": ""
-        if seq is None
-        else operation_of(facts, record.scope, record.name, seq, kind == "online")
-        for kind, seq in seqs.items()
-    }
+    sources = {kind: source_of(facts, record.scope, record.name, seq, kind) for kind, seq in record.seqs.items()}
+    online, offline = sources.get("online", Source()), sources.get("offline", Source())
     return {
         "scope": record.scope,
         "conn_id": record.name if record.scope == "connection" else "",
         "platform_id": record.platform_id,
         "online": session.is_online,
         "online_seq": _text(record.online_seq),
+        "online_operation_id": online.operation_id,
+        "online_is_correction": online.is_correction,
         "offline_seq": _text(record.offline_seq),
-        **operations,
+        "offline_operation_id": offline.operation_id,
+        "offline_is_correction": offline.is_correction,
         "covered_by": session.cover,
         "covered_by_seq": _text(session.cover_seq),
         "lease_began": record.lease_began_ms,

@@ -120,8 +120,7 @@ def _of_stamps(facts: Facts, sessions: list[Session]) -> Iterator[str]:
     stamps = [
         (seq, f"The newest {kind} event of {named(each.record)}")
         for each in sessions
-        for kind, seq in (("online", each.record.online_seq), ("offline", each.record.offline_seq))
-        if seq is not None
+        for kind, seq in each.record.seqs.items()
     ]
     seq, event = max(stamps, default=(0, ""))
     lead = lasting(seq - facts.at_ms)

@@ -1,5 +1,8 @@
 """The one sentence that says why, or two where a batch was read by a rule. Pure: facts in, words out."""
 
+from typing import NamedTuple, get_args
+
+from shared.events import KINDS, Correction, Kind
 from shared.logs.text import safe
 from shared.memory import Memory, Scope
 from shared.platforms import platform_name
@@ -57,7 +60,7 @@ def _unknown(facts: Facts) -> str:
     if facts.waiting:
         count = len(facts.waiting)
         return (
-            f"Nothing is known of {who} yet: {counted(count, 'event')} {'is' if count == 1 else 'are'} not applied yet."
+            f"Nothing is known of {who}: {counted(count, 'event')} {'waits' if count == 1 else 'wait'} to be applied."
         )
     if facts.changes:
         last = facts.changes[0]
@@ -77,7 +80,7 @@ def _online(memory: Memory, facts: Facts, sessions: list[Session]) -> str:
     newest = max(online, key=lambda each: each.record.online_seq or 0)
     record, seq = newest.record, newest.record.online_seq or 0
     batch = deciding_batch(memory, record.platform_id, seq, is_online=True) if record.scope == "platform" else None
-    event = stamped(seq, operation_of(facts, record.scope, record.name, seq, is_online=True))
+    event = _event(facts, record.scope, record.name, seq, "online")
     said = f"the last online event of {named(record)} is {event}, and no newer offline event covers it."
     if len(online) > 1:
         names = listed([named(each.record) for each in online])
@@ -107,15 +110,15 @@ def _closed(memory: Memory, facts: Facts, session: Session) -> str:
     record, name, opened = session.record, named(session.record), at(session.record.online_seq or 0)
     if session.cover == "lease":
         seq = record.online_seq or 0
-        event = stamped(seq, operation_of(facts, record.scope, record.name, seq, is_online=True))
+        event = _event(facts, record.scope, record.name, seq, "online")
         return f"the lease of {name} ran out, since nothing renewed it after its last online event, {event}."
     scope, seq = session.cover, session.cover_seq or 0
     if scope == "platform":
         return _closed_platform(memory, facts, session)
     if scope == "user":
-        event = stamped(seq, operation_of(facts, "user", "", seq, is_online=False))
+        event = _event(facts, "user", "", seq, "offline")
         return f"an offline event of the user as a whole, {event}, covers every session; the last was {name}, {opened}."
-    event = stamped(seq, operation_of(facts, "connection", record.name, seq, is_online=False))
+    event = _event(facts, "connection", record.name, seq, "offline")
     return f"the offline event of {name}, {event}, is newer than its last online event, {opened}."
 
 
@@ -123,7 +126,7 @@ def _closed_platform(memory: Memory, facts: Facts, session: Session) -> str:
     """By an offline event of the platform: the session is the platform's own, or that of a connection on it."""
     record, seq = session.record, session.cover_seq or 0
     platform, opened = platform_name(record.platform_id), at(record.online_seq or 0)
-    event = stamped(seq, operation_of(facts, "platform", str(record.platform_id), seq, is_online=False))
+    event = _event(facts, "platform", str(record.platform_id), seq, "offline")
     batch = deciding_batch(memory, record.platform_id, seq, is_online=False)
     if batch and batch[1].is_mixed:
         return f"{platform} ended offline in the batch {event}. {_by_rule(*batch)}"
@@ -139,7 +142,7 @@ def _never_online(facts: Facts, sessions: list[Session]) -> str:
         return "no session is remembered."
     newest = max(closed, key=lambda record: record.offline_seq or 0)
     seq = newest.offline_seq or 0
-    event = stamped(seq, operation_of(facts, newest.scope, newest.name, seq, is_online=False))
+    event = _event(facts, newest.scope, newest.name, seq, "offline")
     return f"only offline events are known of this user, the newest of {named(newest)}, {event}."
 
 
@@ -157,22 +160,31 @@ def deciding_batch(memory: Memory, platform_id: int, seq: int, *, is_online: boo
     return None
 
 
-def operation_of(facts: Facts, scope: Scope, name: str, seq: int, is_online: bool) -> str:
-    """The operationID of an event of that scope, as far as anything still has it."""
+class Source(NamedTuple):
+    """What is still known of an event. is_correction: it is one of ours, by `presence reconcile`."""
+
+    operation_id: str = ""
+    is_correction: bool = False
+
+
+def source_of(facts: Facts, scope: Scope, name: str, seq: int, kind: Kind) -> Source:
+    """Where an event of that scope came from, as far as anything still says."""
     memory = facts.memory or Memory({})
-    if scope == "platform":
-        for batch in memory.batches:
-            for event in batch.events:
-                if (event.platform_id, event.seq, event.kind == "online") == (int(name), seq, is_online):
-                    return batch.operation_id
-    newest = {field: memory.fields.get(field, "") for field in ("seq", "command", "conn_id", "platform_id")}
-    shown = [(newest, memory.fields.get("operation_id", ""))]
-    for change in facts.changes:
-        fields = {field: str(getattr(change, field)) for field in newest}
-        shown.append((fields, change.operation_id))
-    for fields, operation_id in shown:
-        conn_id, platform_id = fields["conn_id"], fields["platform_id"]
+    for batch in memory.batches if scope == "platform" else ():
+        for event in batch.events:
+            same = (str(event.platform_id), event.seq, event.kind == "online") == (name, seq, kind == "online")
+            if same and batch.operation_id:  # else it may be a correction
+                return Source(batch.operation_id)
+    names = ("seq", "command", "conn_id", "platform_id", "operation_id")
+    shown = [{field: memory.fields.get(field, "") for field in names}]
+    shown += [{field: getattr(change, field) for field in names} for change in facts.changes]
+    for each in shown:
+        conn_id, platform_id, command = each["conn_id"], each["platform_id"], each["command"]
         its_scope = ("connection", conn_id) if conn_id else ("platform", platform_id) if platform_id else ("user", "")
-        if its_scope == (scope, name) and fields["seq"] == str(seq) and ("Online" in fields["command"]) == is_online:
-            return operation_id
-    return ""
+        if its_scope == (scope, name) and each["seq"] == str(seq) and KINDS.get(command) == kind:
+            return Source(each["operation_id"], command in get_args(Correction))
+    return Source()
+
+
+def _event(facts: Facts, scope: Scope, name: str, seq: int, kind: Kind) -> str:
+    return stamped(seq, *source_of(facts, scope, name, seq, kind))

@@ -1,9 +1,10 @@
 """How times, seqs, scopes and events read in a sentence. What comes from outside is made safe for a terminal here."""
 
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 from openim_presence import Change
-from shared.events import Event
+from shared.events import KINDS, Correction, Event
 from shared.logs.text import safe
 from shared.memory import Record, Scope
 from shared.platforms import platform_name
@@ -35,12 +36,13 @@ def is_clock(seq: int) -> bool:
     return CLOCK_LEAST <= seq <= CLOCK_MOST
 
 
-def stamped(seq: int, operation_id: str = "") -> str:
-    """What tells an event from others: its stamp and its operationID."""
-    operation = f", operationID {safe(operation_id)}" if operation_id else ""
+def stamped(seq: int, operation_id: str = "", is_correction: bool = False) -> str:
+    """What tells an event from others: its stamp, and its operationID or that it is a correction of ours."""
+    source = f"operationID {safe(operation_id)}" if operation_id else "a correction by presence reconcile"
+    added = [source] if operation_id or is_correction else []
     if is_clock(seq):
-        return f"stamped {instant(seq)} (seq {seq}{operation})"
-    return f"with seq {seq}" + (f" ({operation[2:]})" if operation else "")
+        return f"stamped {instant(seq)} ({', '.join([f'seq {seq}', *added])})"
+    return f"with seq {seq}" + (f" ({source})" if added else "")
 
 
 def at(seq: int) -> str:
@@ -48,10 +50,10 @@ def at(seq: int) -> str:
     return f"of {instant(seq)}" if is_clock(seq) else f"with seq {seq}"
 
 
-def in_columns(seq: int, operation_id: str = "") -> str:
+def in_columns(seq: int, operation_id: str = "", is_correction: bool = False) -> str:
     """The same for a table."""
-    operation = f"  operationID {safe(operation_id)}" if operation_id else ""
-    return f"{instant(seq) if is_clock(seq) else '':<24}  seq {seq:<13}{operation}"
+    source = f"  operationID {safe(operation_id)}" if operation_id else "  presence reconcile" if is_correction else ""
+    return f"{instant(seq) if is_clock(seq) else '':<24}  seq {seq:<13}{source}"
 
 
 def scope_name(scope: Scope, name: str, platform_id: int) -> str:
@@ -90,8 +92,15 @@ def described_change(change: Change) -> str:
 
 
 def _kind(command: str) -> str:
-    kinds = {"KickOff": "kick-off", "Online": "online event", "Offline": "offline event", "reconciled": "correction"}
-    return next((kind for name, kind in kinds.items() if name in command), f"event {safe(command)}")
+    if command in get_args(Correction):
+        return f"{KINDS[command]} correction"
+    return (
+        "kick-off"
+        if "KickOff" in command
+        else f"{KINDS[command]} event"
+        if command in KINDS
+        else safe(f"event {command}")
+    )
 
 
 def times(count: int) -> str:

@@ -170,7 +170,7 @@ def test_what_waits_is_tried_again_and_has_failed(redis: Redis, run: Run, ask: A
         ("queued", "3", waiting.id, ""),
     ]
     assert said["waiting"][1]["next_at"] == (NOW // 1000 + 60) * 1000
-    assert "yet: 5 events are not applied yet" in said["reason"]
+    assert ": 5 events wait to be applied" in said["reason"]
     assert "No worker is alive" in run(odd).output
 
 

@@ -173,6 +173,19 @@ REASONS: dict[str, tuple[Facts, str, list[str]]] = {
         "offline",
         ["the offline event of Web"],
     ),
+    "offline by a correction of ours": (
+        facts(user(p_5=f"{T0} {T} 5", b_0=f"{T} f5. ", command="reconciled_offline", platform_id=5)),
+        "offline",
+        [f"stamped 2025-11-26 12:03:07.123Z (seq {T}, a correction by presence reconcile), is newer"],
+    ),
+    "online by a correction that is not the newest event": (
+        facts(
+            online(p_5=f"{T} - 5", u="- 7 0", b_0=f"{T} n5. ", seq=T + 1),
+            changes=(change("online", T, command="reconciled_online", operation_id=""),),
+        ),
+        "online",
+        [f"is stamped 2025-11-26 12:03:07.123Z (seq {T}, a correction by presence reconcile), and no newer"],
+    ),
     "only offline events": (
         facts(user(p_5=f"- {T} 5")),
         "offline",
@@ -189,7 +202,7 @@ REASONS: dict[str, tuple[Facts, str, list[str]]] = {
     "never applied yet": (
         facts(waiting=(Waiting("queued", web(ON, T), "j"),)),
         "unknown",
-        ["of alice yet: 1 event is not applied yet."],
+        ["of alice: 1 event waits to be applied."],
     ),
     "forgotten by hand": (
         facts(changes=(change("offline", T, command="forgotten"),)),
@@ -412,8 +425,8 @@ def test_the_names_for_programs_stay() -> None:
         "sessions": [
             {
                 **{"scope": "platform", "conn_id": "", "platform_id": 5, "online": True},
-                **{"online_seq": str(T), "online_operation_id": "p_7_8"},
-                **{"offline_seq": str(T0), "offline_operation_id": ""},
+                **{"online_seq": str(T), "online_operation_id": "p_7_8", "online_is_correction": False},
+                **{"offline_seq": str(T0), "offline_operation_id": "", "offline_is_correction": False},
                 **{"covered_by": None, "covered_by_seq": None},
                 **{"lease_began": T, "lease_ends": T + 5000, "lease_expired": False},
             }
@@ -478,4 +491,4 @@ def test_a_field_that_makes_no_sense_costs_no_other(field: str, value: bytes) ->
 
 
 def test_a_correction_is_called_one() -> None:
-    assert described(web("reconciled_offline", T, "")).startswith("correction of Web, ")
+    assert described(web("reconciled_offline", T, "")).startswith("offline correction of Web, ")
