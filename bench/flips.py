@@ -1,4 +1,4 @@
-"""How often readers are told of a flip that was none: `python bench/flips.py`.
+"""How often the change feed shows a flip that did not happen: `python bench/flips.py`.
 
 1,000 users are kicked by a new connection of theirs, and then 1,000 lose the older of two connections; all stay online.
 Sixteen gateways with two senders each call back under light load, to one receiver process and to two.

@@ -195,7 +195,7 @@ def test_a_poison_event_fails_alone(store: Store, redis: Redis) -> None:
 
 def test_a_feed_of_a_wrong_type_is_an_outage_and_loses_nothing(store: Store, redis: Redis) -> None:
     redis.set("presence-changes", "in the way")
-    with pytest.raises(Unavailable, match="presence-changes is no stream"):
+    with pytest.raises(Unavailable, match="presence-changes is not a stream"):
         store.apply([event(ON, 1)])
     assert user(redis) == {}
     redis.delete("presence-changes")

@@ -1,1 +1,1 @@
-"""Events in, outcomes out: the atomic step, and what a Cluster and replicas need besides."""
+"""Events in, outcomes out: the atomic step, and what a Cluster and replicas need in addition."""

@@ -1,8 +1,8 @@
-"""What a Redis Cluster cannot do in one step with a user's hash, done right after it.
+"""Does what a Redis Cluster cannot do in one step with a user's hash, right after that step.
 
 The stream, the leases and the counters live on other nodes than most users. So a change stays in the outbox of the
-user's hash until it is on the stream: a worker that dies in between leaves it there, and whoever comes to this user
-next, the retried batch at the latest, sends it. Each change is on the stream at least once.
+user's hash until it is on the stream. If a worker dies in between, the change stays there, and the next job with this
+user, at the latest the retried batch, sends it. Each change is on the stream at least once.
 """
 
 import logging
@@ -23,9 +23,9 @@ _troubles = LogThrottle(logging.getLogger("worker.store"))
 
 
 class Outbox:
-    """Acts upon replies of the functions in lua/.
+    """Acts upon the replies of the functions in lua/. Every method raises RedisError.
 
-    client: of a Cluster. function: its name on the server. Every method raises RedisError.
+    client: of a Cluster. function: the name of the first function on the server.
     """
 
     def __init__(self, client: Backend, settings: Settings, function: str, replicas: Replicas) -> None:
@@ -36,11 +36,11 @@ class Outbox:
         self._function = function
 
     def carry_out(self, todo: Mapping[str, OnCluster]) -> None:
-        """Sends what is in the outboxes, and notes the leases. todo: by the keys of users, of each the last reply."""
+        """Sends what is in the outboxes, and notes the leases. todo: the last reply for each user's key."""
         leases = {self._keys.user_id(key): each.lease_ends_at_ms for key, each in todo.items() if each.lease_ends_at_ms}
         if leases:
             with self._goes_on(self._keys.leases):
-                # Never later than the earliest lease; the sweep corrects what is too early.
+                # Never later than the earliest lease; the sweep corrects an entry that is too early.
                 self._client.zadd(self._keys.leases, leases, lt=True)
         outboxes = {key: each.outbox for key, each in todo.items() if each.outbox}
         if outboxes:
@@ -64,7 +64,7 @@ class Outbox:
         self._count([dict(zip(entry[::2], entry[1::2], strict=True)) for key, entry in changes if key in mine])
 
     def _count(self, changes: list[dict[str, str]]) -> None:
-        """Counts who is online; a worker that dies right before makes it wrong by these few."""
+        """Counts the users online; if a worker dies right before, the count is wrong by these few."""
         online = sum(each["status"] == "online" for each in changes)
         no_more = sum(each["previous"] == "online" for each in changes)
         if online != no_more:
@@ -73,7 +73,7 @@ class Outbox:
 
     @contextmanager
     def _goes_on(self, key: str) -> Iterator[None]:
-        """A key of a wrong type must not hold up anybody's presence; on one Redis the functions pass over it too."""
+        """A key of a wrong type must not hold up presence; on one Redis the functions skip it too."""
         try:
             yield
         except ResponseError as error:
@@ -84,7 +84,7 @@ class Outbox:
     def reschedule(self, due: Mapping[str, float], user_ids: Sequence[str], ends: Sequence[OnCluster | None]) -> None:
         """Corrects the leases that were due, after their users were reviewed, unless they have changed since.
 
-        ends: of each user what the review replied, None if it failed.
+        ends: for each user what the review replied, None if it failed.
         """
         pipeline = self._client.pipeline(transaction=False)
         for user_id, end in zip(user_ids, ends, strict=True):

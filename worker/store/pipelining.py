@@ -1,4 +1,4 @@
-"""Commands in one direction while their replies come in the other: the next are packed while the server works.
+"""Sends commands while replies to earlier ones come in: the next are packed while the server works.
 
 redis-py's pipeline packs all of its commands, sends them, and waits for all replies: worker and server take turns.
 """
@@ -10,16 +10,16 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-#: What is sent before the replies to what was sent before that are read. A reply is some ten bytes, so that the server
+#: How many commands are sent before the replies to the previous ones are read. A reply is some ten bytes, so the server
 #: never waits for us to read.
 SLICE_COMMANDS = 250
 
 
 def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
-    """The replies in the order of the commands; a server's error is one of them.
+    """The replies in the order of the commands; errors of the server are among them.
 
-    client: of a single server. Raises RedisError if the connection or the server fails; some commands may have been
-    carried out then.
+    client: of a single server. Raises RedisError if the connection or the server fails; some commands may then have
+    been carried out.
     """
     replies: list[Any] = []
     remaining = iter(commands)
@@ -33,7 +33,7 @@ def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
             unanswered = len(some)
         replies += [_reply(connection) for _ in range(unanswered)]
     except BaseException:
-        connection.disconnect()  # type: ignore[no-untyped-call]  # or replies would be taken for those of others
+        connection.disconnect()  # type: ignore[no-untyped-call]  # else later commands would get these replies
         raise
     finally:
         pool.release(connection)

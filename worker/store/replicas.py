@@ -1,8 +1,8 @@
-"""Writes that are kept when their server is lost: done only when a replica has them too.
+"""Makes writes survive the loss of their server: they are done only when a replica has them too.
 
-Replicas are asynchronous, and the queue forgets a batch once it is applied. Without this, what a primary was given in
-the last moment before it died would be lost on it; and one that was frozen, and does not know yet that another was
-promoted, would take batches for seconds.
+Replicas are asynchronous, and the queue forgets a batch once it is applied. Without this, the last writes before a
+primary dies would be lost with it. And a primary that was frozen, and does not know yet that another was promoted,
+would take batches for seconds.
 """
 
 import logging
@@ -16,7 +16,7 @@ from shared.redis.backend import Backend
 #: How long one batch waits for a replica, and how long batches are refused before the replica counts as gone.
 CONFIRM_MS = 500
 PATIENCE_SECONDS = 1.0
-#: And then: longer than a round trip to a replica in another town, or one that was late once would never count again.
+#: The wait after that: longer than a round trip to a replica in another town, so that a late one can count again.
 GONE_MS = 20
 
 log = logging.getLogger("worker.store")
@@ -25,7 +25,7 @@ log = logging.getLogger("worker.store")
 class Replicas:
     """Executes pipelines that write.
 
-    expected: whether there are replicas to wait for. Where a server is alone by its URL, there are none.
+    expected: whether there are replicas to wait for. By its URL, a single server has none.
     """
 
     def __init__(self, client: Backend) -> None:

@@ -1,4 +1,4 @@
-"""What the functions in lua/ reply, as types; nobody else knows the places in their lists."""
+"""The replies of the functions in lua/, as types; no other module knows the positions in their lists."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +10,10 @@ _NAMES: dict[int, OutcomeName] = {ord("a"): "applied", ord("d"): "duplicate", or
 
 
 class OnCluster(NamedTuple):
-    """What is left to do on a Cluster. outbox: changes that are not on the stream, JSON, one a line. lease_ends_at_ms:
-    the end of the user's earliest lease, Unix milliseconds; None if no session has one.
+    """What is left to do on a Cluster.
+
+    outbox: changes that are not on the stream, as JSON, one a line. lease_ends_at_ms: the end of the user's earliest
+    lease, Unix milliseconds; None if no session has one.
     """
 
     outbox: bytes
@@ -19,7 +21,7 @@ class OnCluster(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """Of one call that applied a user's events. outcomes: one for each. flipped: the user's status changed."""
+    """The reply to one call that applied a user's events. outcomes: one for each. flipped: the status changed."""
 
     outcomes: list[OutcomeName]
     flipped: bool
@@ -27,7 +29,7 @@ class Applied(NamedTuple):
 
 
 class Reviewed(NamedTuple):
-    """Of one call that reviewed a user. expired: how many sessions ran out."""
+    """The reply to one call that reviewed a user. expired: how many leases of sessions ran out."""
 
     expired: int
     flipped: bool
@@ -43,7 +45,7 @@ def read_reviewed(reply: list[Any]) -> Reviewed:
 
 
 def is_missing_function(error: object) -> bool:
-    """True too where the server knows no functions at all; loading one then says so."""
+    """Also true if the server knows no functions at all; loading one then says so."""
     text = str(error) if isinstance(error, ResponseError) else ""
     return "Function not found" in text or "unknown command" in text
 

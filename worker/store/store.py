@@ -28,9 +28,9 @@ from worker.store.replicas import Replicas
 from worker.store.replies import Applied, OutcomeName, Reviewed, is_missing_function, read_applied, read_reviewed
 
 PIPELINE_EVENTS = 1000
-#: Events of one user in one step, so that no user holds up the server.
+#: The most events of one user in one step, so that no user holds up the server.
 STEP_EVENTS = 100
-#: What each command is to the functions of lua/.
+#: What the functions in lua/ call each command.
 _KINDS = {name: "kick_off" if "KickOff" in name else kind for name, kind in KINDS.items()}
 
 log = logging.getLogger("worker.store")
@@ -42,7 +42,7 @@ R = TypeVar("R", bound=Applied | Reviewed)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one event. flipped: the step that it was the last of changed the user's status."""
+    """What became of one event. flipped: it was the last of a step that changed the user's status."""
 
     name: OutcomeName
     flipped: bool = False
@@ -62,8 +62,8 @@ def _now_ms() -> int:
 class Store:
     """Presence in one Redis, or in a Redis Cluster. The client must decode nothing and retry nothing.
 
-    Every method raises Unavailable where the server cannot do all of it just now. Some may be done then; doing it
-    again is harmless. clock: Unix milliseconds.
+    Every method raises Unavailable if the server cannot do all of it at the moment. Part of it may then be done; doing
+    it again is harmless. clock: returns Unix milliseconds.
     """
 
     def __init__(self, client: Backend, settings: Settings, clock: Callable[[], int] = _now_ms) -> None:
@@ -73,16 +73,15 @@ class Store:
         keys = self._keys
         self._replicas = Replicas(client)
         self._outbox = Outbox(client, settings, library.NAME, self._replicas) if client.is_cluster else None
-        #: What shares a step with the hash.
+        #: The keys that share a step with the hash.
         self._shared = () if self._outbox else (keys.changes, keys.stats, keys.leases)
         self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
 
     def apply(self, events: Sequence[Event], skew_ms: int = 0, *, counts_lag: bool = True) -> list[Outcome | Poison]:
-        """Applies events; the result has, for each, its outcome or why it has none.
+        """Applies events; returns for each its outcome, or why it has none.
 
-        Events of one user are one step: readers see what they came to, and not what was passed through on the way.
-        skew_ms: how far the clock of the receiver that took them is ahead of ours. counts_lag: False for what waited
-        for a person: that time says nothing about us.
+        Events of one user are one step: readers see only their result. skew_ms: how far the clock of the receiver that
+        took them is ahead of ours. counts_lag: False for events that waited for a person.
         """
         steps, now_ms = list(_steps(events)), self._now_ms() + skew_ms
         calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in steps)
@@ -123,7 +122,7 @@ class Store:
         self._count(counts, sum(each.flipped for _, each in outcomes), without_effect)
 
     def due(self, until_ms: int, most: int) -> dict[str, float]:
-        """Users one of whose leases has run out at `until_ms`, and when it has: the earliest first, `most` of them."""
+        """Users with a lease that has run out at `until_ms`, and when it ended: the earliest first, at most `most`."""
         with _unavailable():
             found: Any = self._client.zrange(
                 self._keys.leases, "-inf", until_ms, byscore=True, offset=0, num=most, withscores=True
@@ -131,10 +130,10 @@ class Store:
         return {user_id.decode(errors="replace"): score for user_id, score in found}
 
     def review(self, user_ids: Sequence[str], until_ms: int, now_ms: int, due: dict[str, float] | None = None) -> int:
-        """Closes the sessions of users whose leases have run out at `until_ms`, and says how many it closed.
+        """Closes the users' sessions whose leases have run out at `until_ms`; returns how many it closed.
 
-        It also gives them the leases and the retention that the settings want, counted from `now_ms`, where they were
-        last written under other ones. due: as `due` returned them.
+        It also gives users that were last written under other settings the lease and the retention that are set now,
+        counted from `now_ms`. due: as `due` returned them.
         """
         calls = ((each, (each, *self._options, self._now_ms(), until_ms, now_ms)) for each in user_ids)
         replies = self._call(f"{library.NAME}_review", calls, read_reviewed)
@@ -151,7 +150,7 @@ class Store:
                     expired += self.review(without, until_ms, now_ms)
             broken = [each for each, reply in zip(user_ids, replies, strict=True) if isinstance(reply, Exception)]
             if broken and due:
-                self._client.zrem(self._keys.leases, *broken)  # their keys are no hashes any more
+                self._client.zrem(self._keys.leases, *broken)  # their keys are no longer hashes
         return expired
 
     def user_ids(self) -> Iterator[str]:
@@ -161,7 +160,7 @@ class Store:
                 yield self._keys.user_id(key.decode(errors="replace"))
 
     def run_ids(self) -> str:
-        """Which servers these are, as `INFO server` names each start of one."""
+        """The run ids of the servers; each start of a server has its own."""
         with _unavailable():
             return " ".join(sorted(self._client.at_each_primary(lambda server: str(server.info("server")["run_id"]))))
 
@@ -179,7 +178,7 @@ class Store:
     def _call(
         self, function: str, calls: Iterable[tuple[str, Sequence[Any]]], read: Callable[[list[Any]], R]
     ) -> list[R | Exception]:
-        """The reply to each call, or its error where that user alone is to blame."""
+        """The reply to each call, or its error if only that user is the cause."""
         prepared: list[tuple[Any, ...]] = []
 
         def commands() -> Iterator[tuple[Any, ...]]:
@@ -193,7 +192,7 @@ class Store:
             if any(is_missing_function(reply) for reply in replies):
                 try:
                     self.prepare()
-                except SettingsError as error:  # found out late: a batch in hand must not fail for it
+                except SettingsError as error:  # found out late: the batch at hand must not fail because of it
                     raise Unavailable(str(error)) from error
                 replies = self._send(prepared)
             results = [reply if isinstance(reply, Exception) else read(reply) for reply in replies]
@@ -223,10 +222,10 @@ class Store:
         """A stream of a wrong type would make every change look like a poison event of its own."""
         kind = self._client.type(self._keys.changes)
         if kind not in (b"stream", b"none"):
-            raise Unavailable(f"the key {self._keys.changes} is no stream; rename it, changes go there")
+            raise Unavailable(f"the key {self._keys.changes} is not a stream; rename it, changes go there")
 
     def count(self, name: str, events: int = 1) -> None:
-        """Adds to a counter of `presence-stats`. Raises nothing: the events matter more than their being counted."""
+        """Adds to a counter of `presence-stats`. Raises nothing: events matter more than their count."""
         with suppress(RedisError):
             self._client.hincrby(self._keys.stats, name, events)
 
@@ -252,7 +251,7 @@ class Store:
 
 
 def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
-    """Users, each with the indexes of their events in their order, STEP_EVENTS at a time."""
+    """Each user with the indexes of their events, in order, STEP_EVENTS at a time."""
     by_user: dict[str, list[int]] = {}
     for index, event in enumerate(events):
         by_user.setdefault(event.user_id, []).append(index)
@@ -277,5 +276,5 @@ def _unavailable() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What the server says, without the name and the line of our function, which say nothing to anybody."""
+    """What the server says, without the name and the line of our function, which would help nobody."""
     return str(error).partition(" script: ")[0]
