@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from shared.doctor.findings import Check, Finding, Item
-from shared.doctor.openim_files import KINDS, NAMES, RELEASES, Callback, Config, Found
+from shared.doctor.openim_files import KINDS, NAMES, RELEASES, Callback, Config, Form, Found, Text
 from shared.doctor.receiver import Certificate, Reach
 from shared.settings import Settings
 
@@ -18,13 +18,20 @@ SILENT_RELEASES = ("3.0.0", "3.1.0", "3.8.0", "3.8.1")
 #: The last release that has no config center in etcd (pkg/common/cmd/root.go).
 LAST_WITHOUT_CENTER = (3, 8, 3)
 
-_TRUE = {"true", "True", "TRUE"}
-_FALSE = {"false", "False", "FALSE", "", "~", "null", "Null", "NULL"}
+_NOTHING = {"", "~", "null", "Null", "NULL"}
+_WORDS = dict.fromkeys(("true", "True", "TRUE"), True)
+_WORDS |= dict.fromkeys(("false", "False", "FALSE", *_NOTHING), False)
 _WEAK = {"1": True, "t": True, "T": True, "0": False, "f": False, "F": False}
 _BARE = {"yes": True, "Yes": True, "YES": True, "on": True, "On": True, "ON": True, "y": True, "Y": True}
 _BARE |= {"no": False, "No": False, "NO": False, "off": False, "Off": False, "OFF": False, "n": False, "N": False}
+_NUMBER = re.compile(r"[-+]?(0x[0-9A-Fa-f]+|0o[0-7]+|0b[01]+|[0-9][0-9_]*(\.[0-9]*)?(e[-+]?[0-9]+)?)")
 #: What a template leaves to be filled in.
 _PLACEHOLDER = re.compile(r"\$\{?\w|\{\{")
+#: What Go leaves as it is in a path.
+_IN_PATH = "/%:@!$&'()*+,;=~[]"
+_BAD_HOST = re.compile(r"[\^|{}`%\\]")
+#: What Go takes in `user:password` (net/url, validUserinfo).
+_USER = re.compile(r"[A-Za-z0-9._:~!$&'()*+,;=%@-]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -123,35 +130,52 @@ def _of_config(config: Config, reached: dict[Target, Reached], settings: Setting
 def _target(config: Config) -> Iterator[Item | Target]:
     """Where the URL leads, and what is wrong with it. A part of it may be a secret, and is not shown."""
     url, name = config.url, f"the URL in {config.where}"
-    if not url:
+    if url in _NOTHING:
         yield Finding("P073", f"{name} is empty")
         return
     if _PLACEHOLDER.search(url):
         yield Check(WHAT, "cannot tell", f"{name} has a placeholder that is filled in elsewhere")
         yield Finding("P070", f"{name} has a placeholder: this is a template, and not what OpenIM reads")
         return
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        yield Finding("P074", f"{name} cannot be read: its port is none, or / ? # in a password is not percent-encoded")
+    if trouble := _trouble(url):
+        yield Finding("P074", f"{name} {trouble}")
         return
+    parts = urlsplit(url)
     scheme = parts.scheme.lower()
-    if scheme not in ("http", "https"):
-        yield Finding("P074", f"{name} begins with {scheme}://" if "://" in url else f"{name} has no scheme")
-        return
-    if not parts.hostname or _BAD_ESCAPE.search(parts.netloc + parts.path) or not parts.netloc.isprintable():
-        yield Finding("P074", f"{name} has no host" if not parts.hostname else f"{name} has a % without two hex digits")
-        return
     if config.form != "2" and (parts.query or parts.fragment or url.endswith(("?", "#"))):
         yield Finding("P079", f"{name} has a {'query' if '?' in url else 'fragment'}")
     yield Target(
         "https" if scheme == "https" else "http",
-        parts.hostname,
-        port or (443 if scheme == "https" else 80),
-        parts.path,
+        parts.hostname or "",
+        parts.port or (443 if scheme == "https" else 80),
+        quote(parts.path, safe=_IN_PATH),
         _credentials(parts),
     )
+
+
+def _trouble(url: str) -> str:
+    """Why Go's net/url or net/http refuses it, or "". Python's reader is more lenient."""
+    if any(ord(char) < 0x20 or char == "\x7f" for char in url):
+        return "has a control character"
+    if " " in url:  # in the path Go would take it, but not what it may stand for here, a tab
+        return "has a blank in it"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "cannot be read: its port is no port, or / ? # [ ] in a password is not percent-encoded"
+    if parts.scheme.lower() not in ("http", "https"):
+        return f"begins with {parts.scheme}://" if "://" in url else "has no scheme"
+    if not parts.hostname or port == 0:
+        return "has port 0" if port == 0 else "has no host"
+    bad_user = not _USER.fullmatch(parts.netloc.rpartition("@")[0])
+    troubles = {
+        "has a character in its host that no host may have": ":" not in parts.hostname
+        and _BAD_HOST.search(parts.hostname),
+        "has a % without two hex digits": _BAD_ESCAPE.search(parts.netloc + parts.path),
+        "has a character in user or password that is not percent-encoded": bad_user,
+    }
+    return next((trouble for trouble, is_so in troubles.items() if is_so), "")
 
 
 def _credentials(parts: SplitResult) -> str:
@@ -209,7 +233,7 @@ def _of_callbacks(config: Config) -> Iterator[Item]:
             yield Finding("P085", f"{name} in {config.where} has an enable that is neither true nor false")
         enabled[kind] = bool(switch)
         if enabled[kind]:
-            yield from _of_timeout(callback, f"{name} in {config.where}")
+            yield from _of_timeout(callback, config.form, f"{name} in {config.where}")
     off = [name for kind, name in zip(KINDS, NAMES[config.form], strict=True) if not enabled[kind]]
     if not enabled["online"] or not enabled["offline"]:
         yield Finding("P082", f"not enabled in {config.where}: {', '.join(off)}")
@@ -217,20 +241,33 @@ def _of_callbacks(config: Config) -> Iterator[Item]:
         yield Finding("P083", f"not enabled in {config.where}: {off[0]}")
 
 
-def _switch(callback: Callback, form: str) -> bool | None:
-    """Whether it is enabled; None where OpenIM takes it for neither."""
-    text = callback.enable or ""
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
-    return (_WEAK if form == "3.7" else _BARE).get(text)
+def _switch(callback: Callback, form: Form) -> bool | None:
+    """Whether it is enabled; None where OpenIM does not start with what is there."""
+    text = callback.enable or Text()
+    if form != "3.7":  # yaml.v3, into a bool
+        return None if text.is_quoted and text in _WORDS else {**_WORDS, **_BARE}.get(text)
+    if text in _WORDS or text in _WEAK:  # yaml.v3 into anything, then mapstructure, which is lenient
+        return {**_WORDS, **_WEAK}[text]
+    number = None if text.is_quoted else _number(text)
+    return None if number is None else bool(number)
 
 
-def _of_timeout(callback: Callback, where: str) -> Iterator[Item]:
-    text = callback.timeout or "0"
-    try:
-        seconds = int(text)
-    except ValueError:
+def _of_timeout(callback: Callback, form: Form, where: str) -> Iterator[Item]:
+    text = callback.timeout or Text()
+    seconds = 0 if text in _NOTHING and not text.is_quoted else _number(text)
+    if seconds is None or seconds >= 2**31 or (text.is_quoted and form != "3.7"):
         yield Finding("P085", f"{where} has a timeout that is no whole number of seconds")
-        return
-    if seconds <= 0:
-        yield Finding("P084", f"{where} has the timeout {seconds}")
+    elif seconds <= 0:
+        yield Finding("P084", f"{where} has the timeout {seconds:g}")
+
+
+def _number(text: str) -> float | None:
+    """As YAML writes numbers; None for what is none."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    if re.fullmatch("[-+]?0[0-7]+", text):
+        return int(text, 8)
+    try:
+        return int(text, 0)
+    except ValueError:
+        return float(text)

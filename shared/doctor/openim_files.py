@@ -32,6 +32,12 @@ ENVIRONMENT = "IMENV_WEBHOOKS_"
 _DEEPEST = 4
 
 
+class Text(str):
+    """A scalar as it is written. is_quoted: then it is text for OpenIM, too, and no number or switch."""
+
+    is_quoted: bool = False
+
+
 class _Loader(yaml.SafeLoader):
     """Every scalar is text, since each release reads `yes` in its own way; a key that stands twice is an error."""
 
@@ -42,6 +48,15 @@ class _Loader(yaml.SafeLoader):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise yaml.MarkedYAMLError(problem=f"the key {twice} stands twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_text(self, node: yaml.ScalarNode) -> Text:
+        text = Text(self.construct_scalar(node))
+        text.is_quoted = node.style is not None
+        return text
+
+
+for _kind in ("str", "int", "float", "bool", "null"):  # these may be written with a tag as well
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +75,8 @@ class Bundle:
 class Callback:
     """One callback's settings as text; None where there are none. is_section: they are a mapping, or nothing at all."""
 
-    enable: str | None = None
-    timeout: str | None = None
+    enable: Text | None = None
+    timeout: Text | None = None
     is_section: bool = True
 
 
@@ -128,6 +143,8 @@ def read(files: Mapping[str, bytes], environment: Mapping[str, str]) -> Found:
 def parse(text: bytes) -> tuple[list[Any], str]:
     """Its documents, and why there are none or no more."""
     documents: list[Any] = []
+    # A tab between words is a blank for OpenIM's reader and an error for this one; one that indents is one for both.
+    text = re.sub(rb"(?<=[^\s])[ \t]+", lambda blanks: blanks[0].replace(b"\t", b" "), text)
     try:
         documents.extend(yaml.load_all(text, _Loader))  # it is a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -198,7 +215,7 @@ def _config(
     overridden = {key: given[key.upper()] for key in values if key.upper() in given}
     ours = {f"{name}_{end}".upper() for name in NAMES["3.7"] for end in ("enable", "timeout")} | {"URL"}
     ignored = [name for key, (name, _) in given.items() if key in ours and key not in map(str.upper, values)]
-    values |= {key: value for key, (_, value) in overridden.items()}
+    values |= {key: Text(value) for key, (_, value) in overridden.items()}
     callbacks = {}
     for kind, name in zip(KINDS, NAMES[form], strict=True):
         key = _fold(form, name)
@@ -209,18 +226,21 @@ def _config(
     return Config(where, form, url, callbacks, is_contained, names, tuple(ignored))
 
 
-def _values(form: Form, section: Mapping[str, Any]) -> dict[str, str]:
+def _values(form: Form, section: Mapping[str, Any]) -> dict[str, Text]:
     """The section as one mapping: `url`, `afteruseronline_enable`; viper does not tell capitals from small letters."""
-    values: dict[str, str] = {}
+    values: dict[str, Text] = {}
     for key, value in section.items():
         name = _fold(form, str(key))
         if isinstance(value, dict):
-            values |= {
-                f"{name}_{_fold(form, str(inner))}": each for inner, each in value.items() if isinstance(each, str)
-            }
-        elif isinstance(value, str):
-            values[name] = value
+            values |= {f"{name}_{_fold(form, str(inner))}": _text(each) for inner, each in value.items()}
+        else:
+            values[name] = _text(value)
     return values
+
+
+def _text(value: Any) -> Text:
+    """What is no scalar is text that fits nowhere."""
+    return value if isinstance(value, Text) else Text("[]")
 
 
 def _fold(form: Form, name: str) -> str:

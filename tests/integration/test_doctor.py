@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from click.testing import Result as Ran
 from redis import Redis
 from support import Process, Receiver, Server, Worker, free_port, on_one_server, wait_until
+from topology import ClusterServers, Watched
 
 from shared.cli import cli
 from shared.doctor.probes import examination, servers
@@ -411,3 +412,27 @@ def test_an_address_that_says_nothing_and_a_directory_that_has_nothing(run: Run,
     assert of_openim(run("--json", "--openim-config", str(tmp_path / "empty"))) == {"P070"}
     assert run("--openim-config", str(tmp_path / "none")).exit_code == 2
     assert "names no directory" in unseen(run("--json"))["OpenIM's configuration"]
+
+
+# several servers
+
+
+@on_one_server
+def test_a_cluster_and_sentinels_are_asked_for_their_replicas(run: Run, tmp_path: Path, keep: Keep) -> None:
+    queue = Server(tmp_path / "queue")
+    keep(queue)
+    cluster = ClusterServers(tmp_path / "cluster", primaries=1)
+    try:
+        given = {"redis_url": cluster.url, "queue_url": queue.url}
+        assert not {"P010", "P018", "P020", "P024"} & set(findings(run("--json", **given)))
+        cluster.replicas[0].kill()
+        wait_until(lambda: "P024" in findings(run("--json", **given)), what="the primary to miss its replica")
+    finally:
+        cluster.kill()
+    watched = Watched(tmp_path / "watched")
+    try:
+        ran = run("--json", redis_url=watched.url)
+        assert not {"P010", "P018", "P020", "P024"} & set(findings(ran))
+        assert "geheim" not in ran.output
+    finally:
+        watched.kill()

@@ -39,7 +39,10 @@ def _texts(path: Path) -> dict[str, bytes]:
 
 def _read(file: Path) -> bytes:
     with file.open("rb") as opened:
-        return opened.read(_MOST_BYTES)
+        text = opened.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:  # half of it would be another file
+        raise OSError(f"{file} has more than {_MOST_BYTES:,} bytes")
+    return text
 
 
 def _reached(target: Target, settings: Settings) -> Reached:
