@@ -97,6 +97,17 @@ def test_several_workers_can_run() -> None:
     assert not {"ports", "container_name", "hostname"} & set(SERVICES["worker"])
 
 
+def test_what_openim_is_told_is_what_the_readme_says() -> None:
+    """OpenIM names a variable by its file and the key in it (`env.go` and `load_config.go` in `pkg/common/config`)."""
+    project = yaml.safe_load((ROOT / "deploy" / "openim" / "docker-compose.override.yaml").read_text("utf-8"))
+    row = next(line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if "`config/webhooks.yml`" in line)
+    (url,) = re.findall(r"url: (\S+)`", row)
+    enabled = {f"IMENV_WEBHOOKS_{name.upper()}_ENABLE=true" for name in re.findall(r"`(afterUser\w+)`", row)}
+    assert len(enabled) == 3
+    given = set(project["services"]["openim-server"]["environment"])
+    assert given == {f"IMENV_WEBHOOKS_URL={url.replace('HOST', 'presence-receiver')}"} | enabled
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_our_programs_have_no_privilege_and_write_to_the_journal_and_tmp_alone(name: str) -> None:
     service = SERVICES[name]

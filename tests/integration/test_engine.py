@@ -11,13 +11,15 @@ import shutil
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from socket import socket
-from urllib.parse import quote
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
+import yaml
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -63,17 +65,48 @@ def free_port() -> int:
             return port
 
 
-class Project:
+class Compose:
+    """A Compose project in a directory."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
+        self.name = name
+        # Compose puts the caller's variables above those of .env.
+        ours = (PREFIX, "REDIS_", "COMPOSE_", "OPENIM_")
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+    def compose(self, *arguments: str, timeout: float = 90) -> str:
+        """What it prints; its failure is the test's."""
+        ran = self.run(["docker", "compose", "-p", self.name, *arguments], timeout)
+        if ran.returncode:
+            pytest.fail(f"docker compose {' '.join(arguments)}: {ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+        return ran.stdout.strip()
+
+    def inside(self, service: str, *command: str) -> str:
+        return self.compose("exec", "-T", service, *command)
+
+    def remove(self) -> None:
+        arguments = ["down", "-v", "--rmi", "local", "--remove-orphans", "--timeout", "5"]
+        self.run(["docker", "compose", "-p", self.name, *arguments], 90)
+
+    def run(self, command: list[str], timeout: float) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command,
+            cwd=self.directory,
+            env=self._environment,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+class Project(Compose):
     """A copy of what the project ships, with an .env, under a name and on ports of its own."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._name = f"presence-test-{random.randrange(16**6):06x}"
+        super().__init__(directory, f"presence-test-{random.randrange(16**6):06x}")
         self._redis_port = free_port()
-        # Compose puts the caller's variables above those of .env.
-        self._environment = {
-            name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "REDIS_", "COMPOSE_"))
-        }
         self._settings = {
             "PRESENCE_HOST": "127.0.0.1",
             "PRESENCE_PORT": str(free_port()),
@@ -87,37 +120,38 @@ class Project:
             (shutil.copytree if source.is_dir() else shutil.copy)(source, directory / name)
         self.configure()
 
-    def url(self, credentials: str, where: str = "") -> str:
-        """As it would stand in OpenIM's configuration."""
-        user, _, password = credentials.partition(":")
-        return (
-            f"http://{user}:{quote(password)}@{where or '127.0.0.1:' + self._settings['PRESENCE_PORT']}/callbackExample"
-        )
-
     def configure(self, **settings: str) -> None:
         self._settings |= settings
-        (self._directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
-
-    def compose(self, *arguments: str, timeout: float = 90) -> str:
-        """What it prints; its failure is the test's."""
-        ran = self._run(["docker", "compose", "-p", self._name, *arguments], timeout)
-        if ran.returncode:
-            pytest.fail(f"docker compose {' '.join(arguments)}: {ran.stdout[-2000:]}{ran.stderr[-2000:]}")
-        return ran.stdout.strip()
+        (self.directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
 
     def up(self) -> None:
         """Until it takes callbacks."""
         self.compose("up", "-d", "--quiet-pull")
         self.wait_for("a receiver that accepts", lambda: self.send("somebody"))
 
-    def inside(self, service: str, *command: str) -> str:
-        return self.compose("exec", "-T", service, *command)
+    def send(self, user: str) -> bool:
+        """She comes online, says this machine: whether that was accepted."""
+        name = "callbackAfterUserOnlineCommand"
+        body = {
+            "userID": user,
+            "callbackCommand": name,
+            "seq": time.time_ns() // 1_000_000,
+            "platformID": 1,
+            "connID": "",
+        }
+        headers = {"Content-Type": "application/json", "operationID": "op"}
+        if self._settings["PRESENCE_BASIC_AUTH"]:
+            headers["Authorization"] = f"Basic {b64encode(CREDENTIALS.encode()).decode()}"
+        url = f"http://127.0.0.1:{self._settings['PRESENCE_PORT']}/callbackExample/{name}"
+        try:
+            build_opener(ProxyHandler({})).open(Request(url, json.dumps(body).encode(), headers), timeout=5).close()
+        except OSError:  # also HTTPError
+            return False
+        return True
 
-    def send(self, user: str, *options: str) -> bool:
-        """One event from this machine, with .env as a shell reads it: whether it was accepted."""
-        presence = Path(sys.executable).with_name("presence")
-        command = f'set -a; . ./.env; exec {presence} send --event online --user "$@"'
-        return self._run(["sh", "-c", command, "sh", user, *options], 20).returncode == 0
+    def shell(self, command: str) -> "subprocess.CompletedProcess[str]":
+        """In a shell on this machine that has read .env, as .env.example shows."""
+        return self.run(["sh", "-c", f"set -a; . ./.env; {command}"], 20)
 
     def status(self, user: str) -> str | None:
         """From this machine, as any service beside the containers; None also where Redis does not answer."""
@@ -136,42 +170,25 @@ class Project:
 
     def inspect(self, what: str, template: str) -> str:
         """Of a container or a network."""
-        return self._run(["docker", "inspect", "-f", template, what], 20).stdout.strip()
+        return self.run(["docker", "inspect", "-f", template, what], 20).stdout.strip()
 
     def gateway(self) -> str:
-        return self.inspect(f"{self._name}_default", "{{(index .IPAM.Config 0).Gateway}}")
+        return self.inspect(f"{self.name}_default", "{{(index .IPAM.Config 0).Gateway}}")
 
     def crash(self, container: str) -> None:
         """Kills from within all but the first process, which is Docker's init. No command of Docker does that."""
-        self._run(["docker", "exec", container, "sh", "-c", "kill -9 -1"], 20)
+        self.run(["docker", "exec", container, "sh", "-c", "kill -9 -1"], 20)
 
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             if time.monotonic() > deadline:
-                logs = self._run(
-                    ["docker", "compose", "-p", self._name, "logs", "--no-color", "--tail", "20"], 20
-                ).stdout
+                logs = self.compose("logs", "--no-color", "--tail", "20")
                 pytest.fail(f"waited in vain: {what}\n{logs}")
             time.sleep(0.2)
 
     def wait_for_status(self, user: str, status: str) -> None:
         self.wait_for(f"{user} {status}", lambda: self.status(user) == status)
-
-    def remove(self) -> None:
-        arguments = ["down", "-v", "--rmi", "local", "--remove-orphans", "--timeout", "5"]
-        self._run(["docker", "compose", "-p", self._name, *arguments], 90)
-
-    def _run(self, command: list[str], timeout: float) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command,
-            cwd=self._directory,
-            env=self._environment,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +228,9 @@ def test_an_event_from_this_machine_becomes_presence_that_this_machine_reads(pro
 
 def test_compose_reads_a_value_in_single_quotes_as_it_stands(project: Project) -> None:
     assert project.inside("receiver", "printenv", "PRESENCE_BASIC_AUTH") == CREDENTIALS
-    assert not project.send("mallory", "--url", project.url("openim:wrong"))
+    presence = Path(sys.executable).with_name("presence")
+    assert project.shell(f"{presence} send").returncode == 0
+    assert "1 x 401" in project.shell(f"PRESENCE_BASIC_AUTH=openim:wrong {presence} send --event online").stdout
 
 
 @pytest.mark.parametrize("service", ["receiver", "worker"])
@@ -291,7 +310,46 @@ def test_allowed_networks_see_this_machine_as_the_gateway_and_a_container_as_its
     project.configure(PRESENCE_ALLOWED_NETWORKS=project.gateway())
     try:
         project.up()
-        send = f"presence send --event online --url '{project.url(CREDENTIALS, 'receiver:10006')}'"
-        assert "1 x 403" in project.inside("worker", "sh", "-c", f"{send} || true")
+        send = "presence send --event online --url http://receiver:10006/callbackExample || true"
+        assert "1 x 403" in project.inside("worker", "sh", "-c", send)
     finally:
         project.configure(PRESENCE_ALLOWED_NETWORKS="")
+
+
+@pytest.fixture
+def openim(project: Project, tmp_path: Path) -> Iterator[Compose]:
+    """In OpenIM's place: its network, a Redis of the same name as ours, and a container that is told whom to call."""
+    shutil.copy(ROOT / "deploy" / "openim" / "docker-compose.override.yaml", tmp_path)
+    server = {
+        "image": f"{project.name}-receiver",
+        "command": ["sleep", "infinity"],
+        "init": True,
+        "networks": ["openim"],
+    }
+    redis = {
+        "image": "valkey/valkey:8-alpine",
+        "command": ["valkey-server", "--requirepass", "x"],
+        "networks": ["openim"],
+    }
+    services = {"openim-server": server, "redis": redis}
+    (tmp_path / "docker-compose.yaml").write_text(yaml.safe_dump({"services": services, "networks": {"openim": {}}}))
+    openim = Compose(tmp_path, f"{project.name}-openim")
+    openim.compose("up", "-d")
+    try:
+        yield openim
+    finally:
+        project.configure(COMPOSE_FILE="docker-compose.yml", PRESENCE_BASIC_AUTH=f"'{CREDENTIALS}'")
+        project.up()  # so that nobody is on its network
+        openim.run(["docker", "compose", "-p", openim.name, "down", "--timeout", "1"], 30)
+
+
+def test_openim_in_a_compose_project_of_its_own_reaches_the_receiver_and_each_keeps_its_redis(
+    project: Project, openim: Compose
+) -> None:
+    files = "docker-compose.yml:deploy/openim/presence.yml"
+    project.configure(COMPOSE_FILE=files, OPENIM_NETWORK=f"{openim.name}_openim", PRESENCE_BASIC_AUTH="")
+    project.up()
+    url = openim.inside("openim-server", "printenv", "IMENV_WEBHOOKS_URL")
+    openim.inside("openim-server", "presence", "send", "--event", "online", "--user", "carol", "--url", url)
+    project.wait_for_status("carol", "online")
+    assert openim.inside("redis", "valkey-cli", "--no-auth-warning", "-a", "x", "dbsize") == "0"
