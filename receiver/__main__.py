@@ -26,7 +26,6 @@ from receiver.stopping import Stop
 from shared.errors import PresenceError
 from shared.logs import setup as logs
 from shared.logs import streams
-from shared.observe.poller import Poller
 from shared.settings import Settings, load
 
 #: After the last answer: seconds for copies of callbacks, and for handing the journal to Redis.
@@ -74,7 +73,7 @@ async def serve(settings: Settings, given: Inherited | None, context: ssl.SSLCon
         if given:
             tasks.append(asyncio.create_task(answer_parent(given.control, pages, stop)))
         elif settings.admin_port:
-            admin = web.AppRunner(make_admin(pages, Poller(settings)), access_log=None)
+            admin = web.AppRunner(make_admin(pages, settings), access_log=None)
             await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
         relay.start()
         syncer.start()

@@ -14,7 +14,9 @@ from aiohttp import hdrs, web
 from receiver.forward.forwarder import Forwarder
 from receiver.journal.journal import Journal
 from receiver.lately import Lately
-from receiver.metrics import Counts, State, of_state
+from receiver.metrics import Counts, State, callbacks, of_state
+from receiver.page.live import Live, Reading
+from receiver.page.routes import Page
 from receiver.relay.relay import Relay
 from receiver.stopping import Stop
 from shared.logs.streams import lines_dropped
@@ -114,8 +116,9 @@ def _free_bytes(settings: Settings) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def make_admin(pages: Pages, poller: Poller) -> web.Application:
+def make_admin(pages: Pages, settings: Settings) -> web.Application:
     """The pages, for people and for Prometheus."""
+    poller = Poller(settings)
 
     async def healthz(request: web.Request) -> web.Response:
         return _json(await pages.health(), "alive")
@@ -128,10 +131,16 @@ def make_admin(pages: Pages, poller: Poller) -> web.Application:
         body = page(chain(of_state(state), of_snapshot(snapshot, queue_up=state.redis_up)))
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
+    async def reading() -> Reading:
+        state, local, snapshot = await asyncio.gather(pages.state(), pages.readiness(), observe(poller))
+        at = asyncio.get_running_loop().time()
+        return Reading(at, snapshot, local, *(callbacks(state, outcome) for outcome in ("accepted", "refused")))
+
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
+    Page(settings, Live(settings, reading)).add_to(app)
     return app
 
 

@@ -126,6 +126,12 @@ def merge(states: list[State | None], ledgers: list[MonotonicCounts]) -> State:
     )
 
 
+def callbacks(state: State, outcome: str) -> int:
+    """How many there were with that outcome since the receiver started."""
+    names = (name.split(" ") for name in state.counts)
+    return sum(int(state.counts[" ".join(name)]) for name in names if name[0] == "callbacks" and name[3] == outcome)
+
+
 def of_state(state: State) -> Iterator[Metric]:
     """The metrics of one receiver, whatever its number of processes."""
     callbacks = CounterMetricFamily(

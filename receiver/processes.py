@@ -25,7 +25,6 @@ from receiver.stopping import Stop
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
 from shared.logs.streams import lines_dropped
-from shared.observe.poller import Poller
 from shared.observe.readiness import Readiness, combine, readiness_of
 from shared.settings import Settings
 
@@ -50,7 +49,7 @@ async def supervise(settings: Settings) -> None:
     sockets = [bind(settings.host, settings.port, "PORT", reuse_port=True) for _ in range(settings.processes)]
     closing = asyncio.create_task(_close(sockets, stop))
     places = [Place(own, [each for others in sockets if others is not own for each in others]) for own in sockets]
-    admin = web.AppRunner(make_admin(ProcessGroup(places), Poller(settings)), access_log=None)
+    admin = web.AppRunner(make_admin(ProcessGroup(places), settings), access_log=None)
     children = [asyncio.create_task(place.keep_running(stop)) for place in places]
     try:
         if settings.admin_port:

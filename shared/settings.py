@@ -142,6 +142,7 @@ class Settings(BaseModel):
     processes: int = Field(1, ge=1, le=64)
     admin_host: Host = "127.0.0.1"
     admin_port: Port = 10016
+    admin_auth: Annotated[str, AfterValidator(_credentials)] = Field("", repr=False)
     worker_admin_port: Port = 0
     callback_path: Annotated[str, AfterValidator(_path_prefix)] = Field("", repr=False)
     basic_auth: Annotated[str, AfterValidator(_credentials)] = Field("", repr=False)

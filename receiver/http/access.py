@@ -53,7 +53,7 @@ def make(settings: Settings) -> Access | None:
 def is_open(settings: Settings) -> bool:
     """True where other machines can reach the receiver and nothing keeps any of them out."""
     guarded = settings.allowed_networks or settings.basic_auth or settings.callback_path
-    return not guarded and not _is_loopback(settings.host)
+    return not guarded and not is_loopback(settings.host)
 
 
 def client_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> tuple[Address | None, str]:
@@ -93,7 +93,8 @@ def within(client: Address, networks: Sequence[Network]) -> bool:
     return any(client in network for network in networks)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on that host."""
     parsed = address(host)
     return parsed.is_loopback if parsed else host == "localhost"
 

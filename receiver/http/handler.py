@@ -103,7 +103,9 @@ class Receiver:
         if self._access is not None:
             peer = self._access.check(peer, headers.getall(FORWARDED_FOR, ()), headers.get(hdrs.AUTHORIZATION))
         if request.method != hdrs.METH_POST:
-            raise Refused(405, "callbacks are sent with POST")
+            raise Refused(
+                405, "callbacks are sent with POST", "the page for people is at the port of PRESENCE_ADMIN_PORT"
+            )
         check_path(request.raw_path, self._prefix)
         if isinstance(route, OtherCallback):
             check_type(headers)

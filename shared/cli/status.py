@@ -3,11 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
 
 import click
 
@@ -16,11 +13,11 @@ from shared.cli.text import age, moment, safe
 from shared.errors import Unavailable
 from shared.gateways.view import Gateway
 from shared.observe import health
-from shared.observe.counters import Stats
 from shared.observe.here import ask_receiver
 from shared.observe.poller import Poller
 from shared.observe.readiness import Readiness
 from shared.observe.snapshot import Server, Snapshot
+from shared.observe.status import Status
 from shared.settings import Settings, without_password
 from shared.truth.ledger import Ledger
 
@@ -78,76 +75,21 @@ def _heard(here: "Future[Here]") -> tuple[Here, list[str]]:
         return None, [str(error)]
 
 
-class View:
-    """One reading, and what has changed since the previous one."""
+class View(Status):
+    """The same for a terminal. here: what the receiver on this machine will have said."""
 
     def __init__(self, config: Settings, snapshot: Snapshot, before: Snapshot | None, here: "Future[Here]") -> None:
-        self.snapshot = snapshot
-        self._config = config
-        self._local, silent = _heard(here)
-        self.problems = [*silent, *health.problems(snapshot, config, self._local)]
-        self._notes = health.notes(snapshot)
-        self._before = before.presence.stats if before and not before.presence.server.error else None
-        self._seconds = (snapshot.at_ms - before.at_ms) / 1000 if before else 0.0
-
-    @property
-    def _stats(self) -> Stats:
-        return self.snapshot.presence.stats
-
-    def _rate(self, of: Callable[[Stats], int]) -> float | None:
-        """How many per second; None if there is only one reading."""
-        if self._before is None or self.snapshot.presence.server.error:
-            return None
-        return max(0, of(self._stats) - of(self._before)) / self._seconds
-
-    @property
-    def _rates(self) -> dict[str, float | None]:
-        return {"events": self._rate(lambda stats: stats.events), "changes": self._rate(lambda stats: stats.changes)}
-
-    def as_json(self) -> dict[str, Any]:
-        """Times in Unix milliseconds, sizes in bytes; null if unknown. Lags are bounds of the histogram."""
-        queue, presence = self.snapshot.queue, self.snapshot.presence
-        knows_queue, knows_presence = not queue.server.error, not presence.server.error
-        return {
-            "healthy": not self.problems,
-            "problems": self.problems,
-            "notes": self._notes,
-            "at": self.snapshot.at_ms,
-            "receiver_here": self._local.as_json() if self._local else None,
-            "receivers": [asdict(each) for each in queue.receivers] if knows_queue else None,
-            "workers": [asdict(each) for each in queue.workers] if knows_queue else None,
-            "gateways": [asdict(each) for each in queue.gateways.processes] if knows_queue else None,
-            "reconcile": asdict(queue.ledger) if knows_queue else None,
-            "queue": {name: getattr(queue, name) for name in ("jobs", "oldest_ms", "running", "retrying", "failed")}
-            if knows_queue
-            else None,
-            "rates": self._rates,
-            "lag_seconds": self._lags(None),
-            "lag_seconds_now": self._lags(self._before) if self._before else None,
-            "events": self._stats.outcomes if knows_presence else None,
-            "changes": self._stats.changes if knows_presence else None,
-            "clock_ahead": self._stats.clock_ahead if knows_presence else None,
-            "users_online": self._stats.users_online if knows_presence else None,
-            "last_change": presence.last_change or None,
-            "redis": {
-                "queue": {"url": without_password(self._config.queue_url), **asdict(queue.server)},
-                "presence": {"url": without_password(self._config.redis_url), **asdict(presence.server)},
-            },
-        }
-
-    def _lags(self, before: Stats | None) -> dict[str, float | None]:
-        shares = {"p50": 0.5, "p99": 0.99}
-        return {name: _finite(self._stats.lag_below(share, before)) for name, share in shares.items()}
+        super().__init__(config, snapshot, before, *_heard(here))
 
     def as_text(self) -> str:
         well = "healthy" if not self.problems else "NOT healthy"
         lines = [f"{well:<36} {moment(self.snapshot.at_ms)}"]
         lines += [f"  ! {safe(problem)}" for problem in self.problems]
-        lines += [f"  . {safe(note)}" for note in self._notes]
+        lines += [f"  . {safe(note)}" for note in self.notes]
         lines.append("")
-        if self._local:
-            lines.append(_row("here", _receiver_here(self._local)))
-            lines += _at_the_edge(self._local)
+        if self.local:
+            lines.append(_row("here", _receiver_here(self.local)))
+            lines += _at_the_edge(self.local)
         if not self.snapshot.queue.server.error:
             lines += self._queue_rows()
         if not self.snapshot.presence.server.error:
@@ -178,8 +120,8 @@ class View:
         ]
 
     def _presence_rows(self) -> list[str]:
-        stats, change = self._stats, self.snapshot.presence.last_change
-        rates = [f"{rate:,.0f} {name}/s" for name, rate in self._rates.items() if rate is not None]
+        stats, changes = self.stats, self.snapshot.presence.last_changes
+        rates = [f"{rate:,.0f} {name}/s" for name, rate in self.rates.items() if rate is not None]
         rows = [_row("rates", ", ".join(rates))] if rates else []
         rows.append(_row("lag", self._lag()))
         counted = ", ".join(f"{count:,} {name}" for name, count in stats.outcomes.items())
@@ -187,21 +129,22 @@ class View:
         if stats.clock_ahead:
             rows.append(_row("", f"{stats.clock_ahead:,} from gateways whose clock was ahead: see the workers' log"))
         rows.append(_row("users", f"{stats.users_online:,} online"))
-        if change:
+        if changes:
+            change = changes[0]
             when = int(change.get("changed_at") or 0)
             who = f"{safe(change.get('user_id', ''))} {safe(change.get('status', ''))}"
             rows.append(_row("last change", f"{who}, {age(when)} ago ({moment(when)})"))
         return rows
 
     def _lag(self) -> str:
-        for before, when in ((self._before, "just now"), (None, "since the beginning")):
-            half, most = self._stats.lag_below(0.5, before), self._stats.lag_below(0.99, before)
+        for before, when in ((self.before, "just now"), (None, "since the beginning")):
+            half, most = self.stats.lag_below(0.5, before), self.stats.lag_below(0.99, before)
             if half is not None and most is not None and (before or when != "just now"):
                 return f"half of the events within {_span(half)}, 99% within {_span(most)} ({when})"
         return "nothing applied yet"
 
     def _server_rows(self) -> list[str]:
-        config, queue, presence = self._config, self.snapshot.queue.server, self.snapshot.presence.server
+        config, queue, presence = self.config, self.snapshot.queue.server, self.snapshot.presence.server
         if config.queue_url == config.redis_url and queue.error == presence.error:
             return [_row("Redis", _server(config.redis_url, presence))]
         return [
@@ -279,8 +222,3 @@ def _span(seconds: float) -> str:
     if seconds == float("inf"):
         return "more than an hour"
     return f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
-
-
-def _finite(seconds: float | None) -> float | None:
-    """None for infinity, which JSON lacks."""
-    return None if seconds == float("inf") else seconds

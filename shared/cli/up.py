@@ -151,11 +151,13 @@ def _how_to(config: settings.Settings, *, own: bool) -> str:
     program = sys.argv[0] if os.sep in sys.argv[0] else "presence"
     taken = f":{embedded.USUAL_PORT}/" not in redis
     elsewhere = f" (port {embedded.USUAL_PORT} is taken by another program)" if own and taken else ""
+    shown = f"http://{url_host(config.admin_host)}:{config.admin_port}/"
+    page = f"See all of it on a page: {shown}\n" if config.admin_port else ""
     send, read = _told(config, _SENDING) + program, _told(config, _READING) + program
     return f"""
 presence is up; Ctrl-C stops it. It takes callbacks at {url} from {reach};
 presence is in {redis}{elsewhere}. Commands run in this directory find it by themselves.
-
+{page}
 In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) change these, and restart OpenIM:
   url: {url}/callbackExample
   afterUserOnline: {{enable: true, timeout: 5}}      # and afterUserOffline, afterUserKickOff

@@ -22,6 +22,7 @@ from shared.truth import ledger
 
 #: After this time without a heartbeat a worker is silent; heartbeats come about every three seconds.
 WORKER_ALIVE_MS = 15_000
+CHANGES_SHOWN = 20
 
 
 def collect_queue(client: Redis, settings: Settings) -> QueueState:
@@ -85,18 +86,18 @@ def collect_presence(client: Backend, settings: Settings) -> PresenceState:
     infos = client.at_each_primary(lambda node: node.info())
     server = _server(*infos)
     troubles = []
-    stats, last_change = Stats(), {}
+    stats = Stats()
+    last_changes: tuple[dict[str, str], ...] = ()
     try:
         stats = Stats.of(client.hgetall(keys.stats))  # type: ignore[arg-type]  # the client decodes nothing
     except (RedisError, ValueError) as error:
         troubles.append(f"{keys.stats}: {error}")
     try:
-        newest: Any = client.xrevrange(keys.changes, count=1)
-        for _, fields in newest:
-            last_change = {_decode(name): _decode(value) for name, value in fields.items()}
+        newest: Any = client.xrevrange(keys.changes, count=CHANGES_SHOWN)
+        last_changes = tuple({_decode(name): _decode(value) for name, value in fields.items()} for _, fields in newest)
     except RedisError as error:
         troubles.append(f"{keys.changes}: {error}")
-    return PresenceState(server, stats, last_change, tuple(troubles))
+    return PresenceState(server, stats, last_changes, tuple(troubles))
 
 
 def _ask(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -66,11 +66,11 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class PresenceState:
-    """What our keys say on presence's server. last_change: the newest entry of the stream of changes."""
+    """What our keys say on presence's server. last_changes: of the stream of changes, newest first."""
 
     server: Server
     stats: Stats = field(default_factory=Stats)
-    last_change: dict[str, str] = field(default_factory=dict)
+    last_changes: tuple[dict[str, str], ...] = ()
     troubles: tuple[str, ...] = ()
 
 

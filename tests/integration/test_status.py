@@ -15,10 +15,9 @@ from unittest.mock import patch
 import pytest
 from click.testing import CliRunner
 from click.testing import Result as Ran
+from failed import EVENT, WRONG_TYPE, fail
 from redis import Redis
 from rq import Queue, SimpleWorker
-from rq.job import JobStatus
-from rq.results import Result
 from rq.serializers import JSONSerializer
 from support import Process, Receiver, Server, Worker, wait_until
 
@@ -30,8 +29,6 @@ from worker.store.store import Store
 
 Run = Callable[..., Ran]
 NO_RECEIVER = {"PRESENCE_ADMIN_PORT": "0"}
-WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
-EVENT = ["bad", "callbackUserOfflineCommand", 2**53 + 1, "", 0, "", "op-7", 7]
 
 
 @pytest.fixture
@@ -179,19 +176,6 @@ def test_a_server_that_has_become_a_replica_is_named(
 @pytest.fixture
 def queue(redis: Redis) -> Queue:
     return open_queue(redis, Settings())
-
-
-def fail(queue: Queue, redis: Redis, job_id: str = "batch-0") -> None:
-    """An event that could not be applied, as a worker leaves it at the end of its tries."""
-    redis.set("presence:bad", "not a hash")
-    job = enqueue_alone(queue, EVENT, job_id, BatchMeta(7), "why")
-    queue.remove(job)
-    job.retries_left, job.meta["attempts"] = 0, 6
-    job.ended_at = datetime.now(UTC)
-    job.set_status(JobStatus.FAILED)
-    queue.failed_job_registry.add(job, ttl=-1)
-    job.save()
-    Result.create_failure(job, -1, exc_string=f"Traceback\n\nworker.store.Poison: {WRONG_TYPE}\n")
 
 
 def apply(queue: Queue, redis: Redis) -> None:

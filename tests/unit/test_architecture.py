@@ -32,8 +32,9 @@ ROOMS: dict[str, set[str]] = {
     "receiver.relay": {"receiver.journal", "shared.logs", "shared.redis"},
     "receiver.forward": {"receiver", "receiver.http", "shared.logs"},
     "receiver.http": {"receiver", "receiver.journal", "receiver.forward", "shared.logs"},
+    "receiver.page": {"receiver", "receiver.http", "shared.observe", "shared.redis", "shared.why"},
     "receiver": {
-        *("receiver.http", "receiver.journal", "receiver.relay", "receiver.forward"),
+        *("receiver.http", "receiver.journal", "receiver.relay", "receiver.forward", "receiver.page"),
         *("shared.logs", "shared.redis", "shared.observe"),
     },
     "worker.store": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
@@ -50,6 +51,7 @@ PURE_OF_WHY = ("judgement", "facts", "words", "reasons", "against", "notes", "an
 #: What some modules must not know of the world outside, so that they can be tested without it.
 FORBIDDEN = [
     ("receiver/callback.py", {"aiohttp", "redis", "rq", "os", "time"}),
+    ("receiver/page/guard.py", {"aiohttp", "asyncio", "os", "time"}),
     ("receiver/journal/*.py", {"aiohttp", "redis", "rq"}),
     ("worker/**/*.py", {"aiohttp"}),
     ("shared/gateways/*.py", {"redis", "rq", "os", "time"}),

@@ -121,7 +121,7 @@ OPENIM = ("openim_api", "openim_secret")
 
 
 def test_the_secrets_are_those_that_are_never_shown() -> None:
-    assert ("redis_url", "queue_url", "callback_path", "basic_auth", "forward_url", *OPENIM) == SECRETS
+    assert ("redis_url", "queue_url", "admin_auth", "callback_path", "basic_auth", "forward_url", *OPENIM) == SECRETS
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])

@@ -1,0 +1,1 @@
+"""The page for people on the admin port, and the data behind it."""
