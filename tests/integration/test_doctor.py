@@ -421,7 +421,7 @@ def test_an_address_that_says_nothing_and_a_directory_that_has_nothing(run: Run,
 def test_a_cluster_and_sentinels_are_asked_for_their_replicas(run: Run, tmp_path: Path, keep: Keep) -> None:
     queue = Server(tmp_path / "queue")
     keep(queue)
-    cluster = ClusterServers(tmp_path / "cluster", primaries=1)
+    cluster = ClusterServers(tmp_path / "cluster")
     try:
         given = {"redis_url": cluster.url, "queue_url": queue.url}
         assert not {"P010", "P018", "P020", "P024"} & set(findings(run("--json", **given)))
