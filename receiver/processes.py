@@ -19,7 +19,7 @@ from aiohttp import web
 
 from receiver.admin import make_admin
 from receiver.child import Inherited
-from receiver.http.listening import bind, listen
+from receiver.http.listening import bind, listen, take_newcomers
 from receiver.metrics import MonotonicCounts, State, merge
 from receiver.stopping import Stop
 from shared.children import die_with_parent, ending
@@ -143,6 +143,8 @@ class Place:
         """Names the process when it does not answer, and kills it when that lasts."""
         missed = 0
         while True:
+            for each in self._own:  # a process that stops alone leaves them to its siblings
+                take_newcomers(each)
             pause = asyncio.create_task(asyncio.sleep(ASK_SECONDS))
             if await self.ask():
                 if missed and self._has_answered:

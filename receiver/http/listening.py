@@ -4,7 +4,9 @@ import asyncio
 import os
 import selectors
 import socket
-from collections.abc import Iterator, Sequence
+import struct
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from aiohttp import web
@@ -15,6 +17,11 @@ from shared.errors import SettingsError
 BACKLOG = 1024
 #: Who has waited so long in a sibling's queue is let in.
 HELP_SECONDS = 0.02
+
+#: How long a connection may take to be established (a round trip) that was begun before newcomers were sent elsewhere.
+LAST_SECONDS = 0.1
+#: asm-generic/socket.h; linux/filter.h has the form of a program.
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 Socket = socket.socket
 
@@ -68,6 +75,7 @@ class Listener:
         self._siblings = siblings
         self._accepting: list[asyncio.AbstractServer] = []
         self._helping: asyncio.Task[None] | None = None
+        self._entering: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int, variable: str) -> None:
         """host, port, variable: for the SettingsError that it raises where it cannot listen."""
@@ -81,7 +89,11 @@ class Listener:
             self._helping = asyncio.create_task(self._help())
 
     async def stop(self) -> None:
-        """Listens no longer; takes everybody who is in a queue."""
+        """Listens no longer; takes everybody who is in a queue, and nobody is turned away."""
+        if self._accepting:
+            for each in self._own:
+                send_newcomers_elsewhere(each)
+            await asyncio.sleep(LAST_SECONDS)
         if self._helping:
             self._helping.cancel()
         for accepting in self._accepting:
@@ -90,7 +102,8 @@ class Listener:
         came = [peer for each in sockets for peer in _queue(each)]
         for each in (*self._own, *self._siblings):
             each.close()
-        await self._let_in(came)
+        self._let_in(came)
+        await asyncio.gather(*self._entering)
 
     async def _help(self) -> None:
         """A sibling that is frozen, or not there at the moment, keeps nobody waiting."""
@@ -102,13 +115,38 @@ class Listener:
                 came = {key.data for key, _ in queues.select(0)}
                 await asyncio.sleep(HELP_SECONDS)
                 for listening in came & {key.data for key, _ in queues.select(0)}:
-                    await self._let_in(list(_queue(listening)))
+                    self._let_in(_queue(listening))
 
-    async def _let_in(self, peers: list[Socket]) -> None:
-        loop = asyncio.get_running_loop()
+    def _let_in(self, peers: Iterable[Socket]) -> None:
+        # Each in a task of its own, so that nobody is dropped halfway when this one is cancelled.
         for peer in peers:
-            with suppress(OSError):  # it has gone again
-                await loop.connect_accepted_socket(self._server, peer)
+            entering = asyncio.create_task(self._enter(peer))
+            self._entering.add(entering)
+            entering.add_done_callback(self._entering.discard)
+
+    async def _enter(self, peer: Socket) -> None:
+        with suppress(OSError):  # it has gone again
+            await asyncio.get_running_loop().connect_accepted_socket(self._server, peer)
+
+
+def send_newcomers_elsewhere(listening: Socket) -> None:
+    """Has the kernel drop the first packet (SYN) of each new connection from now on. Linux only.
+
+    The peer sends it again a second later, to whoever listens on the port by then. Between the last accept(2) and the
+    close(2) there is always a moment, and a connection that comes in it would be reset with its request.
+    """
+    program = struct.pack("HBBI" * 4, *(0x30, 0, 0, 13), *(0x45, 0, 1, 0x02), *(0x06, 0, 0, 0), *(0x06, 0, 0, 0xFFFF))
+    filters = array(
+        "B", program
+    )  # load the flags; SYN among them? then 0 bytes of the packet are let through; else all
+    with suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 4, filters.buffer_info()[0]))
+
+
+def take_newcomers(listening: Socket) -> None:
+    """Ends that."""
+    with suppress(OSError):  # there is no filter
+        listening.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 async def _readable(number: int) -> None:

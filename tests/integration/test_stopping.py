@@ -106,6 +106,33 @@ def test_who_has_connected_and_is_not_yet_accepted_is_let_in(connect: Connect) -
     asyncio.run(main())
 
 
+def test_who_comes_at_the_last_moment_is_neither_let_in_nor_turned_away(connect: Connect) -> None:
+    async def main() -> None:
+        def serve(name: str) -> HttpServer:
+            async def handle(request: web.BaseRequest) -> web.Response:
+                return web.Response(headers={"X-By": name})
+
+            return HttpServer(handle, lambda *_: web.Response(status=400))
+
+        (bound,) = bind("127.0.0.1", 0, "PORT", reuse_port=True)
+        port = bound.getsockname()[1]
+        first, second = serve("first"), serve("second")
+        stopping = Listener(first, [bound])
+        await stopping.start("127.0.0.1", port, "PORT")
+        stop = asyncio.create_task(stopping.stop())
+        await asyncio.sleep(0)
+        asking = asyncio.create_task(asyncio.to_thread(lambda: ask(connect(port))))
+        await stop
+        listening = Listener(second, bind("127.0.0.1", port, "PORT", reuse_port=True))
+        await listening.start("127.0.0.1", port, "PORT")
+        assert b"X-By: second" in await asking
+        await listening.stop()
+        for server in (first, second):
+            await server.stop(asyncio.Event())
+
+    asyncio.run(main())
+
+
 def test_it_says_so_at_once_and_listens_as_long_as_it_was_told(
     server: Server, tmp_path: Path, keep: Keep, connect: Connect
 ) -> None:
