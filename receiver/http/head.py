@@ -37,6 +37,11 @@ def of_handshake(error: ssl.SSLError) -> NotTls | Distrusted:
     return Distrusted(reason) if "ALERT" in reason else NotTls(reason)
 
 
+def is_of_wrong_scheme(error: HttpProcessingError) -> bool:
+    """Whether it is HTTPS on a port of HTTP, or the other way round, as with one letter wrong in OpenIM's URL."""
+    return isinstance(error, BadStatusLine) and ("HTTPS" in error.message or error.message == "HTTP_REQUEST")
+
+
 def size_of(message: RawRequestMessage) -> int:
     """About as many bytes as it came in."""
     return len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
@@ -54,10 +59,10 @@ def refusal_of(error: HttpProcessingError) -> Refusal:
         detail = f"head: at most {MOST_HEADERS} headers and {MOST_BYTES >> 10} KB in all"
         return Refusal(431, "the request's head is too large", detail)
     if isinstance(error, BadStatusLine):
-        if "HTTPS" in error.message:
-            detail = "URL: must begin with http://, or set PRESENCE_TLS_CERT and PRESENCE_TLS_KEY"
-            return Refusal(400, "this is HTTPS, and HTTP is spoken here", detail)
         if isinstance(error, NotTls):
             return Refusal(400, "this is not TLS, which is spoken here", "URL: must begin with https://")
+        if is_of_wrong_scheme(error):
+            detail = "URL: must begin with http://, or set PRESENCE_TLS_CERT and PRESENCE_TLS_KEY"
+            return Refusal(400, "this is HTTPS, and HTTP is spoken here", detail)
         return Refusal(400, "this is not HTTP", "request line: cannot be read")
     return Refusal(400, "this is HTTP that cannot be read", f"head: {said or 'garbled'}")

@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError
 
 from receiver.callback import Refusal, path_of
+from receiver.http.head import is_of_wrong_scheme
 from receiver.lately import Lately
 from shared.logs.throttle import LogBudgets
 
@@ -36,11 +37,11 @@ class Refusals:
 
     def note_unreadable(self, peer: str, refusal: Refusal, error: HttpProcessingError) -> None:
         """error: what the parser found."""
-        is_probe = isinstance(error, BadStatusLine)
-        self._lately.refused(refusal, peer, is_probe)
+        is_no_http = isinstance(error, BadStatusLine)
+        self._lately.refused(refusal, peer, is_no_http and not is_of_wrong_scheme(error))
         line = f"refused what came from {peer}: {refusal}"
-        if is_probe:
-            self._say("no HTTP", "", PROBE_SPAN_SECONDS, f"{line}. That is told once an hour, and counted")
+        if is_no_http:
+            self._say(refusal.message, "", PROBE_SPAN_SECONDS, f"{line}. That is told once an hour, and counted")
         else:
             self._say(refusal.message, peer, SPAN_SECONDS, line)
 

@@ -181,8 +181,8 @@ def _at_the_edge(local: Readiness) -> list[str]:
         for each in local.callbacks
     ]
     refused = [
-        f"{safe(str(each))}: {each.count:,} times since {moment(each.since_ms)}, the last {age(each.at_ms)} ago "
-        f"from {safe(each.peer)}" + (", no OpenIM" if each.probe else "")
+        f"{safe(str(each))}: {health.counted(each.count, 'time')} since {moment(each.since_ms)}, "
+        f"the last {age(each.at_ms)} ago from {safe(each.peer)}" + (" (a probe, not OpenIM)" if each.probe else "")
         for each in local.refused
     ]
     return [*_rows("callbacks", callbacks), *(_rows("refused", refused) if refused else ())]
