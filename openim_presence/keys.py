@@ -68,6 +68,16 @@ class Keys:
         return f"{self.prefix}-reconcile"
 
     @property
+    def reconcile_todo(self) -> str:
+        """The list of users who are still to be compared with OpenIM; on the queue's Redis."""
+        return f"{self.prefix}-reconcile-todo"
+
+    @property
+    def reconciler(self) -> str:
+        """Which worker has the turn to compare with OpenIM; on the queue's Redis."""
+        return f"{self.prefix}-reconciler"
+
+    @property
     def queue(self) -> str:
         """The name of the RQ queue; RQ puts it at `rq:queue:<name>`."""
         return self.prefix

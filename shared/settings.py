@@ -27,6 +27,7 @@ _NEEDS = {
     "forward_on_failure": "forward_url",
     "openim_api": "openim_secret",
     "openim_secret": "openim_api",
+    "reconcile_seconds": "openim_api",
 }
 
 #: What Kubernetes sets in every container for a Service whose name begins with "presence".
@@ -166,6 +167,8 @@ class Settings(BaseModel):
     openim_api: Annotated[str, AfterValidator(_http_url)] = Field("", repr=False)
     openim_secret: str = Field("", repr=False)
     openim_admin: str = "imAdmin"
+    reconcile_seconds: int = Field(0, ge=0, le=10**9)
+    reconcile_fix: int = Field(1, ge=0, le=1)
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     log_format: Literal["text", "json"] = "text"
 

@@ -28,6 +28,9 @@ from worker.sweep.sweeper import Sweeper
 #: The name in a stack trace. The job itself has logged this error, with the event.
 _POISON = f"{Poison.__module__}.{Poison.__qualname__}"
 
+#: How long a worker that stops waits for a question to OpenIM.
+STOP_SECONDS = 6.0
+
 log = logging.getLogger("worker")
 
 
@@ -58,6 +61,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
     log.info("working on the queue %s at %s", settings.keys.queue, where)
     inspected = False
     Sweeper(settings, stopping).start()
+    reconciler = _start_reconciler(settings, stopping)
     while not stopping.is_set():
         heartbeat.beat()
         connection = connect(settings.queue_url)
@@ -77,7 +81,19 @@ def work(settings: Settings, stopping: threading.Event) -> None:
             stopping.wait(outage.failed(error))
         finally:
             connection.close()
+    if reconciler:
+        reconciler.join(STOP_SECONDS)  # so that another worker has the turn at once
     log.info("stopped")
+
+
+def _start_reconciler(settings: Settings, stopping: threading.Event) -> threading.Thread | None:
+    if not settings.reconcile_seconds:
+        return None
+    from worker.reconcile.reconciler import Reconciler  # takes memory that other workers do not need
+
+    reconciler = Reconciler(settings, stopping)
+    reconciler.start()
+    return reconciler
 
 
 def _inspect(settings: Settings, queue: Backend) -> None:

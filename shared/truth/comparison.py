@@ -40,7 +40,8 @@ class _Held:
 
 
 class Comparison:
-    """fixes: what differs is put right; forces: also where too many would go offline at once.
+    """fixes: what differs is put right; forces: also where too many would go offline at once. tally: what was counted
+    before, where one goes on that was broken off.
 
     report is called for each finding, and progress after each question. `run` raises OpenIMError where OpenIM could not
     be asked, and RedisError. What was put right until then stays so.
@@ -53,6 +54,7 @@ class Comparison:
         *,
         fixes: bool = True,
         forces: bool = False,
+        tally: Tally | None = None,
         report: Callable[[Finding], None] = lambda _: None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
@@ -62,7 +64,7 @@ class Comparison:
         self._forces = forces
         self._report = report
         self._progress = progress
-        self.tally = Tally()
+        self.tally = tally or Tally()
         self._books = Bookkeeper(servers.queue.connection, servers.keys)
         self._put_right: Counter[str] = Counter()
         self._held: list[_Held] = []
@@ -74,14 +76,14 @@ class Comparison:
         async for user_id in users:
             some[user_id] = None
             if len(some) == MOST_USERS:
-                await self._compare(list(some))
+                await self.compare(list(some))
                 some.clear()
         if some:
-            await self._compare(list(some))
-        await self._close_held()
-        return self.tally
+            await self.compare(list(some))
+        return await self.finish()
 
-    async def _compare(self, user_ids: Sequence[str]) -> None:
+    async def compare(self, user_ids: Sequence[str]) -> None:
+        """MOST_USERS at the most; `finish` does what is to be done when all were compared."""
         answer = await self._ask(user_ids)
         if answer is None:
             self.tally.unknown += len(user_ids)
@@ -102,7 +104,7 @@ class Comparison:
         self._send(done)
         self._progress()
 
-    async def _close_held(self) -> None:
+    async def finish(self) -> Tally:
         """Without witnesses: a second question where one is needed, and then all of them or none."""
         settled = [each.verdict for each in self._held if not each.verdict.needs_second]
         doubtful = [each for each in self._held if each.verdict.needs_second]
@@ -119,6 +121,7 @@ class Comparison:
                 self._tell(replace(verdict, why="forced") if is_blocked and not verdict.doubtful else verdict)
         if not is_blocked or self._forces:
             self._send([verdict.closings for verdict in settled])
+        return self.tally
 
     async def _ask_again(self, held: Sequence[_Held]) -> list[Verdict]:
         """The verdicts upon the second answer; none of those who agree by now."""

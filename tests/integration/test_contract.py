@@ -17,8 +17,10 @@ from openim_presence.feed import FIELDS as ENTRY_FIELDS
 from openim_presence.keys import Keys
 from openim_presence.reading import FIELDS
 from shared.events import Event
+from shared.redis.turn import Turn
 from shared.settings import Settings
 from shared.truth.ledger import Bookkeeper
+from worker.reconcile.state import State
 from worker.store.store import Store
 
 Keep = Callable[[Process], Process]
@@ -77,6 +79,8 @@ def test_the_page_has_every_key_there_is_and_no_other(server: Server, redis: Red
         callback(receiver, "Offline", "carol", 3 + number, f"c{number}")
     wait_until(lambda: queue.exists("rq:queue:presence"))
     Bookkeeper(queue, Keys("presence")).failed("OpenIM is away", 1)  # as `presence reconcile` does
+    State(queue, Keys("presence")).add(["alice"])  # as a worker does that compares with OpenIM
+    Turn(queue, Keys("presence").reconciler, 60).take()
     see()
     keep(Worker(tmp_path, server.url, **options))
     wait_until(lambda: see() == contract.keys(), what="every key of the page, and no other")

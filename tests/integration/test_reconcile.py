@@ -7,122 +7,29 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
-from unittest.mock import patch
 
 import openim as fakes
 import pytest
 from aiohttp import web
-from click.testing import CliRunner, Result
+from beside import MINUTE, PIDS, World, users
+from click.testing import CliRunner
 from redis import Redis
-from rq import SimpleWorker
-from rq.serializers import JSONSerializer
 from support import Server, free_port, on_one_server
 
-from openim_presence.keys import Keys
 from shared.cli import cli
 from shared.events import Event
 from shared.observe.metrics import of_snapshot
 from shared.observe.poller import Poller
 from shared.openim import calls
-from shared.queue import BatchJob, open_queue
 from shared.settings import Settings
 from shared.truth import comparison
-from worker import jobs
-from worker.gateways import note
 from worker.store.store import Store
 
 pytestmark = on_one_server
 
-MINUTE = 60_000
-PIDS = (7, 8)
 NOBODY_THERE = "nobody known to be at the gateway 10.0.0.2 (process 8) is in OpenIM's answer"
-
-
-@dataclass
-class World:
-    """A presence beside an OpenIM; what OpenIM calls back gets here, unless it is lost."""
-
-    redis: Redis
-    url: str
-    openim: fakes.OpenIM
-    connections: dict[str, list[Any]] = field(default_factory=dict)
-
-    def come(self, users: Iterable[str], platform_id: int = 1, gateway: int = 0) -> None:
-        for user in users:
-            connection = self.openim.im.open(user, platform_id, gateway=gateway)
-            self.connections.setdefault(user, []).append(connection)
-
-    def go(self, users: Iterable[str]) -> None:
-        for user in users:
-            self.openim.im.close(self.connections[user].pop())
-
-    def call_back(self, *, minutes_ago: float = 1, lost: bool = False) -> None:
-        """What the gateways have to say, at that time."""
-        at = time.time_ns() // 1_000_000 - int(minutes_ago * MINUTE)
-        for gateway in range(len(PIDS)):
-            events = [
-                Event(
-                    each.user_id,
-                    f"callbackAfterUser{each.step}Command",  # type: ignore[arg-type]
-                    at,
-                    "",
-                    each.platform_id,
-                    "",
-                    each.operation_id,
-                    at,
-                    f"{number}",
-                    f"10.0.0.{gateway + 1}",
-                )
-                for number, each in enumerate(self.openim.im.second_passes(gateway))
-            ]
-            if not lost:
-                Store(self.redis, Settings()).apply(events)
-                note(self.redis, Keys("presence"), events, at)
-
-    def reconcile(self, *arguments: str, code: int = 0, **more: Any) -> list[dict[str, Any]]:
-        """What it prints as JSON, after the workers have done what it wants."""
-        result = self.run(*arguments, "--json", **more)
-        assert result.exit_code == code, result.output
-        self.work()
-        return [json.loads(line) for line in result.stdout.splitlines()]
-
-    def run(self, *arguments: str, **more: Any) -> Result:
-        environment = {
-            "PRESENCE_REDIS_URL": self.url,
-            "PRESENCE_OPENIM_API": self.openim.url,
-            "PRESENCE_OPENIM_SECRET": fakes.SECRET,
-        }
-        return CliRunner().invoke(cli, ["reconcile", *arguments], env=environment, **more)
-
-    def work(self) -> None:
-        queue = open_queue(self.redis, Settings())
-        worker = SimpleWorker([queue], connection=self.redis, serializer=JSONSerializer, job_class=BatchJob)
-        with (
-            patch.object(jobs, "_store", lambda: Store(self.redis, Settings())),
-            patch.object(jobs, "_settings", Settings),
-        ):
-            worker.work(burst=True, logging_level="CRITICAL")
-        assert not queue.failed_job_registry.count
-
-    def ours(self) -> dict[str, list[int]]:
-        """Who is online, and where, as presence says."""
-        found = {}
-        for key in self.redis.scan_iter("presence:*"):
-            platforms = (self.redis.hget(key, "platforms") or b"").decode()
-            if platforms:
-                found[key.decode().removeprefix("presence:")] = [int(each) for each in platforms.split(",")]
-        return found
-
-    def truth(self) -> dict[str, list[int]]:
-        """The same as the gateways say that run, whether the API reaches them or not."""
-        found: dict[str, set[int]] = {}
-        for gateway in self.openim.im._gateways:
-            for user, connections in gateway.connections.items():
-                found.setdefault(user, set()).update(each.platform_id for each in connections)
-        return {user: sorted(platforms) for user, platforms in found.items()}
 
 
 @pytest.fixture
@@ -131,10 +38,6 @@ def world(redis: Redis, server: Server) -> Iterator[World]:
         yield World(redis, server.url, openim)
     for key in redis.scan_iter("*"):
         assert fakes.TOKEN.encode() not in (redis.dump(key) or b""), key
-
-
-def users(name: str, count: int) -> list[str]:
-    return [f"{name}{number}" for number in range(count)]
 
 
 def counts(compared: int, **more: int) -> dict[str, int]:

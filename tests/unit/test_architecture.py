@@ -38,9 +38,12 @@ ROOMS: dict[str, set[str]] = {
         *("shared.logs", "shared.redis", "shared.observe"),
     },
     "worker.store": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
+    "worker.reconcile": {
+        *("openim_presence", "shared.gateways", "shared.logs", "shared.openim", "shared.redis", "shared.truth"),
+    },
     "worker.sweep": {"openim_presence", "worker.store", "shared.logs", "shared.redis"},
     "worker": {
-        *("openim_presence", "worker.store", "worker.sweep"),
+        *("openim_presence", "worker.reconcile", "worker.store", "worker.sweep"),
         *("shared.gateways", "shared.logs", "shared.redis", "shared.observe"),
     },
 }
@@ -56,6 +59,7 @@ FORBIDDEN = [
     ("worker/**/*.py", {"aiohttp"}),
     ("shared/gateways/*.py", {"redis", "rq", "os", "time"}),
     *((f"shared/why/{name}.py", {"redis", "rq", "os", "time"}) for name in PURE_OF_WHY),
+    ("worker/reconcile/triggers.py", {"asyncio", "redis", "rq", "time"}),
     ("shared/memory.py", {"redis", "rq", "os", "time"}),
     ("shared/openim/*.py", {"redis", "rq"}),
     ("shared/openim/answers.py", {"aiohttp", "asyncio", "time"}),

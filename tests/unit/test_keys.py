@@ -19,6 +19,8 @@ def test_each_name_is_the_contracts() -> None:
     assert keys.sweep == "presence-sweep"
     assert keys.sweeper == "presence-sweeper"
     assert keys.reconcile == "presence-reconcile"
+    assert keys.reconcile_todo == "presence-reconcile-todo"
+    assert keys.reconciler == "presence-reconciler"
     assert keys.queue == "presence"
 
 

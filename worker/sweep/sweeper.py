@@ -5,7 +5,6 @@ and asks only for what is due, so it costs what runs out and not what exists. Al
 """
 
 import logging
-import secrets
 import threading
 from dataclasses import asdict, fields
 from typing import Any
@@ -16,6 +15,7 @@ from shared.errors import PresenceError, Unavailable
 from shared.queue import open_queue
 from shared.redis.client import connect, is_outage
 from shared.redis.clock import ServerClock
+from shared.redis.turn import Turn
 from shared.settings import Settings
 from worker.store.store import Store
 from worker.sweep.backfill import Backfill
@@ -39,8 +39,8 @@ class Sweeper(threading.Thread):
         self._keys = settings.keys
         self._stopping = stopping
         self._lease_ms = settings.online_lease_seconds * 1000
-        self._name = secrets.token_hex(8)
         self._client = connect(settings.queue_url)
+        self._turn = Turn(self._client, self._keys.sweeper, TURN_SECONDS)
         self._clock = ServerClock(self._client)
         self._presence = connect(settings.redis_url)
         self._store = Store(self._presence, settings, self._clock.now_ms)
@@ -84,7 +84,7 @@ class Sweeper(threading.Thread):
 
         Raises RedisError, Unavailable.
         """
-        if not self._has_turn():
+        if not self._turn.take():
             self._break_off()
             return 0
         found: Any = self._client.hgetall(self._keys.sweep)
@@ -103,10 +103,10 @@ class Sweeper(threading.Thread):
             servers = f"{queue_run} {presence}" if presence else ""
             watermark = self._leases.look(_read(before), now_ms, servers, reports)
             if not watermark.held:
-                closed = self._leases.close(watermark, lambda: not self._stopping.is_set() and self._has_turn())
+                closed = self._leases.close(watermark, lambda: not self._stopping.is_set() and self._turn.take())
         after: dict[Any, Any] = asdict(watermark) | self._give_settings(before, presence)
         after["presence"] = presence or before.get("presence", "")
-        if self._has_turn():  # else this worker was frozen meanwhile, and another knows more
+        if self._turn.take():  # else this worker was frozen meanwhile, and another knows more
             self._client.hset(self._keys.sweep, mapping=after)
         return closed
 
@@ -135,15 +135,6 @@ class Sweeper(threading.Thread):
             return ""
         self._may_ask = True
         return runs
-
-    def _has_turn(self) -> bool:
-        turn, ms = self._keys.sweeper, int(TURN_SECONDS * 1000)
-        if self._client.set(turn, self._name, nx=True, px=ms):
-            return True
-        if self._client.get(turn) != self._name.encode():
-            return False
-        self._client.pexpire(turn, ms)
-        return True
 
 
 def _read(state: dict[str, str]) -> LeaseWatermark:

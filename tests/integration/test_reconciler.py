@@ -1,0 +1,311 @@
+"""Workers that compare presence with OpenIM by themselves."""
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openim as fakes
+import pytest
+from beside import PIDS, World, users
+from redis import Redis
+from support import Process, Server, Worker, on_one_server, wait_until
+
+from shared.openim.client import OpenIM
+from shared.reports import Report, encode
+from shared.settings import Settings
+from shared.truth import ledger
+from worker.reconcile import reconciler
+from worker.reconcile.reconciler import Reconciler, _NotOurs
+from worker.reconcile.state import State
+
+pytestmark = on_one_server
+
+
+@pytest.fixture
+def world(redis: Redis, server: Server) -> Iterator[World]:
+    with fakes.serving(*PIDS) as openim:
+        world = World(redis, server.url, openim)
+        world.come(users("a", 300), gateway=0)
+        world.come(users("b", 300), gateway=1)
+        world.call_back(minutes_ago=2)
+        openim.users = [*users("a", 300), *users("b", 300), *users("offline", 50)]
+        report(world)
+        yield world
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds in no time, and a look at each step."""
+    monkeypatch.setattr(reconciler, "SHARE", 0.0)
+    monkeypatch.setattr(reconciler, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(reconciler, "URGENT_SECONDS", 0.0)
+
+
+def report(world: World, seconds_ago: float = 0) -> None:
+    """A receiver says that it is there."""
+    at = time.time_ns() // 1_000_000 - int(seconds_ago * 1000)
+    world.redis.hset("presence-receivers", "r", encode(Report("r", at, at, 0, 0)))
+
+
+def of(world: World, seconds: int = 3600, **settings: Any) -> Reconciler:
+    given = {"openim_api": world.openim.url, "openim_secret": fakes.SECRET, "reconcile_seconds": seconds}
+    return Reconciler(Settings(redis_url=world.url, **{**given, **settings}), threading.Event())
+
+
+def step(world: World, *workers: Reconciler) -> list[str]:
+    """One step of each; whom OpenIM was asked about."""
+    world.openim.asked.clear()
+
+    async def stepping(worker: Reconciler) -> None:
+        settings = worker._settings
+        async with OpenIM(settings.openim_api, settings.openim_secret, settings.openim_admin) as openim:
+            await worker.step(openim)
+
+    for worker in workers:
+        asyncio.run(stepping(worker))
+    world.work()
+    return asked(world)
+
+
+def asked(world: World) -> list[str]:
+    """About whom, without those who were only asked about as witnesses: in the order of the questions."""
+    questions = [question["userIDs"] for path, question in world.openim.asked if path.endswith("token_detail")]
+    return list(dict.fromkeys(user for question in questions for user in question))
+
+
+def drop(world: World, *names: str) -> None:
+    """They leave, and nobody here hears of it."""
+    world.go(names)
+    world.call_back(lost=True)
+
+
+def found(world: World) -> ledger.Ledger:
+    return ledger.read(world.redis.hgetall("presence-reconcile"))
+
+
+def next_period(world: World) -> None:
+    world.redis.hset("presence-reconcile", "round:began_ms", 0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_everybody_is_compared_at_first_and_then_in_every_tenth_period(world: World) -> None:
+    worker = of(world)
+    drop(world, "a7")
+    assert len(step(world, worker)) == 650
+    assert found(world).found == {
+        **{"compared": 650, "ghost": 1, "missing": 0, "platforms": 0, "unknown": 0, "skipped": 0},
+    }
+    assert found(world).put_right["ghost"] == 1
+    assert world.ours() == world.truth()
+    assert step(world, worker) == []  # the period is not over
+    sizes = []
+    for _ in range(10):
+        next_period(world)
+        sizes.append(len(step(world, worker)))
+    assert sizes == [599] * 9 + [650]
+
+
+def test_a_round_fills_its_period(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, at = time.monotonic(), []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now
+
+    worker = of(world, seconds=1000)
+    began = now
+    monkeypatch.setattr(reconciler, "time", Clock)
+    monkeypatch.setattr(reconciler.asyncio, "sleep", sleep)
+    start = worker._now_ms()
+    monkeypatch.setattr(worker, "_now_ms", lambda: start + int((now - began) * 1000))
+    original = worker._state.done
+
+    def done(count: int) -> int:
+        at.append(now - began)
+        return original(count)
+
+    monkeypatch.setattr(worker._state, "done", done)
+    monkeypatch.setattr(worker, "_look", lambda _: original_look())
+
+    async def original_look() -> None:
+        """Nothing was lost."""
+
+    step(world, worker)
+    assert [round(each) for each in at] == [0, 300, 600, 900]
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_worker_goes_on_where_one_was_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    first, second = of(world), of(world)
+    drop(world, "a1", "b299")
+
+    async def dies(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(first, "_pause", dies)
+    with pytest.raises(Killed):
+        step(world, first)
+    one = set(asked(world))
+    with pytest.raises(_NotOurs):
+        step(world, second)  # it may come back
+    world.redis.delete("presence-reconciler")
+    rest = step(world, second)
+    # 200 were done; witnesses are asked about in every question.
+    assert len(one) + len(rest) <= 650 + 16
+    assert {*one, *rest} == {*users("a", 300), *users("b", 300), *users("offline", 50)}
+    assert found(world).found["compared"] == 650
+    assert found(world).found["ghost"] == 2
+    assert world.ours() == world.truth()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_list_of_a_worker_that_was_killed_as_it_made_it_is_made_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    first, second = of(world), of(world)
+
+    def dies(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(first._state, "write_round", dies)
+    with pytest.raises(Killed):
+        step(world, first)
+    world.redis.delete("presence-reconciler")
+    step(world, second)
+    assert found(world).found["compared"] == 650
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_may_only_measure(world: World) -> None:
+    drop(world, "a7")
+    step(world, of(world, reconcile_fix=0))
+    assert found(world).found["ghost"] == 1
+    assert not any(found(world).put_right.values())
+    assert "a7" in world.ours()
+
+
+@pytest.mark.usefixtures("quick")
+def test_users_of_a_gateway_that_is_gone_are_compared_at_once(world: World) -> None:
+    worker = of(world)
+    step(world, worker)
+    world.openim.restart(1, pid=9)
+    world.come(users("b", 3), gateway=1)
+    world.call_back(minutes_ago=1)
+    about = step(world, worker)
+    assert {user for user in about if user.startswith("b")} == set(users("b", 300))
+    assert len(about) < 320  # the others were witnesses
+    assert world.ours() == world.truth()
+    assert step(world, worker) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_after_our_receivers_were_away_all_who_are_online_are_compared_at_once(world: World) -> None:
+    worker = of(world)
+    step(world, worker)
+    report(world, seconds_ago=20)
+    assert step(world, worker) == []
+    drop(world, *users("a", 20))
+    world.come(["new"], gateway=1)
+    world.call_back(lost=True)
+    world.openim.users.append("new")
+    report(world)
+    assert len(step(world, worker)) == 600
+    assert len(world.ours()) == 580
+    next_period(world)
+    assert len(step(world, worker)) == 651  # for those who came
+    assert world.ours() == world.truth()
+
+
+@pytest.mark.usefixtures("quick")
+def test_after_a_batch_was_lost_all_who_are_online_are_compared_at_once(world: World) -> None:
+    worker = of(world)
+    world.go(["a9"])  # where only online callbacks are known to come, a number that is missing says nothing
+    world.call_back()
+    step(world, worker)
+    drop(world, "a5")
+    world.come(["later"])
+    world.call_back(minutes_ago=0.5)
+    assert "a5" in {*step(world, worker)}
+    assert world.ours() == world.truth()
+
+
+def test_a_network_that_loses_all_the_time_does_not_keep_openim_busy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "SHARE", 0.0)
+    monkeypatch.setattr(reconciler, "LOOK_SECONDS", 0.0)
+    worker = of(world)
+    step(world, worker)
+    for _ in range(3):
+        report(world, seconds_ago=20)
+        worker._looked_at = 0.0
+        step(world, worker)
+        report(world)
+        step(world, worker)
+    assert found(world).found["compared"] == 600
+    assert reconciler.URGENT_SECONDS == 30.0
+
+
+@pytest.mark.usefixtures("quick")
+def test_openim_is_away_and_back(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    worker = of(world)
+    drop(world, "a7")
+    world.openim.secret = "another"
+    for _ in range(3):
+        step(world, worker)
+        worker._rests_until = 0.0
+    assert [record.getMessage() for record in caplog.records if "not available" in record.getMessage()] == [
+        f"OpenIM's API, {world.openim.url}, is not available: OpenIM at {world.openim.url} cannot be asked: "
+        "PRESENCE_OPENIM_SECRET is not its secret"
+    ]
+    assert "PRESENCE_OPENIM_SECRET" in found(world).trouble
+    assert not found(world).compared_at_ms
+    assert "a7" in world.ours()
+    world.openim.secret = fakes.SECRET
+    step(world, worker)
+    assert not found(world).trouble
+    assert world.ours() == world.truth()
+    assert "is back after" in caplog.text
+    assert fakes.SECRET not in caplog.text
+    assert fakes.TOKEN not in caplog.text
+
+
+def test_a_worker_does_it_by_itself(world: World, tmp_path: Path, keep: Callable[[Process], Process]) -> None:
+    drop(world, "a7", "b7")
+    settings = {"openim_api": world.openim.url, "openim_secret": fakes.SECRET, "reconcile_seconds": "2"}
+    workers = [Worker(tmp_path, world.url, f"worker{number}", **settings) for number in range(2)]
+    for each in workers:
+        keep(each)
+    wait_until(lambda: world.ours() == world.truth(), what="ghosts to go")
+    drop(world, "a8")
+    wait_until(lambda: world.ours() == world.truth(), what="another ghost to go")
+    assert found(world).put_right["ghost"] == 3
+    for each in workers:
+        assert each.stop() == 0
+        assert fakes.TOKEN not in each.text()
+    assert not world.redis.exists("presence-reconciler")
+    assert any("compared 6" in each.text() for each in workers)
+
+
+def test_what_is_remembered_is_read_as_it_was_written(redis: Redis) -> None:
+    redis.hset("presence-reconcile", mapping={"round:number": "soon", "tally:ghost": 3, "seen": "{"})
+    last, tally, seen = State(redis, Settings().keys).read()
+    assert (last.number, tally.ghost, seen) == (0, 3, None)
+    assert json.dumps(tally.as_json())

@@ -1,0 +1,1 @@
+"""Comparing presence with OpenIM by itself: everybody in turn, and at once where something was lost."""

@@ -1,0 +1,232 @@
+"""A thread in every worker that compares presence with OpenIM; one of them has the turn.
+
+In every period it compares all who are shown online, in every tenth all of OpenIM's users, spread over the period. The
+list of those who are left is in Redis, so another worker goes on where one was killed. What was lost is looked for at
+once, see triggers.py.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from shared import reports
+from shared.errors import Unavailable
+from shared.gateways import records
+from shared.gateways.batches import Name
+from shared.logs.outage import Outage
+from shared.openim.client import OpenIM
+from shared.openim.errors import OpenIMError
+from shared.queue import open_queue
+from shared.redis.client import connect
+from shared.redis.turn import Turn
+from shared.settings import Settings, without_password
+from shared.truth import facts, people
+from shared.truth.comparison import Comparison
+from shared.truth.findings import Tally
+from shared.truth.ledger import Bookkeeper
+from shared.truth.questions import MOST_USERS, Servers
+from shared.truth.reach import Reach
+from worker.reconcile.state import Round, State
+from worker.reconcile.triggers import Urgent, look
+
+STEP_SECONDS = 1.0
+#: How long a worker that is gone keeps the turn; a question takes less.
+TURN_SECONDS = 30.0
+#: How often it looks whether anything was lost, and compares for that at the most.
+LOOK_SECONDS = 5.0
+URGENT_SECONDS = 30.0
+#: A round is to be over when so much of the period is.
+SHARE = 0.9
+#: Every so many periods all of OpenIM's users are compared, the first time at once.
+ALL_EVERY = 10
+
+log = logging.getLogger("worker.reconcile")
+
+
+class _NotOurs(Exception):
+    """The turn is another's, or the worker stops."""
+
+
+class Reconciler(threading.Thread):
+    """Compares until `stopping` is set."""
+
+    def __init__(self, settings: Settings, stopping: threading.Event) -> None:
+        super().__init__(name="reconcile", daemon=True)
+        self._settings = settings
+        self._stopping = stopping
+        self._period_ms = settings.reconcile_seconds * 1000
+        queue = connect(settings.queue_url)
+        self._queue = queue
+        self._servers = Servers(connect(settings.redis_url), open_queue(queue, settings), settings.keys)
+        self._turn = Turn(queue, settings.keys.reconciler, TURN_SECONDS)
+        self._state = State(queue, settings.keys)
+        self._books = Bookkeeper(queue, settings.keys)
+        where = without_password(settings.openim_api)
+        self._outage = Outage(log, f"OpenIM's API, {where},", first=5.0, longest=60.0)
+        self._rests_until = self._looked_at = self._urgent_at = -URGENT_SECONDS
+        #: Whether another may have had the turn, or nobody, since this worker last looked.
+        self._took_over = True
+
+    def run(self) -> None:
+        while not self._stopping.wait(STEP_SECONDS):
+            try:
+                asyncio.run(self._serve())
+            except (RedisError, Unavailable) as error:
+                log.debug("nothing is compared with OpenIM now: %s", error)  # the worker itself logs such outages
+            except Exception:
+                log.exception("comparing with OpenIM failed; it is tried again")
+
+    async def _serve(self) -> None:
+        settings = self._settings
+        async with OpenIM(settings.openim_api, settings.openim_secret, settings.openim_admin) as openim:
+            while not self._stopping.is_set():
+                with suppress(_NotOurs):
+                    await self.step(openim)
+                await asyncio.sleep(STEP_SECONDS)
+        self._turn.give_up()
+
+    async def step(self, openim: OpenIM) -> None:
+        """Whatever is to be done now. Raises RedisError, and _NotOurs where another has the turn."""
+        if time.monotonic() < self._rests_until:
+            return
+        self._keep_turn()
+        try:
+            await self._look(openim)
+            await self._go_on(openim)
+        except OpenIMError as error:
+            self._rests_until = time.monotonic() + self._outage.failed(error)
+            self._books.failed(str(error), self._now_ms())
+
+    def _keep_turn(self) -> None:
+        if self._stopping.is_set() or not self._turn.take():
+            self._took_over = True
+            raise _NotOurs
+
+    def _now_ms(self) -> int:
+        self._servers.clock.ask()
+        return self._servers.clock.now_ms()
+
+    # Everybody, in turn.
+
+    async def _go_on(self, openim: OpenIM) -> None:
+        this, tally, _ = self._state.read()
+        if not (this.is_listed and self._state.first(1)):
+            if self._now_ms() - this.began_ms < self._period_ms:
+                return
+            this, tally = await self._begin(openim, this), Tally()
+        comparison = Comparison(openim, self._servers, fixes=bool(self._settings.reconcile_fix), tally=tally)
+        while some := self._state.first(MOST_USERS):
+            await comparison.compare(some)
+            self._outage.over()
+            left = self._state.done(len(some))
+            self._state.write_tally(comparison.tally)
+            await self._pause(openim, this, left)
+        self._tell(await comparison.finish())
+
+    async def _begin(self, openim: OpenIM, last: Round) -> Round:
+        """Lists who is to be compared."""
+        servers, state = self._servers, self._state
+        this = Round(last.number + 1, self._now_ms())
+        state.clear()
+        if last.number % ALL_EVERY == 0 or last.wants_all:
+            users = people.everybody(servers.presence, servers.keys, openim)
+        else:
+            users = people.shown_online(servers.presence, servers.keys)
+        some: list[str] = []
+        async for user_id in users:
+            some.append(user_id)
+            if len(some) == MOST_USERS:
+                state.add(some)
+                some.clear()
+        state.add(some)
+        this.is_listed = 1
+        state.write_round(this)
+        state.write_tally(Tally())
+        return this
+
+    async def _pause(self, openim: OpenIM, this: Round, left: int) -> None:
+        """Until the next question, so that those who are left fill the period."""
+        questions = -(-left // MOST_USERS)
+        ends_ms = this.began_ms + SHARE * self._period_ms
+        until = time.monotonic() + max(0.0, ends_ms - self._now_ms()) / 1000 / questions if questions else 0.0
+        while True:
+            self._keep_turn()
+            await self._look(openim)
+            rest = until - time.monotonic()
+            if rest <= 0:
+                return
+            await asyncio.sleep(min(rest, STEP_SECONDS))
+
+    def _tell(self, tally: Tally, why: str = "") -> None:
+        self._outage.over()
+        self._books.compared(tally, self._now_ms())
+        log.info(
+            "compared %d users with OpenIM%s: %d ghosts, %d missing, %d on other platforms, %d unknown, %d too fresh",
+            *(tally.compared, why, tally.ghost, tally.missing, tally.platforms, tally.unknown, tally.skipped),
+        )
+
+    # At once.
+
+    async def _look(self, openim: OpenIM) -> None:
+        """Compares those of whom something was lost since the last look."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        this, _, before = self._state.read()
+        now_ms, keys = self._now_ms(), self._settings.keys
+        fields: Any = self._queue.hgetall(keys.gateways)
+        reported: Any = self._queue.hgetall(keys.receivers)
+        receivers = []
+        for name, value in reported.items():
+            with suppress(ValueError):
+                receivers.append(reports.decode(name, value))
+        seen, urgent = look(before, records.read(fields, now_ms), receivers, now_ms, took_over=self._took_over)
+        if urgent:
+            if time.monotonic() - self._urgent_at < URGENT_SECONDS:
+                return  # it will be seen again
+            self._urgent_at = time.monotonic()
+            await self._compare_now(openim, urgent)
+        if urgent.everybody and not this.wants_all:
+            this.wants_all = 1
+            self._state.write_round(this)
+        self._state.write_seen(seen)
+        self._took_over = False
+
+    async def _compare_now(self, openim: OpenIM, urgent: Urgent) -> None:
+        servers = self._servers
+        users = people.shown_online(servers.presence, servers.keys)
+        if not urgent.online:
+            users = self._at(urgent.gone, users)
+        comparison = Comparison(openim, servers, fixes=bool(self._settings.reconcile_fix), progress=self._keep_turn)
+        tally = await comparison.run(users)
+        if urgent.online:
+            self._tell(tally, " at once, since callbacks were lost")
+        else:
+            log.info("compared %d users of gateways that are gone: %d ghosts", tally.compared, tally.ghost)
+
+    async def _at(self, gone: frozenset[Name], users: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Those of the users who were last heard of from these gateway processes."""
+        processes = facts.read_gateways(self._queue, self._servers.keys)
+        reach, some = Reach(processes, self._now_ms()), []
+        async for user_id in users:
+            some.append(user_id)
+            if len(some) == MOST_USERS:
+                for found in self._those_at(gone, reach, some):
+                    yield found
+                some = []
+        for found in self._those_at(gone, reach, some):
+            yield found
+
+    def _those_at(self, gone: frozenset[Name], reach: Reach, user_ids: list[str]) -> list[str]:
+        known = facts.read_users(self._servers.presence, self._servers.keys, user_ids)
+        return [
+            user_id
+            for user_id, ours in known.items()
+            if any(home.name in gone for platform_id in ours.platforms() for home in reach.homes(ours, platform_id))
+        ]
