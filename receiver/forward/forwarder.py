@@ -20,7 +20,7 @@ from yarl import URL
 
 from receiver.callback import Refused, path_of
 from receiver.forward.proxy import Headers, ProxiedResponse, headers_of, with_any_bytes
-from receiver.http import answers
+from receiver.http import answers, head
 from receiver.http.body import Limit, MemoryBudget, ask_for
 from receiver.http.responses import answer
 from shared.errors import Unavailable
@@ -79,6 +79,8 @@ class Forwarder:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            max_line_size=head.MOST_BYTES,  # as of requests
+            max_field_size=head.MOST_BYTES,
             skip_auto_headers=(hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
         )

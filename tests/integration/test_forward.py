@@ -165,6 +165,7 @@ def test_wherever_the_command_is_named_the_body_arrives_whole(
 ANSWERS = [
     (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", b"abcde"),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
+    (b"HTTP/1.1 200 OK\r\nX-Large: %s\r\nContent-Length: 1\r\n\r\nx" % (b"y" * 20_000), b"x"),
     (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
     (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", b""),
     (b"HTTP/1.0 500 Oh\r\n\r\nno length", b"no length"),
