@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from shared.doctor.codes import CODES
 from shared.observe.readiness import Readiness
 from shared.observe.snapshot import Snapshot
 from shared.observe.status import Status
@@ -94,7 +95,9 @@ class Live:
             self._ticks.notify_all()
 
     def _take(self, reading: Reading) -> None:
-        shown = self._status(reading, self._last).as_json()
+        status = self._status(reading, self._last)
+        shown = status.as_json()
+        shown["mends"] = [CODES[each.code].mend for each in status.coded_problems]
         shown["changes_newest"] = list(reading.snapshot.presence.last_changes)
         shown["callbacks"] = {"accepted": reading.accepted, "refused": reading.refused, "rate": None}
         if self._last:

@@ -29,7 +29,8 @@ class Status:
         self.config = config
         self.snapshot = snapshot
         self.local = local
-        self.problems = [*silent, *health.problems(snapshot, config, local)]
+        self.coded_problems = health.coded_problems(snapshot, config, local)
+        self.problems = [*silent, *(each.text for each in self.coded_problems)]
         self.notes = health.notes(snapshot)
         self.before = before.presence.stats if before and not before.presence.server.error else None
         self._seconds = max(1, snapshot.at_ms - before.at_ms) / 1000 if before else 0.0

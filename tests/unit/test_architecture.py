@@ -32,7 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "receiver.relay": {"receiver.journal", "shared.logs", "shared.redis"},
     "receiver.forward": {"receiver", "receiver.http", "shared.logs"},
     "receiver.http": {"receiver", "receiver.journal", "receiver.forward", "shared.logs"},
-    "receiver.page": {"receiver", "receiver.http", "shared.observe", "shared.redis", "shared.why"},
+    "receiver.page": {
+        *("receiver", "receiver.http"),
+        *("shared.doctor", "shared.observe", "shared.redis", "shared.why"),
+    },
     "receiver": {
         *("receiver.http", "receiver.journal", "receiver.relay", "receiver.forward", "receiver.page"),
         *("shared.logs", "shared.redis", "shared.observe"),

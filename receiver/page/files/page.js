@@ -67,7 +67,11 @@ function show(now) {
   $("health").className = now.healthy ? "good" : "bad";
   document.title = `${now.healthy ? "" : "✗ "}Presence`;
   $("reasons").hidden = !count && !now.notes.length;
-  $("problems").replaceChildren(...now.problems.map((text) => make("li", safe(text))));
+  $("problems").replaceChildren(...now.problems.map((text, index) => {
+    const item = make("li", safe(text));
+    if (now.mends?.[index]) item.append(make("div", safe(now.mends[index])));
+    return item;
+  }));
   $("notes").replaceChildren(...now.notes.map((text) => make("li", safe(text))));
   showFlow(now);
   showPictures(now);
@@ -89,12 +93,12 @@ function showFlow(now) {
   const waits = queue?.oldest_ms ? `oldest ${span((now.at - queue.oldest_ms) / 1000)}` : "nothing waits";
   const lag = now.lag_seconds_now ?? now.lag_seconds ?? {};
   const steps = [
-    ["OpenIM", `${number(now.callbacks?.rate ?? null, 1)}/s`, "callbacks accepted", false],
+    ["OpenIM", `${number(now.callbacks?.rate ?? null, 1)}/s`, "callbacks", false],
     ["Receiver", here.status ?? "unknown", `${number(now.callbacks?.refused ?? null)} refused`, here.status === "not ready"],
-    ["Journal", number(here.journal_events ?? null), "events not in Redis yet", here.redis === "down"],
+    ["Journal", number(here.journal_events ?? null), "events waiting", here.redis === "down"],
     ["Queue", queue ? number(queue.jobs) : "away", queue ? `batches, ${waits}` : "no answer", !queue],
-    ["Workers", now.workers ? number(now.workers.length) : "–", `${number(now.rates.events, 1)} events/s`, now.workers?.length === 0],
-    ["Presence", now.users_online === null ? "away" : number(now.users_online), `online, applied within ${span(lag.p99)}`, now.users_online === null],
+    ["Workers", now.workers ? number(now.workers.length) : "–", `${number(now.rates.events, 1)} events/s, within ${span(lag.p99)}`, now.workers?.length === 0],
+    ["Presence", now.users_online === null ? "away" : number(now.users_online), "users online", now.users_online === null],
     ["Changes", `${number(now.rates.changes, 1)}/s`, "to your services", false],
   ];
   $("flow").replaceChildren(...steps.map(([name, figure, text, bad]) => {
@@ -159,7 +163,8 @@ function picture(name, title, text, now) {
 }
 
 function showChanges(now) {
-  // Rows do not move under a pointer or under the keyboard's focus.
+  // Rows do not move under a pointer or under the keyboard's focus, and stay while presence is away.
+  if (now.redis.presence.error) return;
   if ($("changes").matches(":hover, :focus-within")) return;
   const changes = (now.changes_newest ?? []).slice(0, CHANGES_SHOWN);
   $("changes").replaceChildren(...changes.map((each) => {
@@ -221,7 +226,10 @@ async function lookUp(user) {
   $("answer").replaceChildren(make("p", "Looking…"));
   try {
     const why = await ask(`/api/users?id=${encodeURIComponent(user)}`);
-    $("answer").replaceChildren(make("p", "", id(user), `: ${safe(why.reason ?? why.status)}`), facts(why));
+    const { user_id: _, reason, notes = [], ...rest } = why;
+    const details = make("details", "", make("summary", "All facts"), facts(rest));
+    $("answer").replaceChildren(
+      make("p", safe(reason)), make("ul", "", ...notes.map((note) => make("li", safe(note)))), details);
   } catch (error) {
     $("answer").replaceChildren(make("p", safe(error.message)));
   }
@@ -230,6 +238,8 @@ async function lookUp(user) {
 // Whatever `presence why` says, as lists in lists: new facts need no change here.
 function facts(value) {
   if (Array.isArray(value)) return make("ol", "", ...value.map((each) => make("li", "", facts(each))));
+  // Numbers of this size are times; a seq is text.
+  if (typeof value === "number" && value > 1e12) return document.createTextNode(new Date(value).toLocaleString());
   if (value === null || typeof value !== "object") return document.createTextNode(safe(value));
   const list = make("dl");
   for (const [name, each] of Object.entries(value)) {
