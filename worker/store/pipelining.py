@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from hiredis import pack_command
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -28,7 +29,7 @@ def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
     try:
         unanswered = 0
         while some := list(islice(remaining, SLICE_COMMANDS)):
-            connection.send_packed_command(connection.pack_commands(some))  # type: ignore[no-untyped-call]
+            connection.send_packed_command([_packed(some)])  # type: ignore[no-untyped-call]
             replies += [_reply(connection) for _ in range(unanswered)]
             unanswered = len(some)
         replies += [_reply(connection) for _ in range(unanswered)]
@@ -38,6 +39,11 @@ def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
     finally:
         pool.release(connection)
     return replies
+
+
+def _packed(commands: Iterable[Sequence[Any]]) -> bytes:
+    """By hiredis' packer without redis-py's loop around it, which takes half as long again."""
+    return b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # of tuples of any length
 
 
 def _reply(connection: Any) -> Any:

@@ -1,5 +1,6 @@
 """The replies of the functions in lua/, as types; no other module knows the positions in their lists."""
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -23,7 +24,7 @@ class OnCluster(NamedTuple):
 class Applied(NamedTuple):
     """The reply to one call that applied a user's events. outcomes: one for each. flipped: the status changed."""
 
-    outcomes: list[OutcomeName]
+    outcomes: tuple[OutcomeName, ...]
     flipped: bool
     on_cluster: OnCluster | None
 
@@ -37,11 +38,16 @@ class Reviewed(NamedTuple):
 
 
 def read_applied(reply: list[Any]) -> Applied:
-    return Applied([_NAMES[letter] for letter in reply[0]], _flipped(reply), _on_cluster(reply))
+    return Applied(_names(reply[0]), _flipped(reply), _on_cluster(reply))
 
 
 def read_reviewed(reply: list[Any]) -> Reviewed:
     return Reviewed(int(reply[0]), _flipped(reply), _on_cluster(reply))
+
+
+@lru_cache(1000)  # most are one letter
+def _names(letters: bytes) -> tuple[OutcomeName, ...]:
+    return tuple(_NAMES[letter] for letter in letters)
 
 
 def is_missing_function(error: object) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar, get_args
 
 from redis.exceptions import RedisError, ResponseError
@@ -75,7 +76,8 @@ class Store:
         self._outbox = Outbox(client, settings, library.NAME, self._replicas) if client.is_cluster else None
         #: The keys that share a step with the hash.
         self._shared = () if self._outbox else (keys.changes, keys.stats, keys.leases)
-        self._options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
+        options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
+        self._options = tuple(map(str, options))  # as they are sent, with each command
 
     def apply(self, events: Sequence[Event], skew_ms: int = 0, *, counts_lag: bool = True) -> list[Outcome | Poison]:
         """Applies events; returns for each its outcome, or why it has none.
@@ -260,11 +262,16 @@ def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
             yield user_id, indexes[start : start + STEP_EVENTS]
 
 
-def _results(reply: Applied | Exception, count: int) -> list[Outcome | Poison]:
+def _results(reply: Applied | Exception, count: int) -> Sequence[Outcome | Poison]:
     if isinstance(reply, Exception):
         return [Poison(_reason(reply))] * count
-    last = count - 1
-    return [_OUTCOMES[name, reply.flipped and index == last] for index, name in enumerate(reply.outcomes)]
+    return _outcomes(reply.outcomes, reply.flipped)
+
+
+@lru_cache(1000)  # most steps are of one event
+def _outcomes(names: tuple[OutcomeName, ...], flipped: bool) -> tuple[Outcome, ...]:
+    last = len(names) - 1
+    return tuple(_OUTCOMES[name, flipped and index == last] for index, name in enumerate(names))
 
 
 @contextmanager
