@@ -33,10 +33,11 @@ RESTART_SECONDS = 1.0
 START_SECONDS = 3.0
 #: A process is asked so often, and has so long to answer.
 ASK_SECONDS = 1.0
-#: One that misses so many questions in a row is frozen. Counted, and not timed: a whole machine may stand still.
-MOST_MISSED = 4
+#: One that misses so many questions in a row is named in the log, and then counts as frozen. Questions are counted and
+#: time is not, because the whole machine may have stood still.
+NAMED_AT, FROZEN_AT = 2, 4
 #: The same before its first answer, while it starts.
-MOST_MISSED_AT_START = 30
+FROZEN_AT_START = 30
 #: Of one answer, in bytes.
 MOST_SAID = 1 << 20
 
@@ -87,7 +88,7 @@ class Place:
     def silence(self) -> str:
         """Why it does not answer."""
         if self._process is None:
-            return "a process has ended, and another starts"
+            return "a process starts"
         return f"process {self._process.pid} " + ("does not answer" if self._has_answered else "is starting")
 
     async def keep_running(self, stop: Stop) -> None:
@@ -118,17 +119,18 @@ class Place:
         ours, theirs = socket.socketpair()
         with theirs:
             given = Inherited(theirs, self._own, self._siblings)
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "receiver"),
                 env={**os.environ, **given.as_environment()},
                 pass_fds=given.numbers,
                 preexec_fn=die_with_parent,
                 start_new_session=True,
             )
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=MOST_SAID)
         self._has_answered = False
         self._asking = None
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=MOST_SAID)
-        return self._process
+        self._process = process  # from here on it can be asked
+        return process
 
     async def _stop(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]", stop: Stop) -> None:
         process.terminate()
@@ -141,22 +143,23 @@ class Place:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Names the process when it does not answer, and kills it when that lasts."""
-        missed = 0
+        missed, named = 0, False
         while True:
             for each in self._own:  # a process that stops alone leaves them to its siblings
                 take_newcomers(each)
             pause = asyncio.create_task(asyncio.sleep(ASK_SECONDS))
             if await self.ask():
-                if missed and self._has_answered:
+                if named:
                     log.info("receiver process %d answers again", process.pid)
-                missed = 0
+                missed, named = 0, False
             elif self._reader.at_eof():  # it is ending
                 return
             else:
                 missed += 1
-                if missed == 1 and self._has_answered:
+                if missed == NAMED_AT and self._has_answered:
+                    named = True
                     log.error("receiver process %d does not answer", process.pid)
-                if missed == (MOST_MISSED if self._has_answered else MOST_MISSED_AT_START):
+                if missed == (FROZEN_AT if self._has_answered else FROZEN_AT_START):
                     log.error("receiver process %d is frozen, and is killed", process.pid)
                     process.kill()
                     return

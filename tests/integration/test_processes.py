@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
@@ -16,6 +17,7 @@ from hostile import WHOLE
 from redis import Redis
 from support import Process, Receiver, Server, children, free_port, wait_until
 
+Keep = Callable[[Process], Process]
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -24,7 +26,7 @@ def body(user: str) -> bytes:
 
 
 @pytest.fixture
-def several(server: Server, tmp_path: Path, keep: Callable[[Process], Process]) -> Receiver:
+def several(server: Server, tmp_path: Path, keep: Keep) -> Receiver:
     receiver = Receiver(tmp_path, server.url, processes="3")
     keep(receiver)
     wait_until(lambda: receiver.readiness()[0] == 200)
@@ -83,12 +85,32 @@ def test_a_port_in_use_stops_all_of_them(server: Server, tmp_path: Path) -> None
     assert "Traceback" not in process.text()
 
 
-def health(receiver: Receiver) -> str:
+def health(port: int) -> str:
     try:
-        with urlopen(f"http://127.0.0.1:{receiver.admin_port}/healthz", timeout=1.9) as answer:
+        with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1.9) as answer:
             return str(json.load(answer)["status"])
     except HTTPError as error:
         return str(json.load(error)["status"])
+
+
+def test_the_page_can_be_asked_at_any_moment_of_a_start(server: Server, tmp_path: Path, keep: Keep) -> None:
+    import sys
+
+    port = free_port()
+    environment = {"PRESENCE_PROCESSES": "8", "PRESENCE_HOST": "127.0.0.1", "PRESENCE_PORT": str(free_port())}
+    environment |= {"PRESENCE_ADMIN_PORT": str(port), "PRESENCE_REDIS_URL": server.url}
+    process = Process([sys.executable, "-m", "receiver"], environment, tmp_path, "receiver")
+    keep(process)
+    said = set()
+
+    def is_alive() -> bool:
+        with suppress(URLError):  # it does not listen yet
+            said.add(health(port))
+        return "alive" in said
+
+    wait_until(is_alive)
+    assert all(re.fullmatch(r"alive|((^|; )(process \d+ is starting|a process starts))+", each) for each in said)
+    assert "Traceback" not in process.text()
 
 
 def test_who_comes_while_one_is_frozen_is_served_and_the_frozen_one_is_named_and_replaced(
@@ -99,7 +121,7 @@ def test_who_comes_while_one_is_frozen_is_served_and_the_frozen_one_is_named_and
     before = children(several)
     frozen = min(before)
     os.kill(frozen, signal.SIGSTOP)
-    assert health(several) == f"process {frozen} does not answer"
+    assert health(several.admin_port) == f"process {frozen} does not answer"
     assert several.readiness()[1]["trouble"] == f"process {frozen} does not answer"
     for number in range(30, 90):
         began = time.monotonic()
@@ -108,22 +130,20 @@ def test_who_comes_while_one_is_frozen_is_served_and_the_frozen_one_is_named_and
     wait_until(lambda: f"receiver process {frozen} is frozen, and is killed" in several.text())
     assert several.text().count(f"receiver process {frozen} does not answer") == 1
     wait_until(lambda: len(children(several)) == 3 and frozen not in children(several))
-    wait_until(lambda: several.readiness()[0] == 200 and health(several) == "alive")
+    wait_until(lambda: several.readiness()[0] == 200 and health(several.admin_port) == "alive")
     wait_until(lambda: all(redis.exists(f"presence:u{number}") for number in range(90)), 30)
 
 
 def test_one_that_pauses_for_a_moment_is_not_killed(several: Receiver) -> None:
     before = children(several)
     os.kill(min(before), signal.SIGSTOP)
-    wait_until(lambda: health(several) == f"process {min(before)} does not answer")
+    wait_until(lambda: health(several.admin_port) == f"process {min(before)} does not answer")
     os.kill(min(before), signal.SIGCONT)
-    wait_until(lambda: health(several) == "alive")
+    wait_until(lambda: health(several.admin_port) == "alive")
     assert children(several) == before
 
 
-def test_kept_connections_spread_over_all_of_them(
-    server: Server, tmp_path: Path, keep: Callable[[Process], Process]
-) -> None:
+def test_kept_connections_spread_over_all_of_them(server: Server, tmp_path: Path, keep: Keep) -> None:
     receiver = Receiver(tmp_path, server.url, processes="4")
     keep(receiver)
     wait_until(lambda: receiver.readiness()[0] == 200)
@@ -142,7 +162,7 @@ def sockets(pid: int) -> int:
 
 
 def test_they_need_no_temporary_directory(
-    server: Server, tmp_path: Path, keep: Callable[[Process], Process], monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / ("x" * 124)  # too long for the path of a Unix socket
     directory.mkdir()
