@@ -27,6 +27,7 @@ from topology import ClusterServers, Watched
 from shared.cli import cli
 from shared.doctor.probes import examination, servers
 from shared.doctor.probes import journal as journals
+from shared.doctor.probes import openim as openim_probe
 from shared.doctor.probes import receiver as receivers
 from shared.settings import Settings
 
@@ -408,6 +409,18 @@ def test_an_address_that_says_nothing_and_a_directory_that_has_nothing(run: Run,
         assert time.monotonic() - started < 8
     assert of_openim(ran) == {"P081"}
     assert "nothing within 2 s" in unseen(ran)["whether OpenIM reaches the receiver"]
+    look_up, hung = socket.getaddrinfo, threading.Event()
+
+    def no_word(host: str, *arguments: Any, **options: Any) -> Any:
+        return hung.wait(60) if host == "openim.example" else look_up(host, *arguments, **options)
+
+    with patch.object(socket, "getaddrinfo", no_word), patch.object(openim_probe, "REACH_SECONDS", 0.5):
+        ran = run(
+            "--json", "--openim-config", str(openim(tmp_path, "http://openim.example/x")), callback_path="/s3cret"
+        )
+    hung.set()
+    assert of_openim(ran) == {"P077"}
+    assert "no result within 0.5 s" in unseen(ran)["whether OpenIM reaches the receiver"]
     (tmp_path / "empty").mkdir()
     assert of_openim(run("--json", "--openim-config", str(tmp_path / "empty"))) == {"P070"}
     assert run("--openim-config", str(tmp_path / "none")).exit_code == 2

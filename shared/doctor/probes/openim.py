@@ -1,16 +1,20 @@
 """Reads OpenIM's files, and asks where their URLs lead."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from shared.doctor import openim_config
 from shared.doctor.openim_config import Reached, Target
 from shared.doctor.openim_files import ENVIRONMENT, FILES, Found, read
 from shared.doctor.probes import receiver
+from shared.doctor.probes.timed import Probe
 from shared.settings import Settings
 
 #: OpenIM's largest own file has 30 kB.
 _MOST_BYTES = 1_000_000
+#: A resolver may take much longer, and what the files say is known without it.
+REACH_SECONDS = 5.0
 #: OpenIM's source says there which release it is, and may say there how it is run.
 _VERSION = Path("version/version")
 _COMPOSE = ("docker-compose.yml", "docker-compose.yaml", "compose.yml", "compose.yaml")
@@ -21,7 +25,8 @@ def look_at(path: Path, settings: Settings) -> tuple[Found, dict[Target, Reached
     ours = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}
     found = read(_texts(path), ours)
     targets = {target for config in found.configs if (target := openim_config.target_of(config))}
-    return found, {target: _reached(target, settings) for target in targets}
+    probes = {each: Probe(each.shown, partial(_reached, each, settings), REACH_SECONDS) for each in targets}
+    return found, {each: probe.result() or Reached("silent", probe.trouble) for each, probe in probes.items()}
 
 
 def _texts(path: Path) -> dict[str, bytes]:
