@@ -2,6 +2,10 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import yaml
 from receiver.metrics import Counts, State, of_state
 from shared.observe.metrics import of_snapshot
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
+from shared.settings import load
 from shared.truth.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +99,56 @@ def test_panels_have_titles_and_do_not_overlap() -> None:
         cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
         assert not cells & taken
         taken |= cells
+
+
+# systemd
+
+
+def unit(name: str) -> ConfigParser:
+    parser = ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # it would make them lower case
+    parser.read(DEPLOY / "systemd" / name)
+    return parser
+
+
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("there is no systemd-analyze")
+    for path in (DEPLOY / "systemd").iterdir():
+        # It looks for the program, which is here in another place.
+        here = path.read_text().replace("/opt/openim-presence/bin", str(Path(sys.executable).parent))
+        (tmp_path / path.name).write_text(here)
+    units = ["./presence-receiver.service", "./presence-worker@1.service"]
+    ran = subprocess.run(
+        ["systemd-analyze", "verify", *units], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    complaints = [line for line in ran.stderr.splitlines() if "presence" in line]
+    assert (complaints, ran.returncode) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "program"), [("presence-receiver.service", "receiver"), ("presence-worker@.service", "worker")]
+)
+def test_a_unit_starts_its_program_with_settings_that_it_takes(name: str, program: str) -> None:
+    service = unit(name)["Service"]
+    assert service["ExecStart"] == f"/opt/openim-presence/bin/presence {program}"
+    variable, _, value = service["Environment"].replace("%i", "1").partition("=")
+    assert load({variable: value}) != load({})
+    # By these Compose's containers are stopped, too.
+    grace = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][program]["stop_grace_period"]
+    assert service["TimeoutStopSec"] + "s" == grace
+
+
+def test_the_journal_is_where_the_unit_may_write() -> None:
+    service = unit("presence-receiver.service")["Service"]
+    journal = Path(service["Environment"].removeprefix("PRESENCE_JOURNAL_DIR="))
+    assert journal.parent == Path("/var/lib") / service["StateDirectory"]
+
+
+def test_the_units_differ_only_where_the_programs_do() -> None:
+    """What keeps one from harm keeps the other, too."""
+    receiver, worker = (
+        dict(unit(name)["Service"]) for name in ("presence-receiver.service", "presence-worker@.service")
+    )
+    different = {name for name in {*receiver, *worker} if receiver.get(name) != worker.get(name)}
+    assert different == {"Environment", "ExecStart", "LimitNOFILE", "StateDirectory", "User"}
