@@ -107,13 +107,16 @@ class Connection(web.RequestHandler):
         if self._request_count == heads:
             self._measure(len(data))
             return
-        self._body = self._messages[-1][1]
-        self._body_bytes = self._body.total_bytes
-        if self._headway + len(data) > _MOST_BYTES:
-            for index, (message, _) in enumerate(self._messages):
-                if not isinstance(message, _ErrInfo) and head.size_of(message) > head.MOST_BYTES:
-                    self._messages[index] = _too_large()
-        self._headway = 0
+        self._body = body = self._messages[-1][1]
+        self._body_bytes = body.total_bytes
+        if self._headway or len(data) > _MOST_BYTES:
+            self._headway = 0
+            self._check_heads()
+
+    def _check_heads(self) -> None:
+        for index, (message, _) in enumerate(self._messages):
+            if not isinstance(message, _ErrInfo) and head.size_of(message) > head.MOST_BYTES:
+                self._messages[index] = _too_large()
 
     def _measure(self, size: int) -> None:
         """Bytes that ended no head: they were of a body, or of a head (or trailer) that may have grown too large."""

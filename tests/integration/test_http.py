@@ -240,11 +240,11 @@ def test_what_a_query_holds_is_in_no_log_line_no_reason_and_no_metric(
         *("command=t0k", "contenttype=t0k", "command=callbackUserOfflineCommand&contenttype=json&token=t0k"),
         *("t0k=" + "x" * 40_000, "token=t0k/callbackBeforeSendSingleMsgCommand", "?t0k", "t0k#t0k", "\xfft0k"),
     ):
-        for path in ("/cb", "/other", "/cb/callbackUserOfflineCommand", "http://t0k@host/cb"):
-            for body in (BODY, b"{}", b"", foreign):
+        said += raw(receiver, f"GET /?{query} HTTP/1.1\r\nHost: x\r\n".encode() + CLOSE + b"\r\n")
+        for path in ("/cb", "/cb/callbackUserOfflineCommand", "http://t0k@host/cb"):
+            for body in (BODY, b"{}", foreign):
                 head = f"POST {path}?{query} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
                 said += raw(receiver, head + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-                said += raw(receiver, b"GET /?t0k HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
     with urllib.request.urlopen(f"http://127.0.0.1:{receiver.admin_port}/metrics") as page:
         said += page.read()
     said += json.dumps(receiver.readiness()[1]).encode()
