@@ -73,6 +73,11 @@ class Keys:
         return f"{self.prefix}-reconcile-todo"
 
     @property
+    def doubtful(self) -> str:
+        """The sorted set of users whom only OpenIM can tell about, by when it is asked; on the queue's Redis."""
+        return f"{self.prefix}-doubtful"
+
+    @property
     def reconciler(self) -> str:
         """Which worker has the turn to compare with OpenIM; on the queue's Redis."""
         return f"{self.prefix}-reconciler"

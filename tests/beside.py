@@ -82,12 +82,13 @@ class World:
         }
         return CliRunner().invoke(cli, ["reconcile", *arguments], env=environment, **more)
 
-    def work(self) -> None:
+    def work(self, **settings: Any) -> None:
+        """What a worker does with what is on the queue."""
         queue = open_queue(self.redis, Settings())
         worker = SimpleWorker([queue], connection=self.redis, serializer=JSONSerializer, job_class=BatchJob)
         with (
             patch.object(jobs, "_store", lambda: Store(self.redis, Settings())),
-            patch.object(jobs, "_settings", Settings),
+            patch.object(jobs, "_settings", lambda: Settings(**settings)),
         ):
             worker.work(burst=True, logging_level="CRITICAL")
         assert not queue.failed_job_registry.count

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 from rq import Retry, get_current_job
 from rq.job import Job
 
@@ -24,6 +25,7 @@ from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
 from worker import gateways, rq_clock
 from worker.clock_ahead import correct, is_ahead
+from worker.reconcile.doubtful import Doubtful, ambiguous
 from worker.store.store import Outcome, Poison, Store
 
 #: While presence cannot be written, a job waits for about this long, then lets others have a turn. It comes back
@@ -85,6 +87,9 @@ def apply_batch(events: list[Any]) -> Retry | None:
         poison = Poison(f"{type(error).__name__}: {error}")
         poison.__cause__ = error
         results = [poison] * len(readable)
+    if job is not None and _settings().reconcile_seconds and (users := ambiguous(received)):
+        with suppress(RedisError):  # a later comparison will do
+            Doubtful(job.connection, _settings().keys).add(users, rq_clock.now_ms())
     failures += [
         (index, result) for (index, _), result in zip(readable, results, strict=True) if isinstance(result, Poison)
     ]

@@ -116,7 +116,12 @@ def _of_ledger(ledger: Ledger, now_ms: int) -> Iterator[Metric]:
     for kind in KINDS:
         drift.add_metric([kind], ledger.found[kind])
         put_right.add_metric([kind], ledger.put_right[kind])
-    yield from (drift, put_right)
+    ambiguous = CounterMetricFamily(
+        "presence_ambiguous_batches", "Users of whom a batch said that a platform came and went.", labels=["outcome"]
+    )
+    for outcome, count in ledger.doubtful.items():
+        ambiguous.add_metric([outcome], count)
+    yield from (drift, put_right, ambiguous)
     yield gauge(
         "presence_reconcile_age_seconds",
         "Since the last whole comparison with OpenIM.",

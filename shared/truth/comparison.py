@@ -20,7 +20,7 @@ from shared.truth.findings import Action, Finding, Tally
 from shared.truth.ledger import Bookkeeper
 from shared.truth.ours import Ours
 from shared.truth.questions import MOST_USERS, Answer, Questions, Servers
-from shared.truth.verdict import Verdict, too_many
+from shared.truth.verdict import FRESH_MS, Verdict, too_many
 
 #: Between the two questions of which the second is a proof.
 AGAIN_SECONDS = 10.0
@@ -41,7 +41,7 @@ class _Held:
 
 class Comparison:
     """fixes: what differs is put right; forces: also where too many would go offline at once. tally: what was counted
-    before, where one goes on that was broken off.
+    before, where one goes on that was broken off. fresh_ms: who was heard of within that is left.
 
     report is called for each finding, and progress after each question. `run` raises OpenIMError where OpenIM could not
     be asked, and RedisError. What was put right until then stays so.
@@ -55,10 +55,11 @@ class Comparison:
         fixes: bool = True,
         forces: bool = False,
         tally: Tally | None = None,
+        fresh_ms: int = FRESH_MS,
         report: Callable[[Finding], None] = lambda _: None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._questions = Questions(openim, servers)
+        self._questions = Questions(openim, servers, fresh_ms)
         self._servers = servers
         self._fixes = fixes
         self._forces = forces

@@ -11,6 +11,7 @@ from shared.truth.findings import COUNTED, Tally
 from shared.truth.verdict import Kind
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+DOUBTFUL = ("asked", "dropped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class Ledger:
 
     compared_at_ms: when the last comparison of everybody who is shown online, or of all users, ended. found: what it
     counted, by the names of Tally. put_right: users since the beginning, by kind. trouble: why OpenIM could not be
-    asked the last time, or "".
+    asked the last time, or "". doubtful: users since the beginning of whom a batch said that a platform came and went:
+    OpenIM was `asked`, or they were `dropped` since too many waited.
     """
 
     compared_at_ms: int = 0
@@ -27,6 +29,7 @@ class Ledger:
     put_right: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     trouble: str = ""
     trouble_at_ms: int = 0
+    doubtful: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(DOUBTFUL, 0))
 
 
 def read(fields: Mapping[bytes, bytes]) -> Ledger:
@@ -42,6 +45,7 @@ def read(fields: Mapping[bytes, bytes]) -> Ledger:
         {kind: number(f"put_right:{kind}") for kind in KINDS},
         text.get("trouble", ""),
         number("trouble_at"),
+        {outcome: number(f"doubtful:{outcome}") for outcome in DOUBTFUL},
     )
 
 

@@ -15,7 +15,7 @@ from shared.redis.clock import ServerClock
 from shared.truth import facts
 from shared.truth.ours import Ours
 from shared.truth.reach import Reach
-from shared.truth.verdict import Theirs, Verdict, judge
+from shared.truth.verdict import FRESH_MS, Theirs, Verdict, judge
 
 #: Users in one question, beside the witnesses.
 MOST_USERS = MOST_IDS - facts.MOST_WITNESSES
@@ -40,13 +40,14 @@ class Servers:
 class Answer:
     """known: the users, without those whose key cannot be read. theirs: what OpenIM says of each of those.
 
-    asked_at_ms: by the clock of the queue's server.
+    asked_at_ms: by the clock of the queue's server. fresh_ms: who was heard of so short a time before is left.
     """
 
     known: Mapping[str, Ours]
     theirs: Mapping[str, Theirs]
     reach: Reach
     asked_at_ms: int
+    fresh_ms: int
 
     def verdicts(self) -> Iterator[Verdict]:
         """Of those who differ."""
@@ -55,14 +56,15 @@ class Answer:
                 yield verdict
 
     def judge(self, ours: Ours, first: Verdict | None = None) -> Verdict | None:
-        return judge(ours, self.theirs[ours.user_id], self.reach, self.asked_at_ms, first=first)
+        return judge(ours, self.theirs[ours.user_id], self.reach, self.asked_at_ms, first=first, fresh_ms=self.fresh_ms)
 
 
 class Questions:
-    """Asks. Every method raises OpenIMError and RedisError."""
+    """Asks. Every method raises OpenIMError and RedisError. fresh_ms: who was heard of within that is left."""
 
-    def __init__(self, openim: OpenIM, servers: Servers) -> None:
+    def __init__(self, openim: OpenIM, servers: Servers, fresh_ms: int = FRESH_MS) -> None:
         self._openim = openim
+        self._fresh_ms = fresh_ms
         self._servers = servers
         self._looked_at = -GATEWAYS_SECONDS
         self._processes: dict[Name, Process] = {}
@@ -85,7 +87,7 @@ class Questions:
         connected = [name for name, ours in known.items() if is_old or any(scope.conn_id for scope in ours.sessions())]
         connections = (await self._openim.connections(connected)).of if connected else {}
         theirs = {name: Theirs(online.get(name, {}), connections.get(name), is_old=is_old) for name in known}
-        answer = Answer(known, theirs, reach, asked_at_ms)
+        answer = Answer(known, theirs, reach, asked_at_ms, self._fresh_ms)
         if not is_old:
             doubtful = [verdict.user_id for verdict in answer.verdicts() if verdict.doubtful]
             recorded = await self._openim.recorded(doubtful) if doubtful else {}

@@ -84,7 +84,13 @@ class Verdict:
 
 
 def judge(
-    ours: Ours, theirs: Theirs, reach: Reach, asked_at_ms: int, *, first: Verdict | None = None
+    ours: Ours,
+    theirs: Theirs,
+    reach: Reach,
+    asked_at_ms: int,
+    *,
+    first: Verdict | None = None,
+    fresh_ms: int = FRESH_MS,
 ) -> Verdict | None:
     """None if both agree.
 
@@ -100,7 +106,7 @@ def judge(
     verdict = Verdict(
         ours.user_id, _kind(held, shown), tuple(sorted(ours.platforms() - {0})), tuple(sorted(shown - {0}))
     )
-    if abs(asked_at_ms - ours.heard_at_ms) < FRESH_MS:
+    if abs(asked_at_ms - ours.heard_at_ms) < fresh_ms:
         return replace(verdict, is_fresh=True, why="heard of just now")
 
     proofs = {scope: _proof(ours, scope, theirs, reach, first) for scope in absent}

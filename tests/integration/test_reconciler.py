@@ -15,11 +15,15 @@ from beside import PIDS, World, users
 from redis import Redis
 from support import Process, Server, Worker, on_one_server, wait_until
 
+from shared.events import Event
+from shared.events import encode as encode_event
 from shared.openim.client import OpenIM
+from shared.queue import enqueue_encoded, open_queue
 from shared.reports import Report, encode
 from shared.settings import Settings
 from shared.truth import ledger
-from worker.reconcile import reconciler
+from worker.reconcile import doubtful, reconciler
+from worker.reconcile.doubtful import Doubtful
 from worker.reconcile.reconciler import Reconciler, _NotOurs
 from worker.reconcile.state import State
 
@@ -243,6 +247,56 @@ def test_after_a_batch_was_lost_all_who_are_online_are_compared_at_once(world: W
     world.call_back(minutes_ago=0.5)
     assert "a5" in {*step(world, worker)}
     assert world.ours() == world.truth()
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_came_and_went_in_one_batch_is_asked_about_after_two_seconds(world: World) -> None:
+    """Three changes within a second: what ended last, only OpenIM knows."""
+    worker = of(world)
+    step(world, worker)
+    world.come(["new", "new"])
+    world.go(["new", "new"])
+    batch = [
+        Event(
+            each.user_id,
+            f"callbackAfterUser{each.step}Command",
+            now,
+            "",
+            1,
+            "",
+            each.operation_id,
+            now,
+            f"{number}",
+            "10.0.0.1",
+        )  # type: ignore[arg-type]
+        for now in [time.time_ns() // 1_000_000]
+        for number, each in enumerate(world.openim.im.second_passes(0))
+    ]
+    world.redis.hset("presence-reconcile", "round:began_ms", int(time.time() * 1000))
+    enqueue_encoded(open_queue(world.redis, Settings()), [encode_event(event) for event in batch], 1)
+    world.work(reconcile_seconds=3600, openim_api=world.openim.url, openim_secret=fakes.SECRET)
+    assert "new" in world.ours()  # as the rule reads it: four times online, twice offline
+    assert step(world, worker) == []  # too soon
+    about = wait_until(lambda: step(world, worker))
+    assert "new" in about
+    assert len(about) < 20
+    assert world.ours() == world.truth()
+    assert found(world).doubtful == {"asked": 1, "dropped": 0}
+    assert step(world, worker) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_too_many_doubtful_users_are_left_to_the_next_period(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doubtful, "MOST", 5)
+    worker, now = of(world), time.time_ns() // 1_000_000
+    step(world, worker)
+    waiting = Doubtful(world.redis, Settings().keys)
+    waiting.add(users("a", 3), now - doubtful.WAIT_MS)
+    waiting.add(users("b", 30), now - doubtful.WAIT_MS)
+    assert len({*step(world, worker)} & {*users("a", 3), *users("b", 2)}) == 5
+    waiting.add(["a9"], now - 2 * doubtful.LONGEST_MS)
+    assert step(world, worker) == []
+    assert found(world).doubtful == {"asked": 5, "dropped": 29}
 
 
 def test_a_network_that_loses_all_the_time_does_not_keep_openim_busy(

@@ -21,6 +21,7 @@ def test_each_name_is_the_contracts() -> None:
     assert keys.reconcile == "presence-reconcile"
     assert keys.reconcile_todo == "presence-reconcile-todo"
     assert keys.reconciler == "presence-reconciler"
+    assert keys.doubtful == "presence-doubtful"
     assert keys.queue == "presence"
 
 

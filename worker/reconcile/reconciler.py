@@ -32,6 +32,7 @@ from shared.truth.findings import Tally
 from shared.truth.ledger import Bookkeeper
 from shared.truth.questions import MOST_USERS, Servers
 from shared.truth.reach import Reach
+from worker.reconcile.doubtful import WAIT_MS, Doubtful
 from worker.reconcile.state import Round, State
 from worker.reconcile.triggers import Urgent, look
 
@@ -66,6 +67,7 @@ class Reconciler(threading.Thread):
         self._servers = Servers(connect(settings.redis_url), open_queue(queue, settings), settings.keys)
         self._turn = Turn(queue, settings.keys.reconciler, TURN_SECONDS)
         self._state = State(queue, settings.keys)
+        self._doubtful = Doubtful(queue, settings.keys)
         self._books = Bookkeeper(queue, settings.keys)
         where = without_password(settings.openim_api)
         self._outage = Outage(log, f"OpenIM's API, {where},", first=5.0, longest=60.0)
@@ -98,6 +100,7 @@ class Reconciler(threading.Thread):
         self._keep_turn()
         try:
             await self._look(openim)
+            await self._ask_about_doubtful(openim)
             await self._go_on(openim)
         except OpenIMError as error:
             self._rests_until = time.monotonic() + self._outage.failed(error)
@@ -158,6 +161,7 @@ class Reconciler(threading.Thread):
         while True:
             self._keep_turn()
             await self._look(openim)
+            await self._ask_about_doubtful(openim)
             rest = until - time.monotonic()
             if rest <= 0:
                 return
@@ -197,6 +201,15 @@ class Reconciler(threading.Thread):
             self._state.write_round(this)
         self._state.write_seen(seen)
         self._took_over = False
+
+    async def _ask_about_doubtful(self, openim: OpenIM) -> None:
+        """One question at the most. What came since the batch wins by its seq, so nobody is left for being heard of."""
+        if not (some := self._doubtful.take(self._now_ms(), MOST_USERS)):
+            return
+        fixes = bool(self._settings.reconcile_fix)
+        comparison = Comparison(openim, self._servers, fixes=fixes, fresh_ms=WAIT_MS // 2)
+        await comparison.compare(some)
+        self._doubtful.asked(some)
 
     async def _compare_now(self, openim: OpenIM, urgent: Urgent) -> None:
         servers = self._servers

@@ -1,0 +1,63 @@
+"""Users of whom a batch said that a platform came and went: only OpenIM knows how that ended.
+
+OpenIM 3.8.2 and later sends what happened within one second as one batch, in no order; docs/redis-keys.md has the rule
+by which it is read. If connections of one platform came and went in it, the rule may be wrong. So OpenIM is asked.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from redis import Redis
+
+from openim_presence.keys import Keys
+from shared.events import KINDS, Event
+
+#: After so long OpenIM has done with what it called back.
+WAIT_MS = 2_000
+#: More than so many do not wait, and nobody for longer: under load these are the first to be left to the next period.
+MOST = 10_000
+LONGEST_MS = 60_000
+
+
+def ambiguous(events: Iterable[Event]) -> set[str]:
+    """The users of these events of whose platforms one batch says both. A kick in it says by itself how it ended."""
+    online: set[tuple[str, int, str]] = set()
+    offline: set[tuple[str, int, str]] = set()
+    for user_id, command, _, conn_id, platform_id, _, operation_id, *_ in events:
+        if operation_id and platform_id and not conn_id and "KickOff" not in command:
+            (online if KINDS[command] == "online" else offline).add((user_id, platform_id, operation_id))
+    return {user_id for user_id, _, _ in online & offline}
+
+
+class Doubtful:
+    """Who waits to be asked about, on the queue's server. Every method raises RedisError."""
+
+    def __init__(self, queue: Redis, keys: Keys) -> None:
+        self._queue = queue
+        self._key = keys.doubtful
+        self._counts = keys.reconcile
+
+    def add(self, user_ids: Iterable[str], now_ms: int) -> None:
+        """now_ms: by the clock of the queue's server."""
+        waiting: Any = self._queue.zcard(self._key)
+        room = MOST - int(waiting)
+        names = sorted(user_ids)
+        if kept := names[: max(0, room)]:
+            self._queue.zadd(self._key, dict.fromkeys(kept, now_ms + WAIT_MS))
+        self._count("dropped", len(names) - len(kept))
+
+    def take(self, now_ms: int, most: int) -> list[str]:
+        """Who has waited for long enough; those who have for too long are dropped."""
+        dropped: Any = self._queue.zremrangebyscore(self._key, "-inf", now_ms - LONGEST_MS)
+        self._count("dropped", dropped)
+        found: Any = self._queue.zrange(self._key, "-inf", now_ms, byscore=True, offset=0, num=most)
+        return [user_id.decode(errors="replace") for user_id in found]
+
+    def asked(self, user_ids: Sequence[str]) -> None:
+        """They were."""
+        self._queue.zrem(self._key, *user_ids)
+        self._count("asked", len(user_ids))
+
+    def _count(self, outcome: str, count: int) -> None:
+        if count:
+            self._queue.hincrby(self._counts, f"doubtful:{outcome}", count)
