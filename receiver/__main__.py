@@ -28,22 +28,22 @@ from shared.logs import setup as logs
 from shared.logs import streams
 from shared.settings import Settings, load
 
-#: After the last answer: seconds for copies of callbacks, and for handing the journal to Redis.
+#: After the last answer: the time for copies of callbacks, and for pushing the journal's events to Redis.
 COPY_SECONDS = 1.0
 HAND_OVER_SECONDS = 5.0
-#: The relay's thread holds the interpreter for so long at most while a request waits; 5 ms is Python's own.
+#: How long the relay's thread may hold the interpreter while a request waits; Python's default is 5 ms.
 SWITCH_SECONDS = 0.0005
 
 _OPEN = (
     "anyone who reaches %s can send callbacks: set PRESENCE_ALLOWED_NETWORKS, PRESENCE_BASIC_AUTH or "
-    "PRESENCE_CALLBACK_PATH, or see to it that only OpenIM does"
+    "PRESENCE_CALLBACK_PATH, or make sure that only OpenIM reaches it"
 )
 
 log = logging.getLogger("receiver")
 
 
 async def serve(settings: Settings, given: Inherited | None, context: ssl.SSLContext | None = None) -> None:
-    """Receives until a signal, then stops in order (docs/operations.md). Raises SettingsError where it cannot listen.
+    """Receives until a signal, then stops in order (docs/operations.md). Raises SettingsError if it cannot listen.
 
     given: for one of several processes, which answers its parent for its health and not at the admin port. context:
     for HTTPS.
@@ -97,7 +97,7 @@ async def serve(settings: Settings, given: Inherited | None, context: ssl.SSLCon
 
 async def _hand_over(relay: Relay, syncer: PeriodicSync, journal: Journal) -> None:
     if relay.is_alive():
-        log.info("stopping: %d events still to hand over", journal.waiting_events)
+        log.info("stopping: %d events still to push", journal.waiting_events)
         await asyncio.to_thread(relay.stop, HAND_OVER_SECONDS)
         syncer.stop()
         log.info("stopped: %d events wait on disk", journal.waiting_events)
@@ -116,7 +116,7 @@ def main() -> int:
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         sys.setswitchinterval(SWITCH_SECONDS)
         given = inherited()
-        if access.is_open(settings) and not given:  # of several processes, their parent says it
+        if access.is_open(settings) and not given:  # for several processes, their parent says it
             log.warning(_OPEN, settings.host)
         context = None
         if settings.tls_cert and settings.tls_key:

@@ -1,6 +1,6 @@
-"""The pages for whoever looks after a receiver, on a port of their own: /healthz, /readyz, /metrics.
+"""The pages for the operators of a receiver, on their own port: /healthz, /readyz, /metrics.
 
-They say what the process says of itself (`SingleProcess`), or what several processes do (`receiver/processes.py`).
+They show what one process says about itself (`SingleProcess`), or what several do (`receiver/processes.py`).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from shared.settings import Settings
 
 
 class Pages(Protocol):
-    """What there is to say. The receiver is well where `status` is `alive` or `ready`."""
+    """The content of the pages. All is well if `status` is `alive` or `ready`."""
 
     async def health(self) -> dict[str, Any]: ...
 
@@ -38,7 +38,7 @@ class Pages(Protocol):
 
 
 class SingleProcess:
-    """Of this process alone. forwarder: None where nothing is forwarded."""
+    """The pages of this process alone. forwarder: None if nothing is forwarded."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ def make_admin(pages: Pages, settings: Settings) -> web.Application:
 
 
 def _json(answer: dict[str, Any], well: str) -> web.Response:
-    text = json.dumps(answer) + "\n"  # for whoever asks with curl
+    text = json.dumps(answer) + "\n"  # for people with curl
     status = 200 if answer["status"] == well else 503
     return web.Response(status=status, text=text, content_type="application/json")
 

@@ -1,6 +1,6 @@
 """Reading a callback: URL, operationID header and body in; one event, another's callback, or a refusal out.
 
-Pure: no network, no clock, no disk. docs/openim-versions.md has the five shapes and the checks.
+Pure: no network, no clock, no disk. docs/openim-versions.md has the six shapes and the checks.
 """
 
 import re
@@ -31,8 +31,8 @@ _COMMAND = re.compile(r"callback\w*Command", re.ASCII)
 class Refusal:
     """Why a callback is not accepted. Nothing of it is stored.
 
-    status: the HTTP status. message: one short sentence. detail: what was wrong with which field. command: which one,
-    where OpenIM is known to send such a callback, so that nobody has to be told.
+    status: the HTTP status. message: one short sentence. detail: what was wrong with which field. command: set if a
+    release of OpenIM is known to send such a callback, so that nobody needs to be warned.
     """
 
     status: int
@@ -56,12 +56,12 @@ class Refused(Exception):
 class Presence:
     """A callback about presence, or one whose URL does not say what it is about.
 
-    command: the name in the URL, or None where only the body has it. shape: which of OpenIM's URL forms. has_query:
-    True if the URL has a query that names no command, so that it may have swallowed one.
+    command: the name in the URL, or None if only the body has it. url_form: where the URL has it, the label `shape`
+    of the metric. has_query: the URL has a query that names no command, so it may have swallowed one.
     """
 
     command: str | None
-    shape: Literal["document", "query", "path", "body"]
+    url_form: Literal["document", "query", "path", "body"]
     has_query: bool = False
 
 
@@ -72,10 +72,10 @@ class OtherCallback:
     command: str
 
 
-#: What a request's URL says: whose callback it is, or why it is nobody's.
+#: What a request's URL says: which kind of callback it is, or why it is refused.
 Route = Presence | OtherCallback | Refusal
 
-#: Longer request targets are read anew each time, so that nobody can fill the memory with them.
+#: Longer request targets are not cached, so that nobody can fill the memory with them.
 _TARGET_CACHED = 512
 
 
@@ -83,7 +83,7 @@ def check_path(target: str, prefix: str) -> None:
     """Raises Refused (404) for a request target, `/path?query` as it came, that is not at or below prefix."""
     if not prefix:
         return
-    # In a time that does not tell how much of a secret in it was right.
+    # The time that this takes must not reveal how much of a secret was right.
     path, expected = path_of(target).encode(errors="surrogatepass"), prefix.encode()
     same = compare_digest(path[: len(expected)], expected)
     if not same or path[len(expected) : len(expected) + 1] not in (b"", b"/"):
@@ -155,7 +155,7 @@ _STRICT = ConfigDict(strict=True, hide_input_in_errors=True)
 
 
 class _Named(TypedDict):
-    """As much of any callback's body as says whose it is."""
+    """The part of any callback's body that says which callback it is."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]  # pydantic's documented place for it
 
@@ -175,12 +175,12 @@ class _Body(_Named):
     operationID: NotRequired[Annotated[str, Field(max_length=OPERATION_ID_MAX)]]
 
 
-#: Above this, what nobody here reads is left out first: pydantic would build objects of all of it, which may take 1 s
-#: for 10 MB and holds up everybody else. msgspec skips as much in 40 ms. OpenIM's callbacks have some 250 bytes.
+#: In larger bodies, fields that we do not read are removed first: pydantic would build objects of all of them, which
+#: may take 1 s for 10 MB and hold up all others. msgspec skips as much in 40 ms. OpenIM's callbacks have some 250 bytes.
 SKIM_BYTES = 1024
-#: Of a body that may be forwarded, and turns out to be about presence.
+#: The limit for a body that could have been forwarded but turns out to be about presence.
 OURS_MOST_BYTES = 1 << 20
-#: A text of the most characters, each written as two escapes.
+#: The longest text, with each character written as two escapes.
 _FIELD_MOST_BYTES = 12 * OPERATION_ID_MAX + 2
 
 
@@ -201,7 +201,7 @@ def read_body(
 ) -> Event | OtherCallback:
     """Reads the body of a request that came by `route`.
 
-    operation_id: the header's value, None where there was none. received_at: Unix milliseconds. event_id, peer: as
+    operation_id: the header's value, None if there was none. received_at: Unix milliseconds. event_id, peer: as
     `Event` has them. Raises Refused (400).
     """
     is_large = len(body) > SKIM_BYTES
@@ -221,7 +221,7 @@ def read_body(
     if route.command is not None and command != route.command:
         raise Refused(400, "URL and body name different commands", "callbackCommand: must be the URL's")
     operation_id = _text_of(operation_id) if operation_id else fields.get("operationID", operation_id)
-    if operation_id is None:  # an empty header is not absent: some gateways send no more than that
+    if operation_id is None:  # an empty header is not absent: some gateways send only that
         raise Refused(400, "there is no operationID", f"operationID: must be in the header or in the body. {_AS_SENT}")
     event = Event(
         fields["userID"],
@@ -235,7 +235,7 @@ def read_body(
         event_id,
         peer,
     )
-    if body.find(b"\\u0000") >= 0 or "\0" in operation_id:  # JSON cannot hold a bare one
+    if body.find(b"\\u0000") >= 0 or "\0" in operation_id:  # JSON cannot hold an unescaped one
         _check_ids(event)
     return event
 
@@ -252,7 +252,7 @@ def _command_in(body: bytes, route: Presence) -> str:
 
 
 def _skim(body: bytes, decoder: msgspec.json.Decoder[msgspec.Struct]) -> bytes:
-    """The body with the decoder's fields alone. Raises Refused (400)."""
+    """The body with only the decoder's fields. Raises Refused (400)."""
     try:
         body.decode()  # msgspec does not look at the bytes that it skips
         skimmed = decoder.decode(body)
@@ -267,9 +267,9 @@ def _skim(body: bytes, decoder: msgspec.json.Decoder[msgspec.Struct]) -> bytes:
 
 
 def _text_of(header: str) -> str:
-    """A header as text: up to OpenIM 3.7 clients choose its bytes, in whatever encoding, and that costs no event."""
+    """A header as text: up to OpenIM 3.7 clients choose its bytes in any encoding, and that must cost no event."""
     if not header.isascii():
-        header = re.sub("[\ud800-\udfff]", "\ufffd", header)  # what aiohttp makes of a byte that is not UTF-8
+        header = re.sub("[\ud800-\udfff]", "\ufffd", header)  # aiohttp makes these of bytes that are not UTF-8
     return header[:OPERATION_ID_MAX]
 
 
@@ -286,7 +286,7 @@ def _check_ids(event: Event) -> None:
 
 def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
     try:
-        # Which pydantic takes, and JSON does not know. `in` is slower: it raises and drops a TypeError first.
+        # pydantic accepts these, but JSON lacks them. `in` would be slower: it raises and drops a TypeError first.
         if body.find(b"NaN") >= 0 or body.find(b"Infinity") >= 0:
             from_json(body, allow_inf_nan=False)
         return adapter.validate_json(body)
@@ -303,8 +303,9 @@ def _parse(adapter: TypeAdapter[_Fields], body: bytes) -> _Fields:
 
 
 def _check_somebody(body: bytes, wrong: tuple[int | str, ...]) -> None:
-    """OpenIM 2.3.2 and 2.3.3 send an offline callback without a user after each kick-off, as the connection of which
-    they have forgotten everything ends. Raises Refused (400) for it, with a reason of its own.
+    """Raises Refused (400), with its own reason, for the offline callback without a user of OpenIM 2.3.2 and 2.3.3.
+
+    They send it after each kick-off, when a connection ends of which they have already forgotten everything.
     """
     if wrong != ("userID",):
         return

@@ -1,6 +1,6 @@
-"""One of several receiver processes: what its parent hands it, and what it tells its parent (`receiver/processes.py`).
+"""One of several receiver processes: what it inherits from its parent and tells it (`receiver/processes.py`).
 
-Everything is inherited as open sockets, so that no directory is needed, and none can be cleaned away.
+Everything is inherited as open sockets, so there is no directory that somebody could clean away.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class Inherited:
 
     @property
     def numbers(self) -> list[int]:
-        """Those of the descriptors that the child must get."""
+        """The descriptors that the child must get."""
         return [each.fileno() for each in (self.control, *self.own, *self.siblings)]
 
     def as_environment(self) -> dict[str, str]:
@@ -40,7 +40,7 @@ def _numbers(sockets: Iterable[socket.socket]) -> list[int]:
 
 
 def inherited(environment: Mapping[str, str] = os.environ) -> Inherited | None:
-    """None where this process is no child."""
+    """What this process has inherited; None if it is not a child."""
     if _VARIABLE not in environment:
         return None
     named = json.loads(environment[_VARIABLE])
@@ -49,7 +49,7 @@ def inherited(environment: Mapping[str, str] = os.environ) -> Inherited | None:
 
 
 async def answer_parent(control: socket.socket, pages: Pages, stop: Stop) -> None:
-    """Each byte from there is a question, each line to there all that this process says of itself.
+    """Answers each byte from the parent with a line: all that this process says about itself.
 
     Stops the process when its parent is gone.
     """

@@ -1,4 +1,4 @@
-"""What came lately, for `/readyz` and `presence status`. For the event loop's thread alone, and of bounded size."""
+"""What came lately, for `/readyz` and `presence status`. For the event loop's thread only, and of bounded size."""
 
 import time
 
@@ -6,14 +6,14 @@ from receiver.callback import Refusal
 from shared.events import Event
 from shared.observe.edge import LastCallback, RefusedLately, added_up, newest_callbacks
 
-#: A reason is forgotten after so long without a refusal.
+#: A reason is forgotten this long after its last refusal.
 LATELY_MS = 600_000
-#: Characters of what a peer may have chosen.
+#: How many characters are kept of texts that a peer may have chosen.
 NAME_MOST, DETAIL_MOST = 100, 200
 
 
 class Lately:
-    """accepted: the newest event of each command. The request path writes it directly, since it costs nothing so."""
+    """accepted: the newest event of each command. The request path writes it directly, which costs nothing."""
 
     def __init__(self) -> None:
         self.accepted: dict[str, Event] = {}
@@ -40,7 +40,7 @@ class Lately:
         return newest_callbacks([*taken, self._foreign] if self._foreign else taken)
 
     def refusals(self) -> tuple[RefusedLately, ...]:
-        """What OpenIM may have sent before probes, the newest first."""
+        """First what OpenIM may have sent, then probes, each the newest first."""
         now = _now_ms()
         return added_up(each for each in self._refused.values() if now - each.at_ms < LATELY_MS)
 

@@ -1,7 +1,7 @@
-"""What a receiver counts. Plain numbers on the request path; they become metrics when a page asks for them.
+"""What a receiver counts: plain numbers on the request path, which become metrics when a page asks for them.
 
-The numbers of several processes are added up by the process that shows them, so they travel as flat JSON: the name of
-each has its labels in it, `callbacks callbackUserOnlineCommand path accepted 200`.
+The process that shows the numbers of several processes adds them up, so they travel as flat JSON; each name includes
+its labels: `callbacks callbackUserOnlineCommand path accepted 200`.
 """
 
 from bisect import bisect_left
@@ -15,9 +15,9 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 from shared.observe.metrics import gauge, histogram, of_log
 
-#: The label of a command or shape that is not known, or not ours.
+#: The label of a command or URL form that is unknown, or not ours.
 OTHER = "other"
-#: The shape of what is no request: a head that is too large, or no HTTP.
+#: The label `shape` of what is not a request: its head is too large, or it is not HTTP.
 UNREADABLE = "none"
 
 #: Upper bounds of the time to an answer, in seconds.
@@ -28,32 +28,32 @@ ANSWER_BOUNDS = (
 
 
 class Counts:
-    """For the event loop's thread alone: 0.4 µs a request."""
+    """For the event loop's thread only; costs 0.4 µs a request."""
 
     def __init__(self) -> None:
         self._callbacks: defaultdict[tuple[str, str, str, int], int] = defaultdict(int)
         self._answers = [0] * (len(ANSWER_BOUNDS) + 1)
         self._answer_seconds = 0.0
 
-    def accepted(self, command: str, shape: str, started: float) -> None:
-        """started: time.perf_counter() when the request was taken up."""
-        self._callbacks[command, shape, "accepted", 200] += 1
+    def accepted(self, command: str, url_form: str, started: float) -> None:
+        """started: time.perf_counter() when work on the request began. url_form: becomes the label `shape`."""
+        self._callbacks[command, url_form, "accepted", 200] += 1
         seconds = perf_counter() - started
         self._answers[bisect_left(ANSWER_BOUNDS, seconds)] += 1
         self._answer_seconds += seconds
 
-    def other(self, outcome: str, status: int, command: str = OTHER, shape: str = OTHER) -> None:
+    def other(self, outcome: str, status: int, command: str = OTHER, url_form: str = OTHER) -> None:
         """outcome: `refused`, `forwarded` or `foreign`.
 
-        command, shape: of a fixed set, OTHER aside; a peer must not be able to make up metrics.
+        command, url_form: from fixed sets, or OTHER; a peer must not be able to make up metrics.
         """
-        self._callbacks[command, shape, outcome, status] += 1
+        self._callbacks[command, url_form, outcome, status] += 1
 
     def numbers(self) -> dict[str, float]:
-        """All of them, flat."""
+        """All counts, flat."""
         numbers: dict[str, float] = {
-            f"callbacks {command} {shape} {outcome} {status}": count
-            for (command, shape, outcome, status), count in self._callbacks.items()
+            f"callbacks {command} {url_form} {outcome} {status}": count
+            for (command, url_form, outcome, status), count in self._callbacks.items()
         }
         numbers |= {f"answers {index}": count for index, count in enumerate(self._answers)}
         return {**numbers, "answer_seconds": self._answer_seconds}
@@ -61,11 +61,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What one receiver process shows of itself, or what all of a receiver do.
+    """What one receiver process, or all processes of a receiver, show about themselves.
 
-    pid: whose counts these are. counts: only ever grow. oldest_seconds: since when the oldest event in the journal has
-    been waiting. room_bytes: what the journal can take before its limit; disk_bytes: before its disk is full.
-    unreadable_files: of the journal, and folders. kept_bytes: what is in the journal still, though Redis has it.
+    pid: the process of these counts. counts: never go back. oldest_seconds: how long the oldest event in the journal
+    has waited. room_bytes: what the journal can take before its limit. disk_bytes: before its disk is full.
+    unreadable_files: of the journal, and folders. kept_bytes: what the journal keeps although Redis has it.
     """
 
     pid: int
@@ -86,14 +86,14 @@ class State:
 
 
 class MonotonicCounts:
-    """The counts of one process slot, over all processes that come to fill it: they must never go back."""
+    """The counts of one place for a process, over all processes that ran there: they must never go back."""
 
     def __init__(self) -> None:
         self._before: Counter[str] = Counter()
         self._last: State | None = None
 
     def add(self, state: State | None) -> "Counter[str]":
-        """state: None where the process did not answer; it then counts as it did the last time."""
+        """state: None if the process did not answer; its last counts are then used again."""
         if state:
             if self._last and self._last.pid != state.pid:
                 self._before.update(self._last.counts)
@@ -103,11 +103,11 @@ class MonotonicCounts:
         return total
 
 
-def merge(states: list[State | None], ledgers: list[MonotonicCounts]) -> State:
-    """One state of several processes: it is as well with all as with the worst of them."""
+def merge(states: list[State | None], counts_of: list[MonotonicCounts]) -> State:
+    """One state for several processes: their sum, and the readiness of the worst. counts_of: each process's place."""
     counts: Counter[str] = Counter()
-    for state, ledger in zip(states, ledgers, strict=True):
-        counts.update(ledger.add(state))
+    for state, monotonic in zip(states, counts_of, strict=True):
+        counts.update(monotonic.add(state))
     known = [state for state in states if state]
     return State(
         pid=0,
@@ -139,7 +139,7 @@ def of_state(state: State) -> Iterator[Metric]:
     )
     pushes = CounterMetricFamily("presence_relay_pushes", "Batches handed to the queue.", labels=["outcome"])
     forwards = CounterMetricFamily(
-        "presence_forwards", "Callbacks and copies sent on to PRESENCE_FORWARD_URL.", labels=["outcome"]
+        "presence_forwards", "Callbacks and copies forwarded to PRESENCE_FORWARD_URL.", labels=["outcome"]
     )
     for name, count in sorted(state.counts.items()):
         kind, *labels = name.split(" ")
@@ -152,7 +152,7 @@ def of_state(state: State) -> Iterator[Metric]:
     yield callbacks
     yield histogram(
         "presence_answer_seconds",
-        "From the headers of a callback that was accepted to its answer.",
+        "From the headers of an accepted callback to its answer.",
         ANSWER_BOUNDS,
         [int(state.counts.get(f"answers {index}", 0)) for index in range(len(ANSWER_BOUNDS) + 1)],
         state.counts.get("answer_seconds", 0.0),
@@ -162,21 +162,19 @@ def of_state(state: State) -> Iterator[Metric]:
     yield of_log(state.counts.get("log_lines_dropped", 0))
     yield gauge("presence_journal_events", "Accepted events that Redis does not have yet.", state.events)
     yield gauge("presence_journal_bytes", "The same in bytes.", state.bytes)
-    yield gauge(
-        "presence_journal_oldest_seconds", "Since when the oldest of them has been waiting.", state.oldest_seconds
-    )
+    yield gauge("presence_journal_oldest_seconds", "How long the oldest of them has waited.", state.oldest_seconds)
     yield gauge(
         "presence_journal_room_bytes",
-        "What the journal can still take: to its limit, or to a full disk.",
+        "How much more the journal can take before its limit or a full disk.",
         min(state.room_bytes, state.disk_bytes),
     )
-    yield gauge("presence_journal_damaged_files", "Files set aside for somebody to look at.", state.damaged_files)
+    yield gauge("presence_journal_damaged_files", "Damaged files that were set aside.", state.damaged_files)
     yield gauge(
         "presence_journal_unreadable_files",
-        "Files, and folders to take over, that cannot be read: their events wait.",
+        "Files, and folders to take over, that cannot be read, so that their events wait.",
         state.unreadable_files,
     )
     yield gauge(
-        "presence_journal_kept_bytes", "What stays in the journal until Redis will not lose it.", state.kept_bytes
+        "presence_journal_kept_bytes", "What the journal keeps until Redis can no longer lose it.", state.kept_bytes
     )
-    yield gauge("presence_ready", "1 where events are taken, as /readyz says.", float(state.ready))
+    yield gauge("presence_ready", "1 if events are taken, as /readyz says.", float(state.ready))

@@ -1,8 +1,8 @@
 """Several receiver processes on one port (PRESENCE_PROCESSES).
 
-The kernel shares the connections out between their sockets (SO_REUSEPORT). Each process has all of these sockets, and
-helps a sibling that leaves somebody waiting. Each has a journal folder of its own. Their parent starts them, starts
-them again, kills one that is frozen, and answers for the health of all on the admin port.
+The kernel distributes the connections between their sockets (SO_REUSEPORT). Each process has all of these sockets, and
+accepts peers that a sibling leaves waiting. Each has its own journal folder. Their parent starts and restarts them,
+kills one that is frozen, and answers for the health of all on the admin port.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ from shared.observe.readiness import Readiness, combine, readiness_of
 from shared.settings import Settings
 
 RESTART_SECONDS = 1.0
-#: A process that ends by itself so soon could not start, and has said why.
+#: A process that ends by itself within this time could not start, and has said why.
 START_SECONDS = 3.0
-#: A process is asked so often, and has so long to answer.
+#: How often a process is asked, and how long it has to answer.
 ASK_SECONDS = 1.0
-#: One that misses so many questions in a row is named in the log, and then counts as frozen. Questions are counted and
-#: time is not, because the whole machine may have stood still.
+#: After this many missed answers in a row a process is named in the log, and then counts as frozen. Answers are counted,
+#: not time, because the whole machine may have stood still.
 NAMED_AT, FROZEN_AT = 2, 4
 #: The same before its first answer, while it starts.
 FROZEN_AT_START = 30
-#: Of one answer, in bytes.
+#: The longest answer, in bytes.
 MOST_SAID = 1 << 20
 
 log = logging.getLogger("receiver")
 
 
 async def supervise(settings: Settings) -> None:
-    """Runs PRESENCE_PROCESSES receivers until a signal. Raises PresenceError where one cannot start."""
+    """Runs PRESENCE_PROCESSES receivers until a signal. Raises PresenceError if one cannot start."""
     stop = Stop()
     sockets = [bind(settings.host, settings.port, "PORT", reuse_port=True) for _ in range(settings.processes)]
     closing = asyncio.create_task(_close(sockets, stop))
@@ -66,7 +66,7 @@ async def supervise(settings: Settings) -> None:
 
 
 async def _close(sockets: list[list[socket.socket]], stop: Stop) -> None:
-    """Once they stop, the processes alone must have them: when the last one closes them, nobody listens."""
+    """Closes the parent's copies at the stop: when the last process closes its own, nothing must listen any more."""
     await stop.told.wait()
     for own in sockets:
         for each in own:
@@ -74,10 +74,10 @@ async def _close(sockets: list[list[socket.socket]], stop: Stop) -> None:
 
 
 class Place:
-    """Where one process runs and, when it has ended, the next. own, siblings: as `Listener` takes them."""
+    """A place for one process and, when it has ended, for the next. own, siblings: as `Listener` takes them."""
 
     def __init__(self, own: list[socket.socket], siblings: list[socket.socket]) -> None:
-        self.ledger = MonotonicCounts()
+        self.counts = MonotonicCounts()
         self._own = own
         self._siblings = siblings
         self._process: asyncio.subprocess.Process | None = None
@@ -92,7 +92,7 @@ class Place:
         return f"process {self._process.pid} " + ("does not answer" if self._has_answered else "is starting")
 
     async def keep_running(self, stop: Stop) -> None:
-        """Until it is told to stop. Raises PresenceError where the first process cannot start."""
+        """Runs until it is told to stop. Raises PresenceError if the first process cannot start."""
         loop = asyncio.get_running_loop()
         stopping = asyncio.create_task(stop.told.wait())
         first = True
@@ -142,7 +142,7 @@ class Place:
         hurrying.cancel()
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Names the process when it does not answer, and kills it when that lasts."""
+        """Logs that the process does not answer, and kills it if that lasts."""
         missed, named = 0, False
         while True:
             for each in self._own:  # a process that stops alone leaves them to its siblings
@@ -166,7 +166,7 @@ class Place:
             await pause
 
     async def ask(self) -> dict[str, Any] | None:
-        """What the process says of itself; None where it does not in time. Who asks meanwhile shares the answer."""
+        """What the process says about itself; None if it is too late. Callers that ask meanwhile share the answer."""
         if self._process is None:
             return None
         if self._asking is None or self._asking.done():
@@ -186,7 +186,7 @@ class Place:
 
 
 class ProcessGroup:
-    """What all processes say, as one. Counts of processes that have ended stay in the sum."""
+    """What all processes say together. Counts of processes that have ended stay in the sum."""
 
     def __init__(self, places: list[Place]) -> None:
         self._places = places
@@ -207,7 +207,7 @@ class ProcessGroup:
 
     async def state(self) -> State:
         states = [State(**said["state"]) if said else None for said in await self._ask_all()]
-        merged = merge(states, [place.ledger for place in self._places])
+        merged = merge(states, [place.counts for place in self._places])
         dropped = merged.counts.get("log_lines_dropped", 0) + lines_dropped()
         return replace(merged, counts={**merged.counts, "log_lines_dropped": dropped})
 

@@ -1,4 +1,4 @@
-"""Being told to stop, and in which order: for one process, for the parent of several, and for these."""
+"""Receives the signal to stop: in a single process, in the parent of several, and in each of these."""
 
 import asyncio
 import signal
@@ -9,9 +9,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """told: by SIGTERM or Ctrl-C. hurried: a second time, so that nothing is waited for that may be left.
+    """told: SIGTERM or Ctrl-C came. hurried: it came a second time, so that every optional wait ends.
 
-    hurrying: the signals that count as a second time.
+    hurrying: the signals that count as the second one.
     """
 
     def __init__(self, hurrying: Collection[signal.Signals] = SIGNALS) -> None:
@@ -27,6 +27,6 @@ class Stop:
         self.told.set()
 
     async def pause(self, seconds: float) -> None:
-        """Waits for so long, or until it is hurried."""
+        """Waits for that long, or until it is hurried."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.hurried.wait(), seconds)

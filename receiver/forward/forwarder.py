@@ -1,6 +1,6 @@
-"""OpenIM's other callbacks, passed on to where they would have gone without us.
+"""Forwards OpenIM's other callbacks to the server that would have got them without us.
 
-OpenIM has one URL for all its callbacks, so a team that has a business server behind it gives us that server's.
+OpenIM has one URL for all its callbacks. If it pointed to a business server, that server's URL is given to us.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ TOTAL_SECONDS = 4.5
 CONNECT_SECONDS = 2.0
 #: At one time. OpenIM 3 has up to 100 connections for each of its processes.
 MOST_AT_ONCE = 100
-#: More than these wait for their turn: enough for a burst, and too few for their bodies to fill the memory.
+#: How many more wait for their turn: enough for a burst, and too few for their bodies to fill the memory.
 MOST_WAITING = 200
-#: Below the 5 s after which the most impatient servers (Node.js, uvicorn) close an idle connection: a POST that meets
-#: one being closed must not be sent again.
+#: Less than the 5 s after which the most impatient servers (Node.js, uvicorn) close an idle connection: a POST that
+#: meets a connection being closed must not be sent again.
 IDLE_SECONDS = 4.0
-#: Copies of our own callbacks that wait to be sent, and how many are sent at one time.
+#: How many copies of callbacks about presence wait to be sent, and how many are sent at one time.
 MOST_COPIES = 1000
 COPIERS = 4
 PIECE_BYTES = 1 << 16
@@ -53,9 +53,9 @@ class _Copy:
 
 
 class Forwarder:
-    """Sends requests on, each within TOTAL_SECONDS, and counts them.
+    """Forwards requests, each within TOTAL_SECONDS, and counts them.
 
-    forwarded: sent on and answered, copies among them. failed: not answered. dropped: copies not sent.
+    forwarded: sent on and answered, including copies. failed: not answered. dropped: copies not sent.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -67,7 +67,7 @@ class Forwarder:
         self._origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._path = parts.path.rstrip("/")
         self._authorization = _basic(parts.username, parts.password or "") if parts.username else None
-        # Other receivers forward elsewhere and have another name, so that they can stand in a row.
+        # Receivers that forward elsewhere have another name, so that they can be chained.
         name = hashlib.sha256(f"{self._origin}{self._path}".encode()).hexdigest()[:8]
         self._via = f"1.1 openim-presence-{name}"
         self._troubles = LogThrottle(log)
@@ -92,9 +92,9 @@ class Forwarder:
         return self._copies is not None
 
     async def answer(self, request: web.BaseRequest, body: bytes | None) -> web.StreamResponse:
-        """Passes the request on, and the upstream's answer back. body: None where it has not been read yet.
+        """Passes the request on, and the upstream's answer back. body: None if it has not been read yet.
 
-        Raises Refused (413 or 400) where the body turns out to be wrong on the way.
+        Raises Refused (413 or 400) if the body turns out to be wrong on the way.
         """
         if body is None and (request.content_length or 0) > self.limit.size:
             raise self.limit.passed()
@@ -117,13 +117,13 @@ class Forwarder:
     def _unanswered(self, error: Exception, passing: ProxiedResponse) -> web.StreamResponse:
         if passing.is_begun or passing.has_no_reader:
             self.failed += not passing.has_no_reader
-            raise ConnectionResetError("the answer broke off")  # there is no other way left to say so
+            raise ConnectionResetError("the answer broke off")  # the only way left to report it
         if passing.refusal:
             raise passing.refusal
         return self.give_up(_in_words(error))
 
     def give_up(self, trouble: str) -> web.Response:
-        """The answer if the upstream gives none: OpenIM goes on, or cannot decode it, as with a server that is down."""
+        """The answer if the upstream gives none: one that lets OpenIM go on, or one that it cannot decode."""
         self.failed += 1
         self._troubles.say(logging.WARNING, "a callback was not forwarded to %s: %s", self._origin, trouble)
         if self._goes_on:
@@ -131,7 +131,7 @@ class Forwarder:
         return web.Response(status=502, text=f"{trouble[0].upper()}{trouble[1:]}.\n")
 
     def copy(self, request: web.BaseRequest, body: bytes) -> None:
-        """Sends a copy of an accepted callback, some time later; drops it where too many wait."""
+        """Sends a copy of an accepted callback some time later; drops it if too many wait."""
         if self._copies is None or self._copies.full():
             self.dropped += 1
             return
@@ -168,7 +168,7 @@ class Forwarder:
         return self._session.post(url, data=data, headers=headers, allow_redirects=False)
 
     def _url(self, request: web.BaseRequest) -> URL:
-        """Raises Refused (400) where the path would lead out of the upstream's."""
+        """Raises Refused (400) if the path would lead out of the upstream's."""
         path = path_of(request.raw_path)[len(self._prefix) :]
         if not {".", ".."}.isdisjoint(re.split(r"[/\\;]", unquote(path))):
             raise Refused(400, "the request cannot be passed on", "path: must be without . and .. as segments")
@@ -176,7 +176,7 @@ class Forwarder:
         return URL(f"{self._origin}{self._path}{path}{mark}{query}", encoded=True)
 
     def _headers(self, request: web.BaseRequest) -> Headers:
-        # Expect is between OpenIM and us, who have read the body or ask for it; Host is of the URL.
+        # Expect concerns only OpenIM and us: we have read the body or ask for it. Host is that of the URL.
         headers = headers_of(request, b"host", b"expect")
         headers.add(hdrs.VIA, self._via)
         if self._authorization:
@@ -184,7 +184,7 @@ class Forwarder:
         return headers
 
     async def close(self, grace_seconds: float) -> None:
-        """Sends the copies that wait, for so long at the most."""
+        """Sends the waiting copies, but stops after that time."""
         if self._copies is not None:
             try:
                 await asyncio.wait_for(self._copies.join(), grace_seconds)
@@ -197,7 +197,7 @@ class Forwarder:
 
 
 class _Turns:
-    """At most so many at a time, in the order of asking; and few wait, with little in their hands."""
+    """Limits how many requests are sent at a time, in the order of asking, and how many wait, with how much memory."""
 
     def __init__(self, largest: int) -> None:
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
@@ -206,7 +206,7 @@ class _Turns:
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
-        """size: of a body that is held meanwhile. Raises Unavailable where too many wait."""
+        """size: of a body that is held meanwhile. Raises Unavailable if too many wait."""
         if self._waiting >= MOST_WAITING:
             raise Unavailable("too many callbacks wait for the server behind PRESENCE_FORWARD_URL")
         self._room.take(size)
@@ -225,7 +225,7 @@ class _Turns:
 
 
 def _in_words(error: Exception) -> str:
-    """Not in aiohttp's own, which have the URL with whatever secret there is in its path."""
+    """The error in our words: aiohttp's have the URL, whose path may hold a secret."""
     if isinstance(error, TimeoutError):
         return f"the server behind PRESENCE_FORWARD_URL did not answer within {TOTAL_SECONDS:g} s"
     if isinstance(error, Unavailable):

@@ -1,4 +1,4 @@
-"""A request on its way to the upstream and the answer on its way back: each piece as it comes, nothing added."""
+"""Passes a request to the upstream and its answer back: each piece as it comes, with nothing added."""
 
 import re
 import secrets
@@ -12,13 +12,13 @@ from multidict import CIMultiDict
 from receiver.callback import Refused
 from receiver.http.body import Limit, broken_off
 
-#: RFC 9110, 7.6.1; Trailer because aiohttp passes none on.
+#: RFC 9110, 7.6.1; and Trailer, because aiohttp passes no trailers on.
 _OF_THE_CONNECTION = {
     *(b"connection", b"proxy-connection", b"keep-alive"),
     *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
 }
 
-#: A byte that is not UTF-8 is a lone surrogate in them, as aiohttp reads it.
+#: As aiohttp reads them: a byte that is not UTF-8 becomes a lone surrogate.
 Headers = CIMultiDict[str]
 _NO_TEXT = re.compile("[\udc80-\udcff]")
 
@@ -39,8 +39,8 @@ def _text(raw: bytes) -> str:
 def with_any_bytes(headers: Headers, body: Any) -> tuple[Headers, Any]:
     """What to give aiohttp's client so that these headers go out as they came, whatever their bytes.
 
-    It leaves out what is not UTF-8. So it gets a mark in each such place, and the mark gives way to the bytes when the
-    body is about to be written: until then, aiohttp keeps the head it has made.
+    aiohttp leaves out what is not UTF-8. So it gets a mark in each such place, and the bytes replace the mark when the
+    body is about to be written: until then, aiohttp keeps the head that it has made.
     """
     if not any(map(_NO_TEXT.search, headers.values())):
         return headers, body
@@ -65,9 +65,9 @@ def with_any_bytes(headers: Headers, body: Any) -> tuple[Headers, Any]:
 
 
 class ProxiedResponse(web.StreamResponse):
-    """A body on its way there and an answer on its way back, each piece as it comes.
+    """Reads the body piece by piece, and writes the upstream's answer itself: aiohttp's response would add headers.
 
-    Writes the answer by itself: aiohttp's own would add headers. refusal: what was wrong with the body.
+    refusal: what was wrong with the body.
     """
 
     def __init__(self, request: web.BaseRequest, limit: Limit) -> None:
@@ -97,7 +97,7 @@ class ProxiedResponse(web.StreamResponse):
         self.is_begun = True
         transport = self._request.transport
         if transport is None:
-            raise ConnectionResetError("nobody waits for the answer any more")
+            raise ConnectionResetError("the peer no longer waits for the answer")
         writer, is_new = self._request.writer, self._request.version >= HttpVersion11
         has_length = hdrs.CONTENT_LENGTH in headers or upstream.status in (204, 304)
         self._kept = self._request.keep_alive and (has_length or is_new)
@@ -122,7 +122,7 @@ class ProxiedResponse(web.StreamResponse):
 
     @property
     def has_no_reader(self) -> bool:
-        """True where OpenIM has gone away meanwhile."""
+        """True if OpenIM has gone away meanwhile."""
         return self._request.transport is None
 
     @property

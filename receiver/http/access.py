@@ -1,4 +1,4 @@
-"""Who may send callbacks: the peer's network, then Basic credentials. Pure: no sockets, no clock.
+"""Checks who may send callbacks: the peer's network, then Basic credentials. Pure: no sockets, no clock.
 
 docs/access.md says how each OpenIM carries the credentials.
 """
@@ -28,7 +28,7 @@ class Access:
         self._credentials = _digest(credentials.encode()) if credentials else b""
 
     def check(self, peer: str, forwarded: Sequence[str], authorization: str | None) -> str:
-        """The address of whoever sent the request. Raises Refused (403 or 401).
+        """The address of the sender. Raises Refused (403 or 401).
 
         peer: the address at the other end of the connection. forwarded: each X-Forwarded-For line.
         authorization: the header's value.
@@ -44,23 +44,23 @@ class Access:
 
 
 def make(settings: Settings) -> Access | None:
-    """None where neither networks nor credentials are set, so that no check costs nothing."""
+    """The checks; None if neither networks nor credentials are set, so that they cost nothing."""
     if settings.allowed_networks or settings.basic_auth:
         return Access(settings.allowed_networks, settings.trusted_proxies, settings.basic_auth)
     return None
 
 
 def is_open(settings: Settings) -> bool:
-    """True where other machines can reach the receiver and nothing keeps any of them out."""
+    """True if other machines can reach the receiver and no setting keeps any of them out."""
     guarded = settings.allowed_networks or settings.basic_auth or settings.callback_path
     return not guarded and not is_loopback(settings.host)
 
 
 def client_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> tuple[Address | None, str]:
-    """Who sent the request: the last address of X-Forwarded-For, from the right, that is no trusted proxy's.
+    """The sender: the first address of X-Forwarded-For, from the right, that is not a trusted proxy's.
 
-    Each proxy appends whom it heard, so what stands left of the first stranger is the stranger's own say.
-    Returns the address, None where a trusted proxy names something that is no address, and the text that named it.
+    Each proxy appends the address of its peer, so everything left of the first untrusted one is only a claim. Returns
+    the address, None if a trusted proxy names something that is not an address, and the text that named it.
     """
     named = peer or ""
     client = address(named)
@@ -84,7 +84,7 @@ def address(text: str) -> Address | None:
 
 
 def _without_port(entry: str) -> str:
-    """An address as proxies write it: Azure's and IIS's add the port, and then brackets around IPv6."""
+    """An address as proxies write it: those of Azure and IIS add the port, and brackets around IPv6."""
     found = _WITH_PORT.fullmatch(entry)
     return (found["v6"] or found["v4"]) if found else entry
 
@@ -110,12 +110,12 @@ def _given(authorization: str | None) -> bytes:
         return b""
 
 
-# Made anew each time: an exception raised twice keeps every frame that it went through, and the request in it.
+# A new one each time: an exception raised twice keeps every frame that it went through, and the request with it.
 
 
 def _forbidden(client: Address | None, named: str) -> Refused:
     if client is None:
-        trouble = f"X-Forwarded-For: {named[:60]!a} is no address"
+        trouble = f"X-Forwarded-For: {named[:60]!a} is not an address"
     else:
         trouble = f"PRESENCE_ALLOWED_NETWORKS: {client} is in none of them"
     return Refused(403, "callbacks are not taken from this address", trouble)
@@ -126,5 +126,5 @@ def _unauthorized() -> Refused:
 
 
 def _digest(credentials: bytes) -> bytes:
-    # compare_digest takes as long as its shorter side: digests are all of one length.
+    # compare_digest takes as long as its shorter side; all digests have the same length.
     return hashlib.sha256(credentials).digest()

@@ -6,8 +6,8 @@ from receiver.callback import OtherCallback, Presence, Refusal
 
 
 def accepted(route: Presence) -> bytes:
-    """To a callback that was accepted. The published document answers with a text, every release decodes a number."""
-    next_code = b'""' if route.shape == "document" else b"0"
+    """For an accepted callback. The published document has a text as nextCode; every release decodes a number."""
+    next_code = b'""' if route.url_form == "document" else b"0"
     return b'{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","nextCode":%s}' % next_code
 
 
@@ -16,12 +16,12 @@ def refused(refusal: Refusal) -> bytes:
 
 
 def not_ours(other: OtherCallback) -> bytes:
-    """To a callback that nobody takes: all codes are 0, so that OpenIM goes on as if there were no callback."""
+    """For a callback that is not handled: all codes are 0, so that OpenIM goes on as if there were no callback."""
     return _answer(0, 0, f"{other.command} is not handled here")
 
 
 def go_on(trouble: str) -> bytes:
-    """To a callback that the business server does not answer, if OpenIM is to go on without its word."""
+    """For a callback that the business server does not answer, if OpenIM is to go on without it."""
     return _answer(0, 0, trouble)
 
 

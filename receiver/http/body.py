@@ -1,4 +1,4 @@
-"""A request's body: its type, its size, the time it may take."""
+"""A request's body: its type, its size, and the time it may take."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,35 +10,35 @@ from receiver.callback import Refused
 from receiver.http.responses import JSON
 from shared.errors import Unavailable
 
-#: OpenIM itself gives up after 5 s, so whoever takes longer is none, or waits for nothing.
+#: OpenIM itself gives up after 5 s, so a peer that takes longer is not OpenIM, or no longer waits.
 BODY_SECONDS = 10.0
 ROOM_BYTES = 32 << 20
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Limit(NamedTuple):
-    """The most bytes that a body may have, and the setting that says so."""
+    """The most bytes that a body may have, and the setting that limits it."""
 
     size: int
     variable: str
 
     def passed(self) -> Refused:
-        # Made anew each time: an exception raised twice keeps every frame that it went through.
+        # A new one each time: an exception raised twice keeps every frame that it went through.
         return Refused(413, "the body is too large", f"body: at most {self.variable}")
 
 
 class OverBudget(Unavailable):
-    """There is no memory left for one more large body."""
+    """There is no memory left for another large body."""
 
 
 class MemoryBudget:
-    """Memory for bodies that are held at one time, in bytes; there is always enough for two of the largest."""
+    """Memory for bodies that are held at the same time, in bytes; it always suffices for two of the largest."""
 
     def __init__(self, largest: int) -> None:
         self._free = max(ROOM_BYTES, 2 * largest)
 
     def take(self, size: int) -> None:
-        """Raises OverBudget where there is not so much left."""
+        """Raises OverBudget if there is not so much left."""
         if size > self._free:
             raise OverBudget("too many large bodies at one time")
         self._free -= size
@@ -75,7 +75,7 @@ async def read_rest(request: web.BaseRequest, limit: Limit, room: MemoryBudget) 
                 taken += len(piece)
                 body += piece
     except TimeoutError:
-        raise Refused(408, "the body came too slowly", f"body: must be here within {BODY_SECONDS:g} s") from None
+        raise Refused(408, "the body came too slowly", f"body: must arrive within {BODY_SECONDS:g} s") from None
     except web.RequestPayloadError:
         raise broken_off() from None
     finally:
@@ -88,7 +88,7 @@ def broken_off() -> Refused:
 
 
 async def ask_for(request: web.BaseRequest) -> None:
-    """Tells a peer that waits for it to send its body."""
+    """Tells a peer that sent `Expect: 100-continue` to send its body."""
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(_CONTINUE)
-        request.writer.output_size = 0  # or aiohttp would take the answer for begun
+        request.writer.output_size = 0  # else aiohttp would believe that the answer has begun

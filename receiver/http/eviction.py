@@ -1,6 +1,6 @@
-"""How many connections there may be, how long each may keep us waiting, and which go when there are too many.
+"""Limits how many connections there are and how long each may keep us waiting, and closes some if there are too many.
 
-Go does not repeat a POST that met a connection just closed, so what OpenIM keeps idle is the last to go.
+Go does not repeat a POST that met a connection just closed, so OpenIM's idle connections are the last to be closed.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from shared.logs.throttle import LogThrottle
 
 #: Of one process. OpenIM 3.0 to 3.6 has up to 100 for each of its processes, other releases fewer.
 MOST_CONNECTIONS = 1000
-#: Files that are not connections: the journal, Redis, the upstream.
+#: How many files may be open that are not connections: the journal, Redis, the upstream.
 OTHER_FILES = 250
 
 log = logging.getLogger("receiver")
@@ -21,11 +21,11 @@ log = logging.getLogger("receiver")
 
 class Evictable(Protocol):
     def is_late(self, now: int) -> bool:
-        """True where it has kept us waiting for too long. now: as `OpenConnections.now`."""
+        """True if it has kept us waiting for too long. now: as `OpenConnections.now`."""
         ...
 
     def worth(self) -> tuple[bool, bool, int]:
-        """The lowest goes first."""
+        """The lowest is closed first."""
         ...
 
     def cut(self) -> None: ...
@@ -36,9 +36,9 @@ class Evictable(Protocol):
 
 
 class OpenConnections:
-    """All of one process, in the order in which they came.
+    """All connections of one process, in the order in which they came.
 
-    now: seconds since the start, a count that costs nothing. are_ending: each with its next answer.
+    now: seconds since the start, a count that costs nothing. are_ending: each connection ends with its next answer.
     """
 
     def __init__(self, most: int = 0) -> None:
@@ -62,7 +62,7 @@ class OpenConnections:
         return iter(self._open)
 
     def stop(self) -> None:
-        """Watches no longer."""
+        """Ends the watch."""
         self._clock.cancel()
 
     def _make_room(self, newcomer: Evictable) -> None:
@@ -70,7 +70,7 @@ class OpenConnections:
         others = [each for each in self._open if each is not newcomer]
         for connection in sorted(others, key=lambda each: each.worth())[: self._most // 20 + 1]:
             connection.cut()
-        self._crowds.say(logging.WARNING, "more than %d connections: cutting those of least use", self._most)
+        self._crowds.say(logging.WARNING, "more than %d connections: closing the least useful", self._most)
 
     def _tick(self) -> None:
         self.now += 1
@@ -80,7 +80,7 @@ class OpenConnections:
 
 
 def most_connections() -> int:
-    """As many as this process may have files for, up to MOST_CONNECTIONS."""
+    """MOST_CONNECTIONS, or fewer if this process may not have that many files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

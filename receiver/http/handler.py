@@ -1,4 +1,4 @@
-"""The HTTP side: a request in, an answer out, and an event in the journal between the two."""
+"""The HTTP side: a request in, an answer out, and in between an event in the journal."""
 
 import asyncio
 import itertools
@@ -28,15 +28,15 @@ from shared.settings import Settings
 log = logging.getLogger("receiver")
 
 OPERATION_ID = "operationID"
-#: Where a proxy says for whom it speaks; each proxy may add a line.
+#: The header in which proxies name their peers; each proxy may add a line.
 FORWARDED_FOR = "X-Forwarded-For"
 
 
 class Receiver:
     """Answers callbacks. Only `handle` touches the network; nothing here waits for Redis.
 
-    appended: called after each event that the journal took. durable: awaited before each answer, where set.
-    forwarder: takes the callbacks that are not ours, where set.
+    appended: called after each event that the journal took. durable: awaited before each answer, if set.
+    forwarder: takes the callbacks that are not ours, if set.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Receiver:
         self._lately = lately
         self._last_of = lately.accepted
         self._refusals = Refusals(settings.callback_path, lately)
-        #: A process that follows this one, or runs beside it, begins somewhere else.
+        #: Random, so that a process that follows this one, or runs beside it, begins with another id.
         self._ids = itertools.count(secrets.randbits(48))
-        self._debug = log.isEnabledFor(logging.DEBUG)  # asked once: a request is 30 µs
+        self._debug = log.isEnabledFor(logging.DEBUG)  # read once: a request takes 30 µs
         self._accepted = CachedResponse(answers.accepted(Presence(None, "body")))
         self._document = CachedResponse(answers.accepted(Presence(None, "document")))
 
@@ -81,11 +81,11 @@ class Receiver:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
-            log.exception("a request could not be answered as it should")
+            log.exception("a request could not be answered, because of a bug")
             return self._refuse(request, route, Refusal(503, "this receiver has a defect", "see its log"))
 
     def unreadable(self, peer: str, error: HttpProcessingError) -> web.Response:
-        """The answer to what is no request: its head is too large, or it is not HTTP. Without TLS nobody reads it."""
+        """The answer to what is not a request: its head is too large, or it is not HTTP."""
         refusal = refusal_of(error)
         self._counts.other("refused", refusal.status, OTHER, UNREADABLE)
         self._refusals.note_unreadable(peer, refusal, error)
@@ -96,7 +96,7 @@ class Receiver:
     async def _judge(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
         """The whole way of a request, with the checks of docs/openim-versions.md in their order.
 
-        Raises Refused, Unavailable where the event cannot be stored, and ConnectionError.
+        Raises Refused, Unavailable if the event cannot be stored, and ConnectionError.
         """
         started = perf_counter()
         headers, peer = request.headers, request.remote or ""
@@ -134,15 +134,18 @@ class Receiver:
         if self._debug:
             log.debug("accepted", extra=describe(event))
         self._last_of[event.command] = event
-        self._counts.accepted(event.command, route.shape, started)
+        self._counts.accepted(event.command, route.url_form, started)
         if request.keep_alive and request.version >= HttpVersion11:
-            return self._document if route.shape == "document" else self._accepted
+            return self._document if route.url_form == "document" else self._accepted
         return answer(200, answers.accepted(route))
 
     async def _pass_on(
         self, request: web.BaseRequest, other: OtherCallback, body: bytes | None = None
     ) -> web.StreamResponse:
-        """body: where it had to be read to find out whose it is. Raises Refused (413 or 400) and ConnectionError."""
+        """Handles a foreign callback. body: if it had to be read to find the command.
+
+        Raises Refused (413 or 400) and ConnectionError.
+        """
         if self._debug:
             named = {"operation_id": request.headers.get(OPERATION_ID, ""), "command": other.command}
             log.debug("not ours", extra=named)
@@ -162,10 +165,10 @@ class Receiver:
         return self._refuse(request, route, Refusal(503, "the event cannot be stored now", str(reason)))
 
     def _refuse(self, request: web.BaseRequest, route: Route, refusal: Refusal) -> web.Response:
-        command = shape = OTHER
+        command = url_form = OTHER
         if isinstance(route, Presence):
-            command, shape = route.command or refusal.command or OTHER, route.shape
-        self._counts.other("refused", refusal.status, command, shape)
+            command, url_form = route.command or refusal.command or OTHER, route.url_form
+        self._counts.other("refused", refusal.status, command, url_form)
         if not refusal.command:
             self._refusals.note(request, refusal)
         if self._debug:

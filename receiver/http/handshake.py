@@ -1,6 +1,6 @@
-"""A connection until TLS is agreed on: it counts, and can be cut, like any other.
+"""A connection until TLS is agreed on: it counts and can be cut like any other.
 
-With create_server(ssl=...) nobody would know of it until then, and a flood of them would use up all files.
+With create_server(ssl=...) we would not know of it until then, and a flood of such connections would use up all files.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Handshake(asyncio.Protocol):
         agreeing = asyncio.ensure_future(
             loop.start_tls(wire, connection, self._tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS)
         )
-        # start_tls() connects its protocol in the loop's next turn but one, and this comes right after that.
+        # start_tls() connects its protocol two turns of the loop later, and this comes right after that.
         loop.call_soon(loop.call_soon, self._replay, wire)
         try:
             transport = await agreeing

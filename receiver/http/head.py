@@ -1,4 +1,4 @@
-"""A request's head: how large it may be, and what is said of one that cannot be read."""
+"""A request's head: how large it may be, and the answer to one that cannot be read."""
 
 import ssl
 
@@ -7,29 +7,29 @@ from aiohttp.http_parser import RawRequestMessage
 
 from receiver.callback import Refusal
 
-#: OpenIM needs seven headers and some 500 bytes. Proxies pass client certificates and tokens on.
+#: OpenIM needs seven headers and some 500 bytes; proxies add client certificates and tokens.
 MOST_HEADERS = 128
 MOST_BYTES = 32 << 10
-#: aiohttp's own: of the request target, of one header, of their number. It has none of the whole.
+#: aiohttp's own limits, for the request target, one header, and the number of headers. It has none for the whole.
 LIMITS = {"max_line_size": MOST_BYTES, "max_field_size": MOST_BYTES, "max_headers": MOST_HEADERS}
 
 
 class HeadTooLarge(BadHttpMessage):
-    """All of it together, where each of its lines would do."""
+    """The head as a whole is too large, though each line is short enough."""
 
     def __init__(self) -> None:
         super().__init__("Head too large")
 
 
 class NotTls(BadStatusLine):
-    """Where TLS is spoken. reason: OpenSSL's own name for what came instead."""
+    """Something other than TLS came where TLS is spoken. reason: OpenSSL's own name for it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(error=reason)
 
 
 class Distrusted(BadHttpMessage):
-    """The peer ended the handshake, for what OpenSSL names so: mostly it does not trust the certificate."""
+    """The peer ended the handshake, with OpenSSL's name for the reason: mostly it does not trust the certificate."""
 
 
 def of_handshake(error: ssl.SSLError) -> NotTls | Distrusted:
@@ -43,17 +43,17 @@ def is_of_wrong_scheme(error: HttpProcessingError) -> bool:
 
 
 def size_of(message: RawRequestMessage) -> int:
-    """About as many bytes as it came in."""
+    """The approximate size of the head as it came, in bytes."""
     return len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
 
 
 def refusal_of(error: HttpProcessingError) -> Refusal:
-    """What to answer where aiohttp's parser gave up. Nothing of what came is quoted: it may be a secret."""
+    """The answer if aiohttp's parser gave up. It quotes nothing of what came, which may be a secret."""
     if isinstance(error, Distrusted):
         alert = error.message.partition("ALERT_")[2].replace("_", " ").lower()
         detail = f"certificate: must be trusted on the sender's machine, and be for the name in its URL ({alert})"
         return Refusal(400, "the sender broke off the TLS handshake", detail)
-    # The parser's own texts have what came from the first line break on, or as the last of several arguments.
+    # The parser's texts quote what came, after the first line break or as the last of several arguments.
     said = error.message.partition("\n")[0].rstrip(":") if type(error) is BadHttpMessage else ""
     if isinstance(error, LineTooLong | HeadTooLarge) or said.startswith("Too many headers"):
         detail = f"head: at most {MOST_HEADERS} headers and {MOST_BYTES >> 10} KB in all"

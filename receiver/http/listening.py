@@ -1,4 +1,4 @@
-"""Listening, and how it ends: whoever has come by then is let in."""
+"""Listens, and on the way out still accepts every peer that has come by then."""
 
 import asyncio
 import os
@@ -13,9 +13,9 @@ from aiohttp import web
 
 from shared.errors import SettingsError
 
-#: Connections that wait to be taken: with aiohttp's 128, a crowd of strangers would make OpenIM try again after 1 s.
+#: How many connections may wait to be accepted: with aiohttp's 128, many strangers would make OpenIM retry after 1 s.
 BACKLOG = 1024
-#: Who has waited so long in a sibling's queue is let in.
+#: After this time in a sibling's queue a peer is accepted here.
 HELP_SECONDS = 0.02
 
 #: How long a connection may take to be established (a round trip) that was begun before newcomers were sent elsewhere.
@@ -46,7 +46,7 @@ def bind(host: str, port: int, variable: str, *, reuse_port: bool = False) -> li
 
 
 async def listen(runner: web.BaseRunner, host: str, port: int, variable: str) -> None:
-    """For aiohttp's own servers. Raises SettingsError."""
+    """Listens for one of aiohttp's own servers. Raises SettingsError."""
     await runner.setup()
     with _naming(host, port, variable):
         for bound in bind(host, port, variable):
@@ -63,10 +63,10 @@ def _naming(host: str, port: int, variable: str) -> Iterator[None]:
 
 
 class Listener:
-    """Lets peers in.
+    """Accepts peers.
 
-    own: each process has sockets of its own, so that the kernel shares the peers out evenly. siblings: the sockets of
-    the others, who are helped when they leave somebody waiting.
+    own: the sockets of this process; each process has its own, so that the kernel distributes the peers evenly.
+    siblings: those of the other processes, from which it accepts peers that are left waiting.
     """
 
     def __init__(self, server: web.Server, own: Sequence[Socket], siblings: Sequence[Socket] = ()) -> None:
@@ -78,22 +78,26 @@ class Listener:
         self._entering: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int, variable: str) -> None:
-        """host, port, variable: for the SettingsError that it raises where it cannot listen."""
+        """host, port, variable: for the SettingsError that it raises if it cannot listen."""
         loop = asyncio.get_running_loop()
         with _naming(host, port, variable):
             for each in self._own:
-                # A copy: the event loop closes what it is given, and what waits in the queue would be turned away.
+                # A copy: the event loop closes the socket that it is given, and peers in the queue would be rejected.
                 accepting = await loop.create_server(self._server, sock=each.dup(), backlog=BACKLOG)
                 self._accepting.append(accepting)
         if self._siblings:
             self._helping = asyncio.create_task(self._help())
 
     async def stop(self) -> None:
+<<<<<<< HEAD
         """Listens no longer; takes everybody who is in a queue, and nobody is turned away."""
         if self._accepting:
             for each in self._own:
                 send_newcomers_elsewhere(each)
             await asyncio.sleep(LAST_SECONDS)
+=======
+        """Stops listening; accepts all peers that are in a queue."""
+>>>>>>> ae3fda5 (Edit the receiver's texts for plain English; tell the URL form from the shape)
         if self._helping:
             self._helping.cancel()
         for accepting in self._accepting:
@@ -106,7 +110,7 @@ class Listener:
         await asyncio.gather(*self._entering)
 
     async def _help(self) -> None:
-        """A sibling that is frozen, or not there at the moment, keeps nobody waiting."""
+        """Accepts peers of a sibling that is frozen, or not there at the moment."""
         with selectors.DefaultSelector() as queues:
             for each in self._siblings:
                 queues.register(each, selectors.EVENT_READ, each)
@@ -120,6 +124,7 @@ class Listener:
     def _let_in(self, peers: Iterable[Socket]) -> None:
         # Each in a task of its own, so that nobody is dropped halfway when this one is cancelled.
         for peer in peers:
+<<<<<<< HEAD
             entering = asyncio.create_task(self._enter(peer))
             self._entering.add(entering)
             entering.add_done_callback(self._entering.discard)
@@ -147,10 +152,14 @@ def take_newcomers(listening: Socket) -> None:
     """Ends that."""
     with suppress(OSError):  # there is no filter
         listening.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+=======
+            with suppress(OSError):  # the peer has left
+                await loop.connect_accepted_socket(self._server, peer)
+>>>>>>> ae3fda5 (Edit the receiver's texts for plain English; tell the URL form from the shape)
 
 
 async def _readable(number: int) -> None:
-    """Waits until a descriptor is."""
+    """Waits until a descriptor is readable."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(number, readable.set)
@@ -161,8 +170,8 @@ async def _readable(number: int) -> None:
 
 
 def _queue(listening: Socket) -> Iterator[Socket]:
-    """Everybody who waits to be accepted there."""
-    with suppress(OSError):  # nobody, or nobody listens there yet
+    """All peers that wait to be accepted there."""
+    with suppress(OSError):  # none waits, or nothing listens there yet
         while True:
             peer, _ = listening.accept()
             peer.setblocking(False)

@@ -8,7 +8,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 JSON = "application/json; charset=utf-8"
 _RENDERED = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nDate: %s\r\n\r\n"
-#: What a status asks to be said besides.
+#: Headers that a status requires.
 _HEADERS = {
     401: {hdrs.WWW_AUTHENTICATE: 'Basic realm="openim-presence", charset="UTF-8"'},
     405: {hdrs.ALLOW: hdrs.METH_POST},
@@ -18,7 +18,7 @@ _HEADERS = {
 class CachedResponse(web.StreamResponse):
     """The answer to nearly every callback, made once a second and written as it is.
 
-    For kept-alive HTTP/1.1 only. aiohttp's own Response is put together anew for each request.
+    For kept-alive HTTP/1.1 only. aiohttp would build its own Response for each request.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -34,7 +34,7 @@ class CachedResponse(web.StreamResponse):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         transport = request.transport
         if transport is None or transport.is_closing():
-            raise ConnectionResetError("nobody waits for the answer any more")
+            raise ConnectionResetError("the peer no longer waits for the answer")
         second = int(time.time())
         if second != self._second:
             self._second = second
@@ -55,6 +55,6 @@ class CachedResponse(web.StreamResponse):
 
 def answer(status: int, body: bytes) -> web.Response:
     response = web.Response(status=status, body=body, headers={hdrs.CONTENT_TYPE: JSON, **_HEADERS.get(status, {})})
-    if status in (401, 403):  # a peer that must not send is not kept either
+    if status in (401, 403):  # do not keep the connection of a peer that must not send
         response.force_close()
     return response

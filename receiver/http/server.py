@@ -1,4 +1,4 @@
-"""Makes a Connection of each peer, over TLS where there is a certificate, and has their requests handled in turn."""
+"""Makes a Connection for each peer, over TLS if there is a certificate, and has the requests handled in turn."""
 
 import asyncio
 import ssl
@@ -13,25 +13,25 @@ from receiver.http.connections import OPTIONS, WAITS, WORKS, Connection
 from receiver.http.eviction import OpenConnections
 from receiver.http.handshake import Handshake
 
-#: Told to stop, it goes on for so long with the connections that there are. Each answer says that it is the last on its
+#: After it is told to stop, the server keeps its connections for this long. Each answer says that it is the last on its
 #: connection, so that the peer opens another. Go does not repeat a POST that met a connection just closed.
 LINGER_SECONDS = 2.0
-#: After that, what it has begun to read is answered within so long. OpenIM waits no longer.
+#: The time after that to answer requests that it has begun to read. OpenIM waits no longer.
 ANSWER_SECONDS = 5.0
 
 
 class Request(web.BaseRequest):
     @property
     def keep_alive(self) -> bool:
-        """Whether the connection stays open, as things are when the answer is made."""
+        """Whether the connection stays open, decided when the answer is made."""
         connection: Connection = self.protocol  # type: ignore[assignment]  # made below
         return not (self._message.should_close or connection.is_ending)
 
 
 class Server(web.Server):
-    """handler: answers requests. unreadable: answers what is none, see `Connection`.
+    """handler: answers requests. unreadable: answers what is not a request, see `Connection`.
 
-    most: connections at one time; 0 for as many as there may be files.
+    most: the most connections at a time; 0 for the most that the limit of open files allows.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Server(web.Server):
         return connection
 
     def serve_with(self, tls: ssl.SSLContext) -> None:
-        """New connections get this certificate; the others go on with theirs."""
+        """Serves new connections with this certificate; the others keep theirs."""
         self._tls = tls
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         connection: Connection = request.protocol  # type: ignore[assignment]  # made above
         if connection.phase == WAITS:
-            # It was sent along with the last one. From Python 3.12 on aiohttp would answer hundreds of those in one
-            # go; everybody else comes in between.
+            # It was sent together with the last one. From Python 3.12 on aiohttp would answer hundreds of these in one
+            # go; this lets other connections come in between.
             await asyncio.sleep(0)
         connection.phase = WORKS
         connection.since = self._open.now

@@ -1,4 +1,4 @@
-"""HTTPS: the certificate, and its successors without a restart."""
+"""HTTPS: loads the certificate, and its successors without a restart."""
 
 import asyncio
 import logging
@@ -12,12 +12,12 @@ LOOK_SECONDS = 1.0
 
 log = logging.getLogger("receiver")
 
-#: Which file there is now: renewal tools replace it, write it anew, or turn a link elsewhere.
+#: Identifies the files that are there now: renewal tools replace them, rewrite them, or redirect a link.
 _State = tuple[tuple[int, int, int], ...] | None
 
 
 def make_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Serves with this pair. Raises SettingsError, which names the variable of the file that is wrong."""
+    """A context that serves with this pair. Raises SettingsError, which names the variable of the wrong file."""
     for variable, path in (("TLS_CERT", certificate), ("TLS_KEY", key)):
         try:
             path.read_bytes()
@@ -47,18 +47,17 @@ def _no_password() -> str:
 
 
 async def renew(certificate: Path, key: Path, serve_with: Callable[[ssl.SSLContext], None]) -> None:
-    """Has new connections served with a changed pair, until it is cancelled. serve_with: takes its context.
+    """Serves new connections with a changed pair, until it is cancelled. serve_with: takes the pair's context.
 
-    Each pair has a context of its own: one that was given a second keeps both if their keys are of different kinds, and
-    goes on serving the old one to whoever takes either.
-
-    A pair that cannot be used is left alone, with a line in the log.
+    Each pair gets its own context: a context that loads a second pair keeps both if their keys are of different kinds,
+    and goes on serving the old one to peers that accept either. A pair that cannot be used is ignored, with a line in
+    the log.
     """
     loaded = seen = _state(certificate, key)
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         now = _state(certificate, key)
-        # Twice the same: one of the two files may be written a moment after the other.
+        # The same twice: one of the two files may be written a moment after the other.
         if now != loaded and now == seen:
             loaded = now
             try:

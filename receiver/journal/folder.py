@@ -1,7 +1,7 @@
 """The journal directory: one folder a receiver process, locked for as long as that process lives.
 
-A folder that nobody locks was left by a process that has ended. Another that locks it may drain and remove it, or go on
-with it as its own. The lock is flock(2) on the folder itself: the kernel releases it however the process ends.
+A folder without a lock was left by a process that has ended. Another process that locks it may drain and remove it, or
+use it as its own. The lock is flock(2) on the folder itself: the kernel releases it however the process ends.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ class Folder:
 
     @property
     def identity(self) -> str:
-        """Whose folder it is: unique, and the same for the process that goes on with it."""
+        """Identifies the folder: unique, and the same for the next process that uses it."""
         return self.path.name.removeprefix(_PREFIX)
 
     def file(self, number: int) -> Path:
@@ -41,7 +41,7 @@ class Folder:
         self.release()
 
     def release(self) -> None:
-        """Leaves the folder, and what is in it, to the next process that comes."""
+        """Leaves the folder and its content to the next process."""
         os.close(self.descriptor)
 
 
@@ -54,7 +54,7 @@ def create(root: Path) -> Folder:
         path.mkdir()
         try:
             folder = lock(path)
-        except OSError:  # a file system without locks, say: each refused event would leave a folder
+        except OSError:  # for example a file system without locks: each refused event would leave a folder
             with suppress(OSError):
                 path.rmdir()
             raise
@@ -63,7 +63,7 @@ def create(root: Path) -> Folder:
 
 
 def take_back(root: Path) -> Folder | None:
-    """Locks the folder that was in use last, of those whose process has ended; None where there is none."""
+    """Of the folders whose process has ended, locks the one that was used last; None if there is none."""
     try:
         found = sorted(paths(root), key=_changed_at, reverse=True)
     except OSError:
@@ -81,7 +81,7 @@ def paths(root: Path) -> list[Path]:
 
 
 def lock_readable(path: Path) -> Folder | None:
-    """As `lock`. Raises OSError where the folder cannot be read."""
+    """As `lock`. Raises OSError if the folder cannot be read."""
     if folder := lock(path):
         try:
             folder.files()
@@ -92,7 +92,7 @@ def lock_readable(path: Path) -> Folder | None:
 
 
 def lock(path: Path) -> Folder | None:
-    """None where another process has it, or had it and removed it. Raises OSError."""
+    """None if another process has it, or had it and removed it. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
-"""When the disk has an event: within a second of the answer, or before it (PRESENCE_JOURNAL_FSYNC).
+"""Brings events to the disk within a second of the answer, or before it (PRESENCE_JOURNAL_FSYNC).
 
-Either way no fsync runs on the event loop. A SIGKILL loses nothing in either; this is about power.
+Either way no fsync runs on the event loop. A SIGKILL loses nothing either way; this is about power cuts.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class PeriodicSync(threading.Thread):
 
 
 class SyncBeforeAck:
-    """Lets all answers that wait at one moment share one fsync."""
+    """Lets all answers that wait at the same time share one fsync."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -47,14 +47,14 @@ class SyncBeforeAck:
     async def wait(self) -> None:
         """Returns when all that was appended before is on disk. Raises Unavailable."""
         event = self._journal.appended
-        # A sync that is under way may have begun before our event was written; the one after has not.
+        # The current sync may have begun before our event was written, so wait for the next one.
         if self._next is None:
             self._next = asyncio.create_task(self._after(self._running))
         try:
             await asyncio.shield(self._next)
         except OSError as error:
             raise Unavailable(f"the journal cannot be synced: {error.strerror}") from error
-        if event <= self._journal.unsafe_to:  # somebody else's sync failed on the file that our event is in
+        if event <= self._journal.unsafe_to:  # another sync failed on the file that has our event
             raise Unavailable("the journal could not be synced")
 
     async def _after(self, running: "asyncio.Task[None] | None") -> None:

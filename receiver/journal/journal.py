@@ -1,11 +1,11 @@
-"""The journal: events that were accepted and that Redis may not have yet, on disk.
+"""The journal: accepted events that Redis may not have yet, on disk.
 
-A plain append-only file rather than SQLite: one write(2) an event survives a SIGKILL as surely as a commit,
-at a fraction of its cost, and forgetting what Redis has is an unlink, which never waits for a lock that the
-event loop wants. docs/design.md has the measurement.
+It is a plain append-only file, not SQLite: one write(2) for each event survives a SIGKILL as surely as a commit, at a
+fraction of the cost, and to forget what Redis has is an unlink, which needs no lock for which the event loop would
+wait. docs/design.md has the measurement.
 
-The event loop's thread appends; the relay's thread reads, settles and adopts; others call `sync`. A lock
-guards the few fields that they share, and is never held during a wait for the disk but the append itself.
+The event loop's thread appends; the relay's thread reads, settles and adopts; others call `sync`. A lock guards the few
+fields that they share. Except during the append itself, it is never held while waiting for the disk.
 """
 
 import logging
@@ -30,10 +30,10 @@ log = logging.getLogger("receiver.journal")
 
 
 class Journal:
-    """root: the directory, which several receivers may share. max_bytes: of events Redis does not have.
+    """root: the directory, which several receivers may share. max_bytes: limit for events that Redis does not have.
 
-    A process that starts goes on with the folder of one that has ended, if there is any, as its own. What it finds
-    beyond that is carried to Redis, but does not count against its limit: refusing new events would free nothing of it.
+    A process that starts takes the folder of one that has ended, if any, as its own. The events in further folders are
+    pushed to Redis too, but do not count against its limit: refusing new events would free none of them.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -44,14 +44,14 @@ class Journal:
         self._without_folder = secrets.token_hex(8)
         self._orphans = Orphans(root)
         self._segments: deque[Segment] = deque()  # oldest first
-        #: What Redis does not have: bytes and events; of the bytes, those that other processes accepted.
+        #: What Redis does not have: bytes and events, and how many of these bytes other processes accepted.
         self.waiting_bytes = 0
         self.waiting_events = 0
         self._adopted_bytes = 0
-        #: What Redis has, and might still lose.
+        #: What Redis has but might still lose.
         self.kept_bytes = 0
         self.kept_events = 0
-        self._wanted = 0  # bytes that were refused for the limit
+        self._wanted = 0  # bytes of the line that was refused because of the limit
         self._next_line = 0.0
         self._told = False
         #: Why the last append failed, or "".
@@ -59,7 +59,7 @@ class Journal:
 
     @property
     def identity(self) -> str:
-        """Whose journal this is: no other's, and the same after a restart that finds it again."""
+        """Identifies the journal: unique, and the same after a restart that finds it again."""
         folder = self._writer.folder
         return folder.identity if folder else self._without_folder
 
@@ -70,18 +70,18 @@ class Journal:
 
     @property
     def unsafe_to(self) -> int:
-        """Up to which of them nobody knows whether the disk has them, as a sync failed."""
+        """Up to which of them it is unknown whether the disk has them, because a sync failed."""
         return self._writer.unsafe_to
 
     @property
     def room_bytes(self) -> int:
-        """What it takes until the limit."""
+        """How many bytes it can take before it reaches its limit."""
         return max(0, self._max_bytes - (self.waiting_bytes - self._adopted_bytes))
 
     def append(self, payload: bytes) -> None:
-        """Writes one event; it survives a SIGKILL from here on, and a power loss from the next `sync` on.
+        """Writes one event. After this it survives a SIGKILL, and after the next `sync` a power loss.
 
-        Raises Unavailable, whose text is for whoever sent the event, where it could not be written.
+        Raises Unavailable, with a text for the sender, if the event could not be written.
         """
         line = to_line(payload)
         with self._lock:
@@ -98,7 +98,7 @@ class Journal:
                 self._note("")
 
     def check(self) -> str:
-        """Why an event would be refused now, or "". Where the last one was, tries the disk again."""
+        """Why an event would be refused now, or "". If the last one was refused, tries the disk again."""
         with self._lock:
             if self.waiting_bytes - self._adopted_bytes + self._wanted > self._max_bytes:
                 return _LIMIT
@@ -113,7 +113,7 @@ class Journal:
             return ""
 
     def _note(self, trouble: str) -> None:
-        """Keeps the trouble, or "" for its end, and logs it: at its limit a journal may change its mind often."""
+        """Keeps the trouble, or "" for its end, and logs it, but not too often: at its limit it may alternate."""
         self.trouble = trouble
         if trouble and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_SECONDS
@@ -131,7 +131,7 @@ class Journal:
         self.waiting_events += 1
 
     def next_batch(self, most: int) -> Batch | None:
-        """The oldest events that Redis does not have, or None where there are none.
+        """The oldest events that Redis does not have, or None if there are none.
 
         A file that cannot be read holds up no other: it is tried again after UNREADABLE_SECONDS.
         """
@@ -185,19 +185,19 @@ class Journal:
             return sum(1 for each in self._segments if each.unreadable_until) + self._orphans.unreadable
 
     def oldest_ms(self) -> int | None:
-        """About when the oldest event that Redis does not have was received, Unix milliseconds; None: there is none.
+        """About when the oldest event that Redis does not have was received, in Unix milliseconds.
 
-        0 where nobody can tell.
+        None if there is none, 0 if it is unknown.
         """
         with self._lock:
             return min((each.oldest_ms for each in self._segments if each.pushed < each.size), default=None)
 
     def knows_all(self) -> bool:
-        """False where accepted events may wait in this directory that `next_batch` cannot give now."""
+        """False if accepted events may wait in this directory that `next_batch` cannot give now."""
         return not self._writer.earlier and not self._orphans.waiting and not self.unreadable_files()
 
     def pushed(self, batch: Batch) -> None:
-        """Redis has these events now, if it does not lose them with its memory."""
+        """Notes that Redis has these events now, unless it loses its memory."""
         segment = batch.segment
         with self._lock:
             size = batch.end - segment.pushed
@@ -210,7 +210,7 @@ class Journal:
             segment.pushed_lines += batch.lines
 
     def settled(self, batch: Batch) -> None:
-        """Redis will not lose these events any more: they may be forgotten here. Raises OSError."""
+        """Forgets these events: Redis can no longer lose them. Raises OSError."""
         segment = batch.segment
         with self._lock:
             if segment not in self._segments:
@@ -226,11 +226,11 @@ class Journal:
         self._forget(segment)
 
     def is_over_limit(self) -> bool:
-        """Whether what Redis has and what it does not have are more than the limit, taken together."""
+        """Whether what Redis has and what it does not have exceed the limit together."""
         return self.kept_bytes > self.room_bytes
 
     def push_again(self) -> int:
-        """Redis has lost its memory: whatever is not settled waits again. Says how many events."""
+        """Makes all unsettled events wait again, because Redis has lost its memory. Returns how many."""
         with self._lock:
             before = self.waiting_events
             for segment in self._segments:
@@ -246,7 +246,7 @@ class Journal:
             aside = self._root / f"{segment.path.parent.name}-{segment.path.name}{_DAMAGED}"
             segment.path.rename(aside)
             log.error(
-                "%d damaged lines in the journal were passed over; the file was set aside as %s",
+                "%d damaged lines in the journal were skipped; the file was set aside as %s",
                 segment.damaged,
                 aside,
             )
@@ -261,9 +261,9 @@ class Journal:
         self._orphans.remove(path)
 
     def adopt_orphans(self, patience_seconds: float = 0.0) -> list[str]:
-        """Takes over what processes that have ended left, before anything newer; gives their identities.
+        """Takes over the events of processes that have ended, to be read before newer ones; returns their identities.
 
-        patience_seconds: so long a folder is left alone, for its process may be starting again.
+        patience_seconds: how long a folder is left alone, because its process may be restarting.
         """
         with self._lock:
             found = [Segment(path, measured=False) for path in self._writer.earlier]
@@ -283,7 +283,7 @@ class Journal:
             except OSError as error:
                 self._put_off(segment, error)
         if events := sum(segment.lines for segment in found):
-            # After a clean stop too: what was pushed in the last seconds goes again, for Redis might have lost it.
+            # Also after a clean stop: events of the last seconds are pushed again, since Redis might have lost them.
             log.info("took over %d events that were left in the journal", events)
         return owners
 
@@ -292,8 +292,8 @@ class Journal:
         segment.oldest_ms = received_at(measure(segment))
         if segment.zeros and segment.size:
             log.warning(
-                "the journal file %s ends in %d zero bytes, as after a power cut: what was accepted in the last moment "
-                "before that may be missing",
+                "the journal file %s ends in %d zero bytes, as after a power cut: the last events accepted before that "
+                "may be missing",
                 segment.path,
                 segment.zeros,
             )
@@ -306,7 +306,7 @@ class Journal:
         self._forget(segment)
 
     def damaged_files(self) -> int:
-        """How many files were set aside and wait for a person to look at them."""
+        """How many files were set aside for a person to examine."""
         return sum(1 for _ in self._root.glob(f"*{_DAMAGED}"))
 
     def sync(self) -> None:
@@ -314,9 +314,9 @@ class Journal:
         self._writer.sync()
 
     def close(self, keep_folder: bool = False) -> None:
-        """Syncs, and leaves what is not settled to the next process. Raises OSError.
+        """Syncs, and leaves events that are not settled to the next process. Raises OSError.
 
-        keep_folder: where it is empty too, so that the next process is taken for this one.
+        keep_folder: keep it even if it is empty, so that the next process has the same identity.
         """
         self._orphans.release()
         self._writer.close(keep_folder)

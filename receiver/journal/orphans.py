@@ -1,4 +1,4 @@
-"""Folders of processes that have ended, and how this process comes to drain them."""
+"""Takes over the folders of processes that have ended."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ log = logging.getLogger("receiver.journal")
 
 
 class Orphans:
-    """Those below one directory. For one thread."""
+    """The orphans below one directory. For one thread."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -21,13 +21,13 @@ class Orphans:
         self._failures: dict[Path, str] = {}
         #: How many folders cannot be taken over, the directory itself included.
         self.unreadable = 0
-        #: How many have events, and are left to the process that had them, which may be starting again.
+        #: How many have events but are left to the process that had them, which may be restarting.
         self.waiting = 0
 
     def take(self, patience_seconds: float) -> Iterator[tuple[Folder, list[Path]]]:
-        """Locks each folder whose process has been gone for so long, the oldest first, and gives the files in it.
+        """Locks each folder whose process has been gone for that long, the oldest first, and yields the files in it.
 
-        There may be none. A folder that cannot be locked or read holds up no other. To be run to its end.
+        There may be no files. A folder that cannot be locked or read holds up no other. The caller must exhaust this.
         """
         now = time.monotonic()
         seen_at: dict[Path, float] = {}
@@ -63,7 +63,7 @@ class Orphans:
     def _note(self, failures: dict[Path, str]) -> None:
         for path, why in failures.items():
             if self._failures.get(path) != why:
-                log.error("the events in %s cannot be taken over, which is tried again: %s", path, why)
+                log.error("the events in %s cannot be taken over; it is tried again: %s", path, why)
         self._failures = failures
         self.unreadable = len(failures)
 
@@ -71,10 +71,10 @@ class Orphans:
         return path in self._taken
 
     def remove(self, path: Path) -> None:
-        """Removes a folder that was taken, with nothing left in it."""
+        """Removes a folder that was taken and is now empty."""
         self._taken.pop(path).remove()
 
     def release(self) -> None:
-        """Leaves all of them to the next process."""
+        """Leaves all taken folders to the next process."""
         while self._taken:
             self._taken.popitem()[1].release()

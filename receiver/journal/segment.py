@@ -1,9 +1,9 @@
-"""One file of the journal: a line for each event, with a checksum before it.
+"""One file of the journal: a line for each event, which begins with a checksum.
 
     3f0c9a1e ["user123",...]\\n
 
-The checksum is zlib.crc32 of the JSON, in hexadecimal. JSON has no bare newline, so a damaged line costs itself and no
-other. Nor has it a zero byte: where a power cut left pages of zeros, what is whole beside them is read all the same.
+The checksum is zlib.crc32 of the JSON, in hexadecimal. JSON has no bare newline, so a damaged line costs no other. It
+has no zero byte either: if a power cut left pages of zeros, the whole lines beside them are still read.
 """
 
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 
 _CHECKSUM_LENGTH = 9  # eight digits and a space
 _PIECE_BYTES = 1 << 20
-_LINE_BYTES = 1 << 10  # more than nearly any line has
+_LINE_BYTES = 1 << 10  # nearly all lines are shorter
 _BEGINNING = re.compile(rb"[0-9a-f]{0,8}$|[0-9a-f]{8} ")
 _ZEROS = re.compile(rb"\0+")
 
@@ -23,20 +23,20 @@ def to_line(payload: bytes) -> bytes:
 
 
 def from_line(line: bytes) -> bytes | None:
-    """The payload, or None where the line, given without its newline, is damaged."""
+    """The payload, or None if the line, given without its newline, is damaged."""
     payload = line[_CHECKSUM_LENGTH:]
     return payload if line[:_CHECKSUM_LENGTH] == b"%08x " % zlib.crc32(payload) else None
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """A file that is appended to by one thread, and read from its beginning by another.
+    """A file to which one thread appends, and which another reads from its beginning.
 
-    adopted: it is of another process's folder. measured: size and lines are known. oldest_ms: about when the first
-    event that Redis does not have was received, Unix milliseconds. size: bytes of it that are accepted events;
-    what lies beyond was never accepted. pushed: bytes that Redis has. settled: bytes that Redis will not forget any
-    more. The same in lines. damaged: lines passed over. zeros: bytes at its end, after a whole line. unreadable_until:
-    when reading it, which has failed, is tried again, by time.monotonic(); 0 where it has not failed.
+    adopted: it is in another process's folder. measured: size and lines are known. oldest_ms: about when the first
+    event that Redis does not have was received, Unix milliseconds. size: bytes of accepted events; bytes beyond were
+    never accepted. pushed: bytes that Redis has. settled: bytes that Redis can no longer lose. lines, pushed_lines,
+    settled_lines: the same in lines. damaged: lines skipped. zeros: zero bytes at its end, after a whole line.
+    unreadable_until: when a failed read is tried again, by time.monotonic(); 0 if it has not failed.
     """
 
     path: Path
@@ -65,10 +65,10 @@ class Batch:
 
 
 def read_batch(segment: Segment, most: int) -> Batch:
-    """The next events that Redis does not have yet, `most` of them and about 1 MiB at the most.
+    """The next events that Redis does not have yet, at most `most` and about 1 MiB.
 
-    Damaged lines are left out, and counted in the segment. Empty ones, which only tried the disk, are left out.
-    Raises OSError.
+    Damaged lines are left out and counted in the segment. Empty lines, which were only written to try the disk, are
+    left out too. Raises OSError.
     """
     wanted = segment.size - segment.pushed
     with segment.path.open("rb", buffering=0) as file:
@@ -102,9 +102,9 @@ def read_batch(segment: Segment, most: int) -> Batch:
 
 
 def _salvage(line: bytes) -> tuple[list[bytes], int]:
-    """What is whole in a damaged line, between zeros, and how many pieces are not.
+    """The whole pieces of a damaged line, between zeros, and how many pieces are damaged.
 
-    A single zero between two whole lines took the place of a newline, and more of them that of an event.
+    A single zero between two whole lines replaced a newline; several zeros replaced an event.
     """
     found = [from_line(piece) for piece in _ZEROS.split(line) if piece]
     whole = [payload for payload in found if payload]
@@ -113,7 +113,7 @@ def _salvage(line: bytes) -> tuple[list[bytes], int]:
 
 
 def measure(segment: Segment) -> bytes:
-    """Sets size and lines of a file that another process wrote; gives its first event. Raises OSError.
+    """Sets size and lines of a file that another process wrote; returns its first event. Raises OSError.
 
     Half a line at its end was being written when that process died, and was never accepted.
     """

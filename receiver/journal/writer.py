@@ -1,4 +1,4 @@
-"""The file that events are appended to, in the folder of this process, and waiting for the disk to have it."""
+"""Appends events to a file in the folder of this process, and syncs it to the disk."""
 
 import errno
 import os
@@ -15,26 +15,26 @@ SEGMENT_BYTES = 4 << 20
 
 
 class Writer:
-    """root: the journal directory. lock: the journal's; whoever calls holds it, except for `sync` and `close`."""
+    """root: the journal directory. lock: the journal's; callers hold it, except of `sync` and `close`."""
 
     def __init__(self, root: Path, lock: threading.Lock) -> None:
         self._root = root
         self._lock = lock
         self._syncing = threading.Lock()
         self._descriptor = -1
-        self._unsynced: list[int] = []  # of segments that are full
+        self._unsynced: list[int] = []  # descriptors of full segments
         self._number = 0
         self.folder: Folder | None = None
-        #: Files in our folder that are older than this process; whoever takes them clears the list.
+        #: Files in our folder that are older than this process; the journal takes them and clears the list.
         self.earlier: list[Path] = []
         self.active: Segment | None = None
-        #: How many events were appended; up to which of them nobody knows whether the disk has them, as a sync failed.
+        #: How many events were appended; up to which of them, after a failed sync, the disk may lack some.
         self.appended = 0
         self.unsafe_to = 0
 
     def open_folder(self) -> Folder:
         """Our folder: the one that we have, one that a process before us had, or a new one. Raises OSError."""
-        if self.folder and not self.folder.path.exists():  # somebody tidied up
+        if self.folder and not self.folder.path.exists():  # somebody removed it
             self.folder.release()
             self.folder = None
         if not self.folder:
@@ -44,13 +44,10 @@ class Writer:
         return self.folder
 
     def write(self, line: bytes) -> Segment:
-        """Appends a line; gives the segment that it is in, of which it is the first line where that is new.
-
-        Raises OSError.
-        """
+        """Appends a line; returns the segment that has it, a new one if this is its first line. Raises OSError."""
         segment = self.active = self.active or self._new_segment()
         if os.write(self._descriptor, line) != len(line):
-            # The disk is full. Half a line at the end of a file is ignored, so never write after it.
+            # The disk is full. Half a line is ignored only at the end of a file, so never write after it.
             self.seal()
             if not segment.lines:
                 segment.path.unlink(missing_ok=True)
@@ -78,9 +75,9 @@ class Writer:
     def sync(self) -> None:
         """Waits until the disk has all that was appended before.
 
-        Raises OSError where it may not have it. Then `unsafe_to` says up to which event, for others who waited.
+        Raises OSError if it may not have it. Then `unsafe_to` says up to which event, for others that waited.
         """
-        with self._syncing:  # what one sync has taken, another must not take for done
+        with self._syncing:  # one sync must not take for done what another has just begun
             with self._lock:
                 full, active = list(self._unsynced), self._descriptor if self.active else None
                 folder = self.folder
@@ -91,7 +88,7 @@ class Writer:
             with self._lock:
                 del self._unsynced[: len(full)]
                 if failure:
-                    # The kernel says so once, and takes the pages for written from then on.
+                    # The kernel reports this only once, and then considers the pages written.
                     self.unsafe_to = self.appended
                     if self._descriptor == active:
                         self.seal()
@@ -101,10 +98,7 @@ class Writer:
                 raise failure
 
     def close(self, keep_folder: bool) -> None:
-        """Syncs, and leaves the folder to the next process, if there is anything in it or `keep_folder`.
-
-        Raises OSError.
-        """
+        """Syncs. Leaves the folder to the next process if it has files or with `keep_folder`. Raises OSError."""
         with self._lock:
             self.seal()
         try:

@@ -1,8 +1,8 @@
-"""The relay: carries events from the journal to the queue, in a thread of its own.
+"""The relay: carries events from the journal to the queue, in its own thread.
 
-Events go in batches, with a pause between two until a batch is full; the first event that waits is given a moment, so
-that what belongs to it comes along. They leave the journal only when Redis will not lose them any more
-(replay_window.py). Once a second the relay also reports how far it has come (reporter.py).
+Events go in batches. If a batch is not full, a pause follows it; and before a batch the relay waits a moment for events
+that belong to the first one. Events leave the journal only when Redis can no longer lose them (replay_window.py). Once
+a second the relay also reports how far it has come (reporter.py).
 """
 
 import logging
@@ -22,19 +22,19 @@ from shared.redis.checks import durability_risk, incompatibility, queue_variable
 from shared.redis.client import connect
 from shared.settings import Settings, without_password
 
-BATCH_EVENTS = 4000  # RQ spends the same time on a job, whatever is in it
-#: From the first waiting event to its push. The two senders of an OpenIM gateway post a batch of callbacks within about
-#: this time, and readers should see what it came to, not what was passed through on the way.
+BATCH_EVENTS = 4000  # RQ spends the same time on a job, however many events it has
+#: The wait from the first waiting event to its push. The two senders of an OpenIM gateway post a batch of callbacks
+#: within about this time, and readers should see only its result.
 GATHER_SECONDS = 0.015
-#: Between two pushes: this long at least, and so many times as long as the last one took, up to the most. A push takes
-#: about 1 ms of the interpreter that the requests share, for one event as for hundreds: 15 ms alone cost a tenth of
-#: what a receiver can accept.
+#: The pause between two pushes: PACE_FACTOR times as long as the last push, within these bounds. A push takes about
+#: 1 ms of the interpreter that the requests share, for one event as for hundreds: a fixed pause of 15 ms cost a tenth
+#: of what a receiver can accept.
 PACE_SECONDS = 0.015
 PACE_FACTOR = 30
 PACE_MOST_SECONDS = 0.1
 IDLE_SECONDS = 1.0
 ADOPT_SECONDS = 5.0
-#: So long a folder must be without its process: one that was killed is started again, and takes its own back.
+#: How long a folder must be without its process: one that was killed is restarted, and takes its own folder back.
 PATIENCE_SECONDS = 4.0
 PUSH_TIMEOUT_SECONDS = 5.0
 
@@ -50,9 +50,9 @@ class Relay(threading.Thread):
         self._client = connect(settings.queue_url, timeout=PUSH_TIMEOUT_SECONDS, on_connect=self._greet)
         self._queue = open_queue(self._client, settings)
         self._variable = queue_variable(settings)
-        #: The server that the connection leads to, as `INFO server` names each start of one.
+        #: The run id of the server to which the connection leads.
         self._run_id = ""
-        #: What was already said about the server.
+        #: Remarks about the server that were already logged.
         self._remarks: set[str] = set()
         self._window = ReplayWindow(journal, self._client, lambda: self._run_id)
         self._reporter = Reporter(self._client, settings.keys.receivers, journal, self._window)
@@ -63,7 +63,7 @@ class Relay(threading.Thread):
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._next_adoption = 0.0
-        #: How many pushes Redis took, and how many it did not.
+        #: How many pushes succeeded and failed.
         self.pushes_ok = 0
         self.pushes_failed = 0
 
@@ -88,7 +88,7 @@ class Relay(threading.Thread):
             self._waiting.set()
 
     def stop(self, grace_seconds: float) -> None:
-        """Hands over what waits, for so long at the most, then ends; the rest stays in the journal."""
+        """Pushes what waits, but ends after that time; the rest stays in the journal."""
         self._deadline = time.monotonic() + grace_seconds
         self._stopping.set()
         self._waiting.set()
@@ -106,7 +106,7 @@ class Relay(threading.Thread):
             except OSError as error:
                 self._rest(self._disk.failed(error))
             except Exception:
-                # A thread that died of our own mistake would lose nothing, but tell nobody either.
+                # If a bug ended this thread, nothing would be lost, but nobody would notice either.
                 log.exception("an error in the relay, which goes on")
                 self._rest(1.0)
 
@@ -117,12 +117,12 @@ class Relay(threading.Thread):
             self._stopping.wait(seconds)
 
     def _turn(self) -> bool:
-        """Pushes one batch, or waits for one; True where there was nothing to push."""
+        """Pushes one batch, or waits for one; True if there was nothing to push."""
         self._adopt()
         self._gather()
         self._waiting.clear()
         asked_at_ms = time.time_ns() // 1_000_000
-        # One event finds out whether Redis is back. With 4,000, redis-py spends 15 ms on wording each refusal.
+        # One event is enough to see whether Redis is back. With 4,000, redis-py takes 15 ms to word each refusal.
         batch = self._journal.next_batch(1 if self._outage.is_on else BATCH_EVENTS)
         self._reporter.follow(asked_at_ms)
         if batch is None:
@@ -139,7 +139,7 @@ class Relay(threading.Thread):
         self._window.add(batch)
         batch.payloads.clear()
         if pushing:
-            self._window.settle()  # may take it all back, so after everything else
+            self._window.settle()  # last, because it may undo all of this
             self._report()
         if batch.lines < BATCH_EVENTS:
             took = time.monotonic() - started_at
@@ -147,7 +147,7 @@ class Relay(threading.Thread):
         return False
 
     def _gather(self) -> None:
-        """Waits until the first waiting event has waited for its moment."""
+        """Waits until GATHER_SECONDS after the first waiting event."""
         if self._waiting.is_set():
             self._stopping.wait(max(0.0, self._waiting_since + GATHER_SECONDS - time.monotonic()))
 
@@ -171,13 +171,13 @@ class Relay(threading.Thread):
             self._reporter.take_over(self._journal.adopt_orphans(PATIENCE_SECONDS))
 
     def _greet(self, connection: Any) -> None:
-        """Runs at each new connection, those that redis-py makes without a word among them."""
+        """Runs at each new connection, including those that redis-py makes silently."""
         connection.on_connect()
         connection.send_command("INFO")
         reply = connection.read_response()
         info = read_info(reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply))
         self._run_id = info.get("run_id", "")
-        # Whatever it is, events are accepted, and wait in the journal if need be.
+        # Whatever server it is, events are accepted, and wait in the journal if necessary.
         for remark in filter(None, {incompatibility(info), durability_risk(info)} - self._remarks):
             self._remarks.add(remark)
             log.warning("%s: %s", self._variable, remark)

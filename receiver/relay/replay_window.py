@@ -1,13 +1,12 @@
-"""What was pushed to Redis and might still be lost there.
+"""Events that were pushed to Redis and might still be lost there.
 
 With `appendfsync everysec` a server that is killed forgets its last second or two, and a promoted replica lacks what
-did not reach it. So what was pushed stays in the journal for SETTLE_SECONDS, until a later answer of the same run of
-the server shows that it still lives, and is pushed again where another run answers. Applying an event twice is
-harmless.
+did not reach it. So pushed events stay in the journal for SETTLE_SECONDS, until a later answer of the same run of the
+server shows that it still lives. If another run answers, they are pushed again. Applying an event twice is harmless.
 
-Behind Sentinels an answer alone shows nothing: a primary that was frozen takes writes for seconds after another was
-promoted. So the Sentinels are asked as well. Where none of them can be asked, another proof takes their place: the same
-run is still a primary UNCONFIRMED_SECONDS later. Sentinels that can reach it would have made it a replica by then.
+Behind Sentinels an answer alone proves nothing: a primary that was frozen takes writes for seconds after another was
+promoted. So the Sentinels are asked as well. If none of them can be asked, there is another proof: the same run is
+still a primary UNCONFIRMED_SECONDS later. Sentinels that could reach it would have made it a replica by then.
 """
 
 import logging
@@ -23,7 +22,8 @@ from shared.redis.client import find_primary
 
 SETTLE_SECONDS = 5.0
 UNCONFIRMED_SECONDS = 30.0
-#: Between two settlings, and so many times as long as the last one took: Sentinels that hang must not hold up pushes.
+#: The pause between two settlings: this long, or this many times as long as the last one took, if that is longer.
+#: Sentinels that hang must not hold up pushes.
 PAUSE_SECONDS = 1.0
 PAUSE_FACTOR = 10
 
@@ -31,13 +31,13 @@ log = logging.getLogger("receiver.relay")
 
 
 class ReplayWindow:
-    """For the relay's thread. client: where events are pushed. run_id: which run of the server it leads to."""
+    """For the relay's thread. client: where events are pushed. run_id: returns the run id of that server."""
 
     def __init__(self, journal: Journal, client: Redis, run_id: Callable[[], str]) -> None:
         self._journal = journal
         self._client = client
         self._current_run_id = run_id
-        #: The run that has what is in the window.
+        #: The run of the server that has the events in the window.
         self._run_id = ""
         self._batches: deque[tuple[float, Batch]] = deque()
         self._next = 0.0
@@ -49,9 +49,9 @@ class ReplayWindow:
         self._batches.append((time.monotonic(), batch))
 
     def settle(self) -> None:
-        """Forgets what is safe, or pushes again what may be lost. To be called right after an answer of the server.
+        """Forgets events that are safe, or pushes again those that may be lost.
 
-        Raises RedisError, OSError.
+        To be called right after an answer of the server. Raises RedisError, OSError.
         """
         if self._is_another_run():
             return
@@ -88,7 +88,7 @@ class ReplayWindow:
             self._explain("the Sentinels name another primary, or none")
             return float("inf")
         if self._client.info("replication")["role"] != "master":
-            self._explain("no Sentinel can be asked, and the server is no primary any more")
+            self._explain("no Sentinel can be asked, and the server is no longer a primary")
             return float("inf")
         self._explain(f"no Sentinel can be asked for the primary, so events stay {UNCONFIRMED_SECONDS:.0f} s")
         return UNCONFIRMED_SECONDS
@@ -101,7 +101,7 @@ class ReplayWindow:
         self.reason = reason
 
     def _bound(self, now: float) -> None:
-        """Forgets the oldest where the journal would grow beyond its limit: Redis has them, unless it fails."""
+        """Forgets the oldest events if the journal would exceed its limit: Redis has them, unless it fails."""
         forgotten = 0
         while self._batches and self._batches[0][0] <= now - SETTLE_SECONDS and self._journal.is_over_limit():
             batch = self._batches.popleft()[1]
@@ -109,7 +109,7 @@ class ReplayWindow:
             forgotten += batch.lines
         if forgotten:
             log.warning(
-                "the journal is at PRESENCE_JOURNAL_MAX_BYTES: %d pushed events are kept no longer (%s)",
+                "the journal is at PRESENCE_JOURNAL_MAX_BYTES: %d pushed events are no longer kept (%s)",
                 forgotten,
                 self.reason,
             )

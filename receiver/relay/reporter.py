@@ -1,4 +1,4 @@
-"""Telling the workers and `presence status`, on the queue's Redis, how far this receiver has come."""
+"""Reports to the workers and `presence status`, on the queue's Redis, how far this receiver has come."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from shared.redis.clock import ServerClock
 from shared.reports import Report
 
 REPORT_SECONDS = 1.0
-#: An event's `received_at` is a little older than its line in the journal.
+#: An event's `received_at` is a little earlier than its line in the journal.
 SLACK_MS = 500
 
 log = logging.getLogger("receiver.relay")
@@ -39,9 +39,9 @@ class Reporter:
         self._watermark_ms = 0  # by our own clock
         self._healthy_at_ms = 0
         self._reported_as = ""
-        #: Whose reports are to be removed, since their journals are ours now.
+        #: The receivers whose reports are to be removed, since their journals are ours now.
         self._gone: set[str] = set()
-        #: False as long as a report of ours may stand there.
+        #: False as long as our report may still be there.
         self.signed_off = False
 
     @property
@@ -50,9 +50,9 @@ class Reporter:
         return self._clock.skew_ms
 
     def follow(self, asked_at_ms: int) -> None:
-        """Notes how far everything is on the queue.
+        """Notes up to which time everything is on the queue.
 
-        asked_at_ms: just before the journal was asked for events the last time, by this machine's clock.
+        asked_at_ms: just before the last time the journal was asked for events, by this machine's clock.
         """
         oldest_ms = self._journal.oldest_ms()
         if not self._journal.knows_all():
@@ -63,11 +63,11 @@ class Reporter:
             self._watermark_ms = max(0, min(asked_at_ms, oldest_ms) - SLACK_MS)
 
     def take_over(self, identities: Iterable[str]) -> None:
-        """Speaks for receivers that have ended, since what they accepted is in our journal now."""
+        """Reports for receivers that have ended, since the events that they accepted are in our journal now."""
         self._gone.update(identities)
 
     def report(self) -> bool:
-        """Reports, where it is time to: True where Redis has answered. Raises RedisError."""
+        """Reports if it is time to; True if Redis has answered. Raises RedisError."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -79,7 +79,7 @@ class Reporter:
         self._gone.discard(report.id)
         if self._tell(lambda: self._client.hset(self._key, report.id, reports.encode(report))):
             self._reported_as = report.id
-            # After our own: from now on that speaks for them.
+            # After our own report, which now includes theirs.
             if self._gone and self._tell(lambda: self._client.hdel(self._key, *self._gone)):
                 self._gone.clear()
         return True
@@ -104,9 +104,9 @@ class Reporter:
         )
 
     def sign_off(self) -> None:
-        """Removes our report: nothing waits any more."""
+        """Removes our report, when nothing waits any more."""
         identity = self._reported_as or self._journal.identity
-        with suppress(RedisError):  # nothing waits, so neither does the stop
+        with suppress(RedisError):  # the stop must not wait for Redis
             self.signed_off = self._tell(lambda: self._client.hdel(self._key, identity))
 
     def _tell(self, command: Callable[[], object]) -> bool:
@@ -115,7 +115,7 @@ class Reporter:
         except ResponseError as error:
             if is_outage(error):
                 raise
-            if not self._told:  # a key of a wrong type must not hold up any event
+            if not self._told:  # a key of a wrong type must not hold up events
                 log.error("the key %s cannot be written; rename it, receivers report there: %s", self._key, error)
             self._told = True
             return False

@@ -81,7 +81,7 @@ def test_the_address_that_was_judged_is_named_and_returned() -> None:
     assert rules.check("203.0.113.7", ["198.51.100.1"], None) == "203.0.113.7"
     for entry, says in (
         ("198.51.100.1:9", "PRESENCE_ALLOWED_NETWORKS: 198.51.100.1 is in none of them"),
-        ("unknown\n", "X-Forwarded-For: 'unknown\\n' is no address"),
+        ("unknown\n", "X-Forwarded-For: 'unknown\\n' is not an address"),
     ):
         with pytest.raises(Refused) as refused:
             rules.check("10.0.0.1", [entry], None)
