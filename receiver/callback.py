@@ -176,7 +176,8 @@ class _Body(_Named):
 
 
 #: In larger bodies, fields that we do not read are removed first: pydantic would build objects of all of them, which
-#: may take 1 s for 10 MB and hold up all others. msgspec skips as much in 40 ms. OpenIM's callbacks have some 250 bytes.
+#: may take 1 s for 10 MB and hold up all others. msgspec skips as much in 40 ms. A callback of OpenIM's has some 250
+#: bytes.
 SKIM_BYTES = 1024
 #: The limit for a body that could have been forwarded but turns out to be about presence.
 OURS_MOST_BYTES = 1 << 20

@@ -18,7 +18,7 @@ BACKLOG = 1024
 #: After this time in a sibling's queue a peer is accepted here.
 HELP_SECONDS = 0.02
 
-#: How long a connection may take to be established (a round trip) that was begun before newcomers were sent elsewhere.
+#: The time in which connections that began before newcomers were sent elsewhere become established (a round trip).
 LAST_SECONDS = 0.1
 #: asm-generic/socket.h; linux/filter.h has the form of a program.
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
@@ -89,15 +89,11 @@ class Listener:
             self._helping = asyncio.create_task(self._help())
 
     async def stop(self) -> None:
-<<<<<<< HEAD
-        """Listens no longer; takes everybody who is in a queue, and nobody is turned away."""
+        """Stops listening; accepts all peers that are in a queue, and rejects none."""
         if self._accepting:
             for each in self._own:
                 send_newcomers_elsewhere(each)
             await asyncio.sleep(LAST_SECONDS)
-=======
-        """Stops listening; accepts all peers that are in a queue."""
->>>>>>> ae3fda5 (Edit the receiver's texts for plain English; tell the URL form from the shape)
         if self._helping:
             self._helping.cancel()
         for accepting in self._accepting:
@@ -122,23 +118,22 @@ class Listener:
                     self._let_in(_queue(listening))
 
     def _let_in(self, peers: Iterable[Socket]) -> None:
-        # Each in a task of its own, so that nobody is dropped halfway when this one is cancelled.
+        # Each in its own task, so that no peer is dropped halfway if this task is cancelled.
         for peer in peers:
-<<<<<<< HEAD
             entering = asyncio.create_task(self._enter(peer))
             self._entering.add(entering)
             entering.add_done_callback(self._entering.discard)
 
     async def _enter(self, peer: Socket) -> None:
-        with suppress(OSError):  # it has gone again
+        with suppress(OSError):  # the peer has left
             await asyncio.get_running_loop().connect_accepted_socket(self._server, peer)
 
 
 def send_newcomers_elsewhere(listening: Socket) -> None:
-    """Has the kernel drop the first packet (SYN) of each new connection from now on. Linux only.
+    """Makes the kernel drop the first packet (SYN) of each new connection from now on. Linux only.
 
-    The peer sends it again a second later, to whoever listens on the port by then. Between the last accept(2) and the
-    close(2) there is always a moment, and a connection that comes in it would be reset with its request.
+    The peer sends it again a second later, to the process that listens on the port by then. Between the last accept(2)
+    and the close(2) there is always a moment, and a connection that came in it would be reset with its request.
     """
     program = struct.pack("HBBI" * 4, *(0x30, 0, 0, 13), *(0x45, 0, 1, 0x02), *(0x06, 0, 0, 0), *(0x06, 0, 0, 0xFFFF))
     filters = array(
@@ -149,13 +144,9 @@ def send_newcomers_elsewhere(listening: Socket) -> None:
 
 
 def take_newcomers(listening: Socket) -> None:
-    """Ends that."""
+    """Undoes `send_newcomers_elsewhere`."""
     with suppress(OSError):  # there is no filter
         listening.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-=======
-            with suppress(OSError):  # the peer has left
-                await loop.connect_accepted_socket(self._server, peer)
->>>>>>> ae3fda5 (Edit the receiver's texts for plain English; tell the URL form from the shape)
 
 
 async def _readable(number: int) -> None:
