@@ -473,7 +473,7 @@ CODES = {
     ),
     # The doctor itself
     "P090": Code(
-        "warning",
+        "error",
         "What this probe should have checked is unknown, and may be wrong.",
         "Fix the other findings first, then run presence doctor again.",
     ),

@@ -19,7 +19,8 @@ class ServerFacts:
     """What one server in a role answered.
 
     role: "queue", "presence", or both. where: its URL, without a password. error: why nothing was heard, or "".
-    is_refusal: the server is there and does not let us in. infos: INFO of each primary. is_cluster, has_replicas: what
+    is_refusal: the server is there and does not let us in. infos: INFO of each primary. breaks_protocol: an answer
+    was none. is_cluster, has_replicas: what
     the URL says. skew_ms: how far this machine's clock is ahead. denied: commands that our user may not call, and the
     server's words. is_open: it asks for no password. config: what CONFIG GET said; None if it is forbidden.
     """
@@ -29,6 +30,7 @@ class ServerFacts:
     error: str = ""
     is_refusal: bool = False
     infos: tuple[Mapping[str, Any], ...] = ()
+    breaks_protocol: bool = False
     is_cluster: bool = False
     has_replicas: bool = False
     skew_ms: int = 0
@@ -68,8 +70,9 @@ def _of_kind(facts: ServerFacts, info: Mapping[str, Any]) -> Iterator[Item]:
         yield Finding("P015", f"{facts.name} is Redis {version}")
     elif reason := incompatibility(info, is_cluster=facts.is_cluster):
         yield Finding("P018", f"{facts.name} does not suit: {reason}")
-    if numbers == (7, 0, 0):
-        yield Finding("P016", f"{facts.name} is Redis 7.0.0")
+    if numbers == (7, 0, 0) or facts.breaks_protocol:
+        does = " and breaks the protocol" if facts.breaks_protocol else ""
+        yield Finding("P016", f"{facts.name} is Redis {version}{does}")
 
 
 def _of_replicas(facts: ServerFacts, info: Mapping[str, Any]) -> Iterator[Item]:

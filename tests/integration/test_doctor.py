@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 from unittest.mock import patch
 
@@ -203,6 +204,34 @@ def test_a_server_that_may_lose_things_is_named(run: Run, tmp_path: Path, keep: 
     assert {"P012", "P014"} <= set(findings(run("--json", redis_url=server.url)))
     server.client.replicaof("127.0.0.1", "1")
     assert "P017" in findings(run("--json", redis_url=server.url))
+
+
+@on_one_server
+def test_the_protocol_error_of_redis_7_0_0_is_named(run: Run) -> None:
+    """A server that answers as 7.0.0 does where it cannot save: refusals of writes end in an empty line too many."""
+
+    class Answers(StreamRequestHandler):
+        def handle(self) -> None:
+            while head := self.rfile.readline():
+                words = []
+                for _ in range(int(head[1:])):
+                    size = int(self.rfile.readline()[1:])
+                    words.append(self.rfile.read(size + 2)[:-2].upper())
+                self.wfile.write(self.answer(words[0]))
+
+        def answer(self, command: bytes) -> bytes:
+            if command == b"INFO":
+                info = b"redis_version:7.0.0\r\nrole:master\r\nrun_id:x\r\nserver_time_usec:%d" % (time.time() * 1e6)
+                return b"$%d\r\n%s\r\n" % (len(info), info)
+            if command == b"CONFIG":
+                return b"*0\r\n"
+            return b"-MISCONF it cannot save\r\n\r\n" if command in (b"DEL", b"HSET") else b"+OK\r\n"
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Answers) as broken:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        found = findings(run("--json", redis_url=f"redis://127.0.0.1:{broken.server_address[1]}/0"))
+        broken.shutdown()
+    assert "is Redis 7.0.0 and breaks the protocol" in found["P016"]
 
 
 # time

@@ -99,6 +99,7 @@ CASES: list[tuple[str, Iterator[Item], str]] = [
     ("P015", of_info(redis_version="6.2.9"), "is Redis 6.2.9"),
     ("P015", of_server(role="queue", infos=({**INFO, "redis_version": "6.0.16"},)), "is Redis 6.0.16"),
     ("P016", of_info(redis_version="7.0.0"), "7.0.0"),
+    ("P016", of_server(breaks_protocol=True), "breaks the protocol"),
     ("P018", of_info(redis_mode="sentinel"), "redis+sentinel://"),
     ("P020", of_server(denied={"BLMOVE": "no rights", "INFO": "none"}), "BLMOVE, INFO: no rights"),
     ("P021", of_server(is_open=True, config={**CONFIG, "protected-mode": "no"}), "no password"),

@@ -1,11 +1,12 @@
 """Asks one Redis what the doctor wants to know. Writes nothing there."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, ResponseError
 
 from shared.doctor.servers import ServerFacts
 from shared.redis.backend import Backend
@@ -44,19 +45,23 @@ def ask(url: str, roles: tuple[str, ...], settings: Settings) -> ServerFacts:
     role, where = " and ".join(roles), without_password(url)
     client = connect(url, timeout=ANSWER_SECONDS)
     try:
-        commands = [command for each in roles for command in COMMANDS[each]]
-        denied: dict[str, str] = {}
-        for refused in client.at_each_primary(lambda primary: _denied(primary, commands, settings.key_prefix)):
-            denied |= refused
         infos: list[dict[str, Any]] = []
-        skew_ms = 0
-        if "INFO" not in denied:
+        skew_ms, breaks_protocol = 0, False
+        with suppress(NoPermissionError):  # which is told with the other rights
             infos = client.at_each_primary(lambda primary: primary.info())
             skew_ms = client.at_each_primary(_skew_ms)[0]
+        commands = [command for each in roles for command in COMMANDS[each]]
+        denied: dict[str, str] = {}
+        try:
+            for refused in client.at_each_primary(lambda primary: _denied(primary, commands, settings.key_prefix)):
+                denied |= refused
+        except InvalidResponse:
+            breaks_protocol = True
         return ServerFacts(
             role,
             where,
             infos=tuple(infos),
+            breaks_protocol=breaks_protocol,
             is_cluster=client.is_cluster,
             has_replicas=client.has_replicas,
             skew_ms=skew_ms,
