@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from uuid import uuid4
 
 from redis.exceptions import RedisError
 
@@ -60,6 +61,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
         admin.serve(settings, admin.Pages(settings, heartbeat, outage, jobs.outage()))
     log.info("working on the queue %s at %s", settings.keys.queue, where)
     inspected = False
+    name = uuid4().hex
     Sweeper(settings, stopping).start()
     reconciler = _start_reconciler(settings, stopping)
     while not stopping.is_set():
@@ -75,7 +77,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
             clock = ServerClock(connection)
             clock.ask()
             set_rq_clock(clock.now_ms)
-            PresenceWorker(queue, connection, outage, stopping, heartbeat, clock).work(logging_level="WARNING")
+            PresenceWorker(name, queue, connection, outage, stopping, heartbeat, clock).work(logging_level="WARNING")
             stopping.wait(1.0)
         except RedisError as error:
             stopping.wait(outage.failed(error))

@@ -42,7 +42,8 @@ log = logging.getLogger("worker")
 class PresenceWorker(SimpleWorker):
     """Runs jobs in its own process, one after the other, and keeps its connections.
 
-    clock: of the queue's server; see worker/rq_clock.py. Raises the errors on which RQ's own loop gives up; then start
+    name: of this process, over all workers that it starts after outages. clock: of the queue's server; see
+    worker/rq_clock.py. Raises the errors on which RQ's own loop gives up; then start
     another worker.
     """
 
@@ -51,6 +52,7 @@ class PresenceWorker(SimpleWorker):
 
     def __init__(
         self,
+        name: str,
         queue: Queue,
         connection: Redis,
         outage: Outage,
@@ -66,6 +68,7 @@ class PresenceWorker(SimpleWorker):
         self._troubles: set[str] = set()
         super().__init__(
             [queue],
+            name=name,
             connection=connection,
             job_class=BatchJob,
             serializer=JSONSerializer,
@@ -83,6 +86,10 @@ class PresenceWorker(SimpleWorker):
         return DEQUEUE_SECONDS + ANSWER_SECONDS
 
     # Heartbeats
+
+    def register_birth(self) -> None:
+        self.connection.delete(self.key)  # from before an outage; RQ would take it for another worker of this name
+        super().register_birth()  # type: ignore[no-untyped-call]
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return ABANDONED_SECONDS

@@ -82,11 +82,12 @@ def _of_silence(queue: QueueState, now_ms: int) -> Iterator[Remark]:
 
 
 def _of_workers(queue: QueueState, now_ms: int) -> Iterator[Remark]:
+    others = "; others do its work" if queue.workers else ""
     for worker in queue.silent_workers:
         yield Remark(
             "P056",
             f"a worker has been silent for {_seconds(worker.seen_ms, now_ms):,.0f} s, host {worker.host}, "
-            f"pid {worker.pid}: frozen, killed, or cut off from Redis; others do its work",
+            f"pid {worker.pid}: frozen, killed, or cut off from Redis{others}",
         )
     if queue.leases_held:
         yield Remark("P069", f"no lease runs out now: {queue.leases_held}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Receiver, Server, Worker, wait_until
+from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
 from shared.queue import enqueue_encoded, open_queue
 from shared.settings import Settings
@@ -121,3 +121,21 @@ def test_a_queue_of_a_wrong_type_loses_no_job_that_waits_to_be_tried_again(worke
     assert worker.text().count("is not a list") < 3
     redis.delete("rq:queue:presence", "presence:bad")
     wait_until(lambda: is_offline(redis, "bad"))
+
+
+@on_one_server
+def test_a_worker_is_the_same_one_after_an_outage(
+    server: Server, redis: Redis, tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    """Or `presence status` would show what it was before as a worker that is silent."""
+    worker = Worker(tmp_path, server.url)
+    keep(worker)
+    before = wait_until(lambda: redis.smembers("rq:workers"))
+    redis.config_set("maxmemory", "1mb")
+    try:
+        wait_until(lambda: "is not available: command not allowed when used memory" in worker.text())
+    finally:
+        redis.config_set("maxmemory", "0")
+    wait_until(lambda: "is back after" in worker.text())
+    wait_until(lambda: redis.hget(next(iter(before)), "state") == b"idle")
+    assert redis.smembers("rq:workers") == before
