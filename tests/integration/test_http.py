@@ -118,7 +118,7 @@ def test_a_client_that_says_no_more_gets_an_answer_to_all_that_it_said(
     keep(slow)
     whole = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
     for receiver in (edge, slow):
-        for count in (1, 2, 100):
+        for count in (1, 2, 40):
             for _ in range(10):
                 assert raw(receiver, whole * count, and_close=True).count(b"HTTP/1.1 200 ") == count
     assert raw(edge, whole + whole[:-20], and_close=True).count(b"HTTP/1.1 ") == 2
@@ -248,8 +248,8 @@ def test_what_a_query_holds_is_in_no_log_line_no_reason_and_no_metric(
     with urllib.request.urlopen(f"http://127.0.0.1:{receiver.admin_port}/metrics") as page:
         said += page.read()
     said += json.dumps(receiver.readiness()[1]).encode()
-    assert receiver.stop() == 0
-    assert "refused" in receiver.text()
+    receiver.post("/", {"operationID": "the-last"}, b"{}")
+    wait_until(lambda: "operation_id=the-last" in receiver.text())
     assert "t0k" not in receiver.text() + said.decode()
 
 
