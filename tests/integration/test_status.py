@@ -1,6 +1,7 @@
 """`presence status` and `presence failed`, against what is really there."""
 
 import json
+import os
 import re
 import signal
 import time
@@ -19,7 +20,7 @@ from failed import EVENT, WRONG_TYPE, fail
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
-from support import Process, Receiver, Server, Worker, wait_until
+from support import Process, Receiver, Server, Worker, children, wait_until
 
 from shared.cli import cli
 from shared.queue import BatchJob, BatchMeta, enqueue_alone, enqueue_encoded, open_queue
@@ -119,6 +120,19 @@ def test_a_frozen_receiver_on_this_machine_is_named_at_once(run: Run, receiver: 
     result = run("status", PRESENCE_ADMIN_PORT=str(receiver.admin_port))
     assert result.exit_code == 1
     assert f"does not answer at 127.0.0.1:{receiver.admin_port}: frozen" in result.output
+
+
+def test_a_frozen_process_of_the_receiver_on_this_machine_is_named_at_once(
+    run: Run, server: Server, tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    receiver = Receiver(tmp_path / "r", server.url, processes="2")
+    keep(receiver)
+    wait_until(lambda: receiver.readiness()[0] == 200)
+    frozen = min(children(receiver))
+    os.kill(frozen, signal.SIGSTOP)
+    result = run("status", PRESENCE_ADMIN_PORT=str(receiver.admin_port))
+    assert result.exit_code == 1
+    assert f"the receiver on this machine is not ready: process {frozen} does not answer" in result.output
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
