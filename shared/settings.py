@@ -35,7 +35,7 @@ _INJECTED = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 #: What only the Compose file reads. Each container gets all of .env, and so does a shell that reads it.
-COMPOSE_ONLY = ("WORKERS",)
+COMPOSE_ONLY = ("IMAGE", "WORKERS")
 
 #: The most characters in the file of a secret.
 _SECRET_MOST = 65536

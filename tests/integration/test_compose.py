@@ -135,10 +135,10 @@ def test_a_value_in_single_quotes_means_in_a_shell_what_it_says(tmp_path: Path, 
     assert ran.stdout == f"{value}\n"
 
 
-def test_both_programs_use_one_image_without_racing_for_its_name() -> None:
+def test_both_programs_use_the_image_that_is_named_or_build_one_without_racing_for_its_name() -> None:
     for name in OURS:
         assert SERVICES[name]["build"] == "."
-        assert "image" not in SERVICES[name]
+        assert SERVICES[name]["image"] == "${PRESENCE_IMAGE:-}"
 
 
 def test_no_service_waits_for_redis_to_be_healthy() -> None:

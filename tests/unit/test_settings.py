@@ -238,4 +238,4 @@ def test_sentinels_may_lead_to_presence_and_to_the_queue() -> None:
 
 
 def test_what_is_for_compose_alone_is_no_setting_of_a_program() -> None:
-    assert load({"PRESENCE_WORKERS": "4"}) == load({})
+    assert load({"PRESENCE_WORKERS": "4", "PRESENCE_IMAGE": "presence:1"}) == load({})
