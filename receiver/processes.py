@@ -33,8 +33,8 @@ RESTART_SECONDS = 1.0
 START_SECONDS = 3.0
 #: How often a process is asked, and how long it has to answer.
 ASK_SECONDS = 1.0
-#: After this many missed answers in a row a process is named in the log, and then counts as frozen. Answers are counted,
-#: not time, because the whole machine may have stood still.
+#: After this many missed answers in a row a process is named in the log, and then counts as frozen. Answers are
+#: counted, not time, because the whole machine may have stood still.
 NAMED_AT, FROZEN_AT = 2, 4
 #: The same before its first answer, while it starts.
 FROZEN_AT_START = 30

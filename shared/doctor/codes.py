@@ -370,17 +370,17 @@ CODES = {
     # OpenIM's configuration
     "P070": Code(
         "warning",
-        "What OpenIM calls back is not known, and may be nothing.",
+        "It is unknown what OpenIM calls back; it may be nothing.",
         "Name the directory that OpenIM reads: the one after -c in its command line, or its ConfigMap.",
     ),
     "P071": Code(
         "error",
         "OpenIM does not start with such a file, or reads another one.",
-        "Mend the line that is named. A template has to be filled in first.",
+        "Fix the line that is named. A template must be filled in first.",
     ),
     "P072": Code(
         "error",
-        "No release reads them there: nothing is sent, and nothing is said.",
+        "No release reads them there: nothing is sent, and no error is shown.",
         "Move them where the release at hand reads them.",
     ),
     "P073": Code(
@@ -410,8 +410,8 @@ CODES = {
     ),
     "P078": Code(
         "error",
-        "The two do not understand each other: nothing arrives.",
-        "Write https:// in the URL where PRESENCE_TLS_CERT is set, else http://, and restart OpenIM.",
+        "The two cannot talk to each other: nothing arrives.",
+        "Write https:// in the URL if PRESENCE_TLS_CERT is set, else http://, and restart OpenIM.",
     ),
     "P079": Code(
         "warning",
@@ -426,8 +426,8 @@ CODES = {
     ),
     "P081": Code(
         "note",
-        "That is right only where OpenIM runs on the receiver's machine, and not in a container.",
-        "Else write the receiver's name or address as OpenIM sees it.",
+        "That is right only if OpenIM runs on the receiver's machine, and not in a container.",
+        "Otherwise write the receiver's name or address as OpenIM sees it.",
     ),
     "P082": Code(
         "error",
@@ -437,18 +437,18 @@ CODES = {
     ),
     "P083": Code(
         "note",
-        "Since 3.0 a kick arrives as offline; up to 2.3.3 somebody who is kicked stays online.",
+        "Since 3.0 a kick arrives as offline; up to 2.3.3 a kicked user stays online.",
         "Set enable: true under it, and restart OpenIM.",
     ),
     "P084": Code(
         "warning",
-        "Without a limit of its own OpenIM waits for 15 s (3.7 and later) or without end (before), and sends nothing "
-        "else meanwhile.",
+        "Without a timeout OpenIM waits for 15 s (3.7 and "
+        "later) or for ever (before), and sends nothing else meanwhile.",
         "Set its timeout to 5, and restart OpenIM.",
     ),
     "P085": Code(
         "error",
-        "OpenIM does not start with it, or goes on as if it were not there.",
+        "OpenIM does not start with it, or ignores it.",
         "enable: true or false, timeout: whole seconds, each in the file itself.",
     ),
     "P086": Code(
@@ -463,12 +463,12 @@ CODES = {
     ),
     "P088": Code(
         "warning",
-        "Releases after 3.8.3 have a config center in etcd: where it is enabled, it wins over every file.",
+        "Releases after 3.8.3 have a config center in etcd: if it is enabled, it overrides every file.",
         "etcdctl get /open-im/config/enable-config-center; if it says enable, see /open-im/config/webhooks.yml there.",
     ),
     "P089": Code(
         "note",
-        "The file shows something else than what counts.",
+        "The file does not show what counts.",
         "Keep one of them.",
     ),
     # The doctor itself
@@ -481,6 +481,6 @@ CODES = {
     "P100": Code(
         "warning",
         "What OpenIM did not send, or lost, stays wrong in presence until OpenIM can be asked.",
-        "Mend what is named: PRESENCE_OPENIM_API, PRESENCE_OPENIM_SECRET, PRESENCE_OPENIM_ADMIN, or OpenIM itself.",
+        "Fix what is named: PRESENCE_OPENIM_API, PRESENCE_OPENIM_SECRET, PRESENCE_OPENIM_ADMIN, or OpenIM itself.",
     ),
 }
