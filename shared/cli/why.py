@@ -20,6 +20,7 @@ from shared.why.facts import Facts, Scan, Waiting
 from shared.why.judgement import Cover, ReadBatch, Session
 from shared.why.notes import notes
 from shared.why.reasons import RULES, reason, source_of
+from shared.why.truth import where
 from shared.why.words import described, in_columns, instant, lasting, named, scope_name, times
 
 #: For one answer of a server.
@@ -42,9 +43,9 @@ def why(user: str, as_json: bool) -> None:
     """Says why a user is shown online or offline: the reason in words, then every fact behind it.
 
     The facts are the sessions, with what covers them and when their leases end; the batches of callbacks, and how the
-    rules read them; the last changes; the last events that changed nothing, and against what; and what of this user
-    waits, is tried again or has failed. The exit code is 1 if some of it could not be read, or the key is not a hash.
-    Put -- before an id that begins with a dash.
+    rules read them; the last changes; the last events that changed nothing, and against what; what of this user
+    waits, is tried again or has failed; and, with PRESENCE_OPENIM_API, what OpenIM itself says. The exit code is 1 if
+    some of it could not be read, or the key is not a hash. Put -- before an id that begins with a dash.
 
     \b
     Examples:
@@ -72,6 +73,7 @@ def _lines(facts: Facts) -> Iterator[str]:
         "changes": list(map(_change, facts.changes)) or _how_far(facts.changes_scan),
         "no effect": [line for each in facts.ignored for line in _ignored(facts, each)] or _how_far(facts.ignored_scan),
         "waiting": map(_waiting, facts.waiting),
+        "OpenIM": _openim(facts),
     }
     rows = [row for name, lines in tables.items() for row in _rows(name, lines)]
     yield from ["", *rows] if rows else []
@@ -90,6 +92,14 @@ def _ignored(facts: Facts, ignored: Ignored) -> Iterator[str]:
 
 def _waiting(waiting: Waiting) -> str:
     return f"{waiting.place}: the {described(waiting.event)}; batch {safe(waiting.job_id)}"
+
+
+def _openim(facts: Facts) -> Iterator[str]:
+    says = facts.openim
+    if says and not says.trouble:
+        yield f"its gateways    {where(says.platforms)}"
+        if says.recorded is not None:
+            yield f"its own record  {where(says.recorded)}"
 
 
 def _sessions(facts: Facts, memory: Memory) -> Iterator[str]:

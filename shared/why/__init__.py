@@ -1,1 +1,1 @@
-"""Why a user is shown online or offline: what is remembered, how the rules read it, and what may still change it."""
+"""Why a user is shown online or offline: by what is remembered, and beside what OpenIM itself says."""

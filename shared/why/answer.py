@@ -7,10 +7,11 @@ from shared.events import Event
 from shared.memory import Memory
 from shared.why import judgement
 from shared.why.against import against
-from shared.why.facts import Facts, Scan, Waiting
+from shared.why.facts import Facts, OpenIMSays, Scan, Waiting
 from shared.why.judgement import ReadBatch, Session
 from shared.why.notes import notes
 from shared.why.reasons import Source, reason, since_ms, source_of, status
+from shared.why.truth import truth
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "waiting": [_waiting(each) for each in facts.waiting],
         "journals": [asdict(each) for each in facts.journals],
         "similar": list(facts.similar),
+        "openim": facts.openim and _openim(facts.user_id, facts.openim),
         "looked_at": {
             "changes": _scan(facts.changes_scan),
             "ignored": _scan(facts.ignored_scan),
@@ -130,6 +132,18 @@ def _waiting(waiting: Waiting) -> dict[str, Any]:
         **_event(waiting.event),
         "error": waiting.error,
         "next_at": waiting.next_at_ms or None,
+    }
+
+
+def _openim(user_id: str, says: OpenIMSays) -> dict[str, Any]:
+    is_answer = not says.trouble
+    return {
+        "platforms": list(says.platforms) if is_answer else None,
+        "recorded": None if says.recorded is None else list(says.recorded),
+        "agrees": says.verdict is None if is_answer and says.is_comparable else None,
+        "kind": says.verdict.kind if says.verdict else None,
+        "says": truth(user_id, says),
+        "trouble": says.trouble,
     }
 
 

@@ -13,9 +13,13 @@ from shared.observe.collector import collect_queue
 from shared.observe.snapshot import QueueState, Server
 from shared.redis.backend import Backend
 from shared.settings import Settings, without_password
+from shared.timed import Probe
 from shared.why import judgement, scans
-from shared.why.facts import Facts, Journal, Scan
+from shared.why.facts import Facts, Journal, OpenIMSays, Scan
 from shared.why.scans import Needle
+
+#: For OpenIM, which is asked beside all else; and where even giving up takes long, as with a name server that hangs.
+OPENIM_SECONDS, OPENIM_MOST_SECONDS = 4.5, 5.0
 
 T = TypeVar("T")
 
@@ -26,6 +30,7 @@ def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -
     What else cannot be read is among the facts, as a trouble.
     """
     keys, needle, troubles = settings.keys, Needle(user_id), list[str]()
+    asking = Probe("OpenIM", lambda: _ask(settings, user_id), OPENIM_MOST_SECONDS) if settings.openim_api else None
 
     def attempt(what: str, read: Callable[[], T], otherwise: T) -> T:
         try:
@@ -46,6 +51,8 @@ def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -
     ignored, ignored_scan = attempt(keys.ignored, lambda: scans.without_effect(presence, keys.ignored, needle), nothing)
     due: Any = attempt(keys.leases, lambda: presence.zscore(keys.leases, needle.raw), None)
     stats: Any = attempt(keys.stats, lambda: presence.exists(keys.stats), 1)
+    openim = (asking.result() or OpenIMSays(trouble=f"OpenIM: {asking.trouble}")) if asking else None
+    troubles += [openim.trouble] if openim and openim.trouble else []
     return Facts(
         user_id,
         at_ms=state.at_ms or time.time_ns() // 1_000_000,
@@ -65,8 +72,15 @@ def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -
         waiting_scan=waiting_scan,
         journals=tuple(Journal(each.name, each.events, each.watermark_ms) for each in state.receivers if each.events),
         workers=None if state.server.error else len(state.workers),
+        openim=openim,
         troubles=tuple(troubles),
     )
+
+
+def _ask(settings: Settings, user_id: str) -> OpenIMSays:
+    from shared.why import asking  # aiohttp would make every `presence` command take half as long again to start
+
+    return asking.ask(settings, user_id, OPENIM_SECONDS)
 
 
 def _hash(client: Backend, key: bytes) -> tuple[Memory | None, str]:

@@ -7,6 +7,7 @@ from openim_presence import Change
 from shared.events import Event
 from shared.ignored import Ignored
 from shared.memory import Memory
+from shared.truth.verdict import Verdict
 
 #: Where an event may wait: on the queue; with a worker; for its next try; for a person.
 Place = Literal["queued", "running", "retrying", "failed"]
@@ -44,6 +45,22 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenIMSays:
+    """What OpenIM itself says of the user.
+
+    platforms: online at the gateways that its API reached. recorded: online by its own record; None if that is not to
+    be trusted, as up to 3.8.0. is_comparable: what we hold of the user can be read. verdict: None if both agree.
+    trouble: why OpenIM could not be asked, or "".
+    """
+
+    platforms: tuple[int, ...] = ()
+    recorded: tuple[int, ...] | None = None
+    is_comparable: bool = True
+    verdict: Verdict | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Times are Unix milliseconds.
 
@@ -51,8 +68,8 @@ class Facts:
     key_type: what the key is where it is no hash, or "". similar: ids that are known, and differ in blanks or in upper
     and lower case. is_empty: nothing of anybody was ever applied here. lease_ms: how long a session lasts unrenewed,
     0: for ever. leases_held: why none runs out now, or "". retention_seconds: 0: for ever. changes: of the user, the
-    newest first, and so are `ignored`. workers: alive, None if that is not known. troubles: what could not
-    be read, so that the answer may lack it.
+    newest first, and so are `ignored`. workers: alive, None if that is not known. openim: None where
+    PRESENCE_OPENIM_API is not set. troubles: what could not be read, so that the answer may lack it.
     """
 
     user_id: str
@@ -73,4 +90,5 @@ class Facts:
     waiting_scan: Scan = Scan()
     journals: tuple[Journal, ...] = ()
     workers: int | None = 1
+    openim: OpenIMSays | None = None
     troubles: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from shared.why.against import against
 from shared.why.facts import Facts, Place, Waiting
 from shared.why.judgement import Session
 from shared.why.reasons import reason, since_ms, status
+from shared.why.truth import truth
 from shared.why.words import (
     CLOCK_MOST,
     counted,
@@ -41,11 +42,17 @@ def notes(facts: Facts) -> list[str]:
     """Sentences, the most urgent first."""
     return [
         *(f"The answer may lack something: {safe(trouble)}." for trouble in facts.troubles),
+        *_of_openim(facts),
         *_of_waiting(facts),
         *(_of_memory(facts, facts.memory) if facts.memory else _of_nothing(facts)),
         *_of_ignored(facts),
         *_of_change(facts),
     ]
+
+
+def _of_openim(facts: Facts) -> Iterator[str]:
+    if facts.openim and not facts.openim.trouble:  # that is among the others
+        yield truth(facts.user_id, facts.openim)
 
 
 def _of_waiting(facts: Facts) -> Iterator[str]:

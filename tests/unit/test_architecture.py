@@ -20,7 +20,9 @@ ROOMS: dict[str, set[str]] = {
     "shared.openim": set(),
     "shared.truth": {"openim_presence", "shared.gateways", "shared.openim", "shared.redis"},
     "shared.observe": {"openim_presence", "shared.gateways", "shared.logs", "shared.redis", "shared.truth"},
-    "shared.why": {"openim_presence", "shared.logs", "shared.redis", "shared.observe"},
+    "shared.why": {
+        *("openim_presence", "shared.logs", "shared.redis", "shared.observe", "shared.openim", "shared.truth"),
+    },
     "shared.doctor": {"shared.observe", "shared.redis"},
     "shared.doctor.probes": {"shared.doctor", "shared.observe", "shared.redis"},
     "shared.cli": {
@@ -51,8 +53,8 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 
-#: The others ask Redis.
-PURE_OF_WHY = ("judgement", "facts", "words", "reasons", "against", "notes", "answer")
+#: The others ask Redis and OpenIM.
+PURE_OF_WHY = ("judgement", "facts", "words", "reasons", "against", "truth", "notes", "answer")
 
 #: What some modules must not know of the world outside, so that they can be tested without it.
 FORBIDDEN = [

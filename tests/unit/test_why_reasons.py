@@ -10,11 +10,14 @@ from openim_presence import Change
 from shared import memory
 from shared.events import SEQ_MAX, Event
 from shared.ignored import Ignored
+from shared.truth.ours import Scope
+from shared.truth.verdict import Correction, Verdict
 from shared.why import answer
 from shared.why.against import against
-from shared.why.facts import Facts, Journal, Scan, Waiting
+from shared.why.facts import Facts, Journal, OpenIMSays, Scan, Waiting
 from shared.why.notes import notes
 from shared.why.reasons import reason, status
+from shared.why.truth import truth
 from shared.why.words import described, instant, lasting, listed, stamped
 
 #: 2025-11-26 12:03:07.123Z, and a minute before it and after it.
@@ -345,6 +348,58 @@ def test_where_all_is_plain_there_is_no_note() -> None:
     assert notes(facts(user(p_5=f"{T0} {T} 5"), ignored=(duplicate,))) == []
 
 
+IOS, WEB = Scope(1), Scope(5)
+OTHERWISE = Verdict("alice", "platforms", ours=(5,), openim=(1,), corrections=(Correction(IOS, True, T),))
+DIFFERS = OpenIMSays((1,), (), verdict=OTHERWISE)
+#: What OpenIM says, and what follows from it.
+TRUTHS: dict[str, tuple[OpenIMSays, str]] = {
+    "online, as we say": (OpenIMSays((1, 5), (5, 1)), "online on IOS and Web; this agrees with presence"),
+    "offline, as we say": (OpenIMSays((), ()), "offline; this agrees with presence"),
+    "an old one": (OpenIMSays((1,)), "online on IOS; this agrees with presence"),
+    "its record says otherwise": (
+        OpenIMSays((), (1,)),
+        "offline (its own record: online on IOS); this agrees with presence",
+    ),
+    "otherwise": (DIFFERS, "online on IOS (its own record: offline); presence reconcile alice would put it right"),
+    "heard of just now": (
+        OpenIMSays((1,), verdict=replace(OTHERWISE, corrections=(), is_fresh=True)),
+        "online on IOS; an event came just now, so ask again in a few seconds",
+    ),
+    "once": (
+        OpenIMSays((), verdict=replace(OTHERWISE, corrections=(), doubtful=(WEB,), needs_second=True, why="once")),
+        "offline; presence reconcile alice asks twice, and would put it right if both answers are the same",
+    ),
+    "without a proof": (
+        OpenIMSays((), verdict=replace(OTHERWISE, corrections=(), doubtful=(WEB,), why="x\u202ey")),
+        r"offline; presence reconcile alice would leave it, because x\u202ey",
+    ),
+    "proven in part": (
+        OpenIMSays((1,), verdict=replace(OTHERWISE, doubtful=(WEB,), why="nobody is")),
+        "online on IOS; presence reconcile alice would put only a part of it right, because nobody is",
+    ),
+    "of a key that makes no sense": (
+        OpenIMSays((1,), (1,), is_comparable=False),
+        "online on IOS; what presence holds of this user cannot be compared with it",
+    ),
+}
+
+
+@pytest.mark.parametrize("situation", TRUTHS)
+def test_openim_itself_is_heard(situation: str) -> None:
+    says, sentence = TRUTHS[situation]
+    assert truth("alice", says) == f"OpenIM itself says: {sentence}."
+    assert notes(facts(online(p_5=f"{T} - 5"), openim=says))[0] == truth("alice", says)
+
+
+def test_why_openim_could_not_be_asked_is_said_once() -> None:
+    given = facts(openim=OpenIMSays(trouble="OpenIM is away"), troubles=("OpenIM is away",))
+    assert [each for each in notes(given) if "OpenIM is away" in each] == [
+        "The answer may lack something: OpenIM is away."
+    ]
+    says = answer.as_json(given)["openim"]
+    assert (says["platforms"], says["agrees"], says["says"]) == (None, None, "OpenIM is away.")
+
+
 CONNECTION = {"conn_id": "c1", "platform_id": 1}
 #: What is remembered, an event that was stale, and against what.
 AGAINST: dict[str, tuple[memory.Memory | None, Event, str]] = {
@@ -406,7 +461,9 @@ def test_the_names_for_programs_stay() -> None:
     known = online(
         p_5=f"{T} {T0} 5 {T}", b_0=f"{T} n5.ab,n5.cd,f5.ef p_7_8", s_5=f"{T0} - {T0}", floor=7, platform_id=5
     )
-    given = facts(known, lease_ms=5000, waiting=waiting, ignored=ignored, changes=(change("online", T),))
+    given = facts(
+        known, lease_ms=5000, waiting=waiting, ignored=ignored, changes=(change("online", T),), openim=DIFFERS
+    )
     said = json.loads(json.dumps(answer.as_json(replace(given, journals=(Journal("vm:7", 3, T),)))))
     assert (said.pop("reason"), said.pop("notes")) == (
         reason(given),
@@ -459,6 +516,11 @@ def test_the_names_for_programs_stay() -> None:
         "waiting": [{**event, "place": "retrying", "job_id": "j", "error": "e", "next_at": T}],
         "journals": [{"receiver": "vm:7", "events": 3, "since_ms": T}],
         "similar": [],
+        "openim": {
+            **{"platforms": [1], "recorded": [], "agrees": False, "kind": "platforms", "trouble": ""},
+            "says": "OpenIM itself says: online on IOS (its own record: offline); presence reconcile alice would put "
+            "it right.",
+        },
         "looked_at": {name: {"count": 0, "whole": True, "back_to": None} for name in ("changes", "ignored", "waiting")},
         "troubles": [],
     }

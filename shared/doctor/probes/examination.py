@@ -12,11 +12,11 @@ from shared.doctor.probes import journal as journal_probe
 from shared.doctor.probes import openim as openim_probe
 from shared.doctor.probes import receiver as receiver_probe
 from shared.doctor.probes import servers as servers_probe
-from shared.doctor.probes.timed import Probe
 from shared.observe.health import is_silent
 from shared.observe.poller import Poller
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 from shared.settings import Settings
+from shared.timed import Probe
 
 #: All begin at once, so the whole takes no longer than the longest.
 SERVER_SECONDS = 8.0

@@ -8,8 +8,8 @@ from shared.doctor import openim_config
 from shared.doctor.openim_config import Reached, Target
 from shared.doctor.openim_files import ENVIRONMENT, FILES, Found, read
 from shared.doctor.probes import receiver
-from shared.doctor.probes.timed import Probe
 from shared.settings import Settings
+from shared.timed import Probe
 
 #: OpenIM's largest own file has 30 kB.
 _MOST_BYTES = 1_000_000
