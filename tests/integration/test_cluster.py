@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openim
 import pytest
 import recipes
 from click.testing import CliRunner
@@ -23,7 +24,8 @@ from topology import SECRET, ClusterServers, Flips, changes, command
 import openim_presence as presence
 from shared.cli import cli
 from shared.errors import Unavailable
-from shared.events import Event
+from shared.events import EVENTS, Event
+from shared.queue import open_queue
 from shared.redis.client import connect, is_outage
 from shared.redis.cluster import Cluster
 from shared.settings import Settings, load
@@ -73,6 +75,32 @@ def test_why_finds_what_is_spread_over_the_nodes(store: Store, servers: ClusterS
         assert (said["status"], said["troubles"]) == ("offline", [])
         assert [each["user_id"] for each in said["changes"]] == [user]
         assert [each["outcome"] for each in said["ignored"]] == ["stale"]
+
+
+def test_users_are_compared_with_openim_wherever_they_live(
+    store: Store, servers: ClusterServers, server: Server
+) -> None:
+    users = [f"user{number}" for number in range(300)]
+    store.apply([event(user, "Online", 1) for user in users])
+    with openim.serving(7) as im:
+        im.users = ["new"]
+        im.im.open("new", 5)
+        for user in users[:200]:
+            im.im.open(user, 1)
+        environment = {
+            "PRESENCE_REDIS_URL": servers.url,
+            "PRESENCE_QUEUE_URL": server.url,
+            "PRESENCE_OPENIM_API": im.url,
+            "PRESENCE_OPENIM_SECRET": openim.SECRET,
+        }
+        result = CliRunner().invoke(cli, ["reconcile", "--all", "--json", "--force"], env=environment)
+    *found, last = map(json.loads, result.stdout.splitlines())
+    assert (last["compared"], last["ghost"], last["missing"]) == (301, 100, 1)
+    assert {each["user_id"] for each in found} == {*users[200:], "new"}
+    jobs = open_queue(server.client, settings_of(servers)).jobs
+    assert [result for job in jobs for result in store.apply(EVENTS.validate_python(job.args[0]))] == [
+        Outcome("applied", True)
+    ] * 101
 
 
 def test_events_are_applied_wherever_their_users_live(store: Store, cluster: Redis) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +91,11 @@ def drop(world: World, *names: str) -> None:
 
 def found(world: World) -> ledger.Ledger:
     return ledger.read(world.redis.hgetall("presence-reconcile"))
+
+
+def differing(world: World) -> list[str]:
+    ours, truth = world.ours(), world.truth()
+    return [user for user in ours.keys() | truth.keys() if ours.get(user) != truth.get(user)]
 
 
 def next_period(world: World) -> None:
@@ -339,6 +345,46 @@ def test_openim_is_away_and_back(world: World, caplog: pytest.LogCaptureFixture)
     assert "is back after" in caplog.text
     assert fakes.SECRET not in caplog.text
     assert fakes.TOKEN not in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("seed", range(3))
+def test_after_churn_of_which_half_was_lost_nothing_differs(world: World, seed: int) -> None:
+    """Users come, leave, are kicked, move; callbacks are lost, and in the end a gateway starts again."""
+    chance, worker = random.Random(seed), of(world)
+    world.go(["a9"])
+    world.call_back()
+    step(world, worker)
+    open_ = {user: connections.copy() for user, connections in world.connections.items()}
+    for _ in range(30):
+        for _ in range(20):
+            user = f"{chance.choice('abc')}{chance.randrange(300)}"
+            connections = open_.setdefault(user, [])
+            if connections and chance.random() < 0.5:
+                world.openim.im.close(connections.pop(chance.randrange(len(connections))))
+            else:
+                platform, token = chance.choice([1, 1, 5]), chance.choice(["", "", "new"])
+                connections.append(world.openim.im.open(user, platform, token, chance.randrange(2)))
+        world.call_back(lost=chance.random() < 0.5)
+    world.openim.users = [*users("a", 300), *users("b", 300), *users("c", 300)]
+    assert world.ours() != world.truth()
+    report(world, seconds_ago=20)
+    step(world, worker)
+    report(world)
+    next_period(world)
+    step(world, worker)
+    assert world.ours() == world.truth()
+    for key in world.redis.scan_iter("presence:*"):  # a correction is as fresh as a callback
+        world.redis.hset(key, "updated_at", time.time_ns() // 1_000_000 - 10_000)
+    world.openim.restart(1, pid=9)
+    world.come(["a1"], gateway=1)
+    world.call_back(minutes_ago=0.9)
+    step(world, worker)
+    # At once all but those who moved to that gateway unheard, and whom OpenIM showed online as we did.
+    assert len(differing(world)) < 10
+    next_period(world)
+    step(world, worker)
+    assert world.ours() == world.truth()
 
 
 def test_a_worker_does_it_by_itself(world: World, tmp_path: Path, keep: Callable[[Process], Process]) -> None:

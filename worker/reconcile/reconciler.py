@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +31,7 @@ from shared.truth.comparison import Comparison
 from shared.truth.findings import Tally
 from shared.truth.ledger import Bookkeeper
 from shared.truth.questions import MOST_USERS, Servers
-from shared.truth.reach import Reach
+from shared.truth.reach import Home, Reach
 from worker.reconcile.doubtful import WAIT_MS, Doubtful
 from worker.reconcile.state import Round, State
 from worker.reconcile.triggers import Urgent, look
@@ -224,7 +224,7 @@ class Reconciler(threading.Thread):
             log.info("compared %d users of gateways that are gone: %d ghosts", tally.compared, tally.ghost)
 
     async def _at(self, gone: frozenset[Name], users: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Those of the users who were last heard of from these gateway processes."""
+        """Those of the users who may have been at these gateway processes."""
         processes = facts.read_gateways(self._queue, self._servers.keys)
         reach, some = Reach(processes, self._now_ms()), []
         async for user_id in users:
@@ -241,5 +241,10 @@ class Reconciler(threading.Thread):
         return [
             user_id
             for user_id, ours in known.items()
-            if any(home.name in gone for platform_id in ours.platforms() for home in reach.homes(ours, platform_id))
+            if any(_may_be_at(gone, reach.homes(ours, platform_id)) for platform_id in ours.platforms())
         ]
+
+
+def _may_be_at(gone: frozenset[Name], homes: Sequence[Home]) -> bool:
+    """Of a session that a correction opened no gateway is known."""
+    return not homes or any(home.name in gone for home in homes)
