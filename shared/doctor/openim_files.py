@@ -132,6 +132,10 @@ def read(files: Mapping[str, bytes], environment: Mapping[str, str]) -> Found:
             documents, error = parse(bundle.files.get(name, b""))
             if error and bundle.where:
                 unreadable.append((f"{bundle.where}{name}", error))
+            if name == "webhooks.yml" and name in bundle.files and not error:
+                documents = [document if document not in (None, "") else {} for document in documents] or [{}]
+                if not isinstance(documents[0], dict):
+                    unreadable.append((f"{bundle.where}{name}", "it has no names with values"))
             for document in documents[:1]:  # OpenIM reads the first
                 found, wrong = _of_file(bundle, name, document, given)
                 configs += found

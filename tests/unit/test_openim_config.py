@@ -270,6 +270,15 @@ def test_a_timeout_is_what_that_release_takes_for_it(text: str, form: str, codes
     assert set(seen({name: each.replace("timeout: 5", f"timeout: {text}") for name, each in file.items()})[0]) == codes
 
 
+@pytest.mark.parametrize("text", ["", "# all taken out\n", "---\n"])
+def test_a_file_without_anything_in_it_sends_nothing(text: str) -> None:
+    assert set(seen({"webhooks.yml": text})[0]) == {"P073", "P082"}
+
+
+def test_a_file_that_is_a_list_or_a_word_stops_openim() -> None:
+    assert [list(seen({"webhooks.yml": text})[0]) for text in ("- url: x\n", "url=x\n")] == [["P071"], ["P071"]]
+
+
 def test_a_callback_that_is_no_section_is_named() -> None:
     files = of_webhooks(("afterUserOnline:\n  enable: true\n  timeout: 5", "afterUserOnline: true"))
     assert set(seen(files)[0]) == {"P082", "P085"}
