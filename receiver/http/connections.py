@@ -175,8 +175,8 @@ class Connection(web.RequestHandler):
 
     @property
     def is_ending(self) -> bool:
-        """Whether its next answer is its last."""
-        return self._open.are_ending
+        """Whether its next answer is its last; those that were sent along with it come first."""
+        return self._open.are_ending and not self._messages
 
     def is_late(self, now: int) -> bool:
         waited = now - self.since

@@ -84,6 +84,19 @@ def test_what_it_has_begun_to_read_is_answered(receiver: Receiver, connect: Conn
     assert receiver.popen.wait(20) == 0
 
 
+def test_requests_sent_together_are_all_answered(receiver: Receiver, connect: Connect) -> None:
+    kept = connect(receiver.port)
+    ask(kept)
+    receiver.popen.terminate()
+    time.sleep(0.3)
+    kept.sendall(WHOLE * 3)
+    answers = b""
+    while piece := kept.recv(4096):
+        answers += piece
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+    assert answers.lower().count(b"connection: close") == 1
+
+
 def test_who_has_connected_and_is_not_yet_accepted_is_let_in(connect: Connect) -> None:
     async def main() -> None:
         async def handle(request: web.BaseRequest) -> web.Response:
