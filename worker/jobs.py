@@ -54,7 +54,7 @@ def _store() -> Store:
 @functools.cache
 def outage() -> Outage:
     """The outage of the presence server, if there is one."""
-    return Outage(log, f"Redis for presence, {without_password(_settings().redis_url)},", longest=1.0)
+    return Outage(log, f"Redis for presence, {without_password(_settings().redis_url)},", longest_seconds=1.0)
 
 
 def prepare() -> None:

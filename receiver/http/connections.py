@@ -1,4 +1,4 @@
-"""One peer's connection: what it is at, how long it may be at that, and what of an answer it may leave unread."""
+"""One peer's connection: its phase, how long that may last, and how much of its answers it may leave unread."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from aiohttp.web_protocol import _ErrInfo
 from receiver.http import head
 from receiver.http.eviction import OpenConnections
 
-#: A request's head must be here within so long after its first byte. OpenIM's comes in one piece.
+#: How long a request's head may take after its first byte. OpenIM's comes in one piece.
 HEAD_SECONDS = 10
-#: A connection that has brought nothing acceptable may lie idle for so long,
+#: How long a connection may be idle if nothing acceptable ever came on it,
 STRANGER_SECONDS = 60
-#: any other for so long. The longest that is usual for a proxy's connections is an hour.
+#: and how long any other. Proxies usually keep connections for an hour at most.
 IDLE_SECONDS = 3630.0
-#: An answer that waits for its peer to read it waits for so long, while the peer sends no more than so much.
+#: How long an answer waits for its peer to read it, and how much the peer may send meanwhile.
 UNREAD_SECONDS = 10
 UNREAD_BYTES = 1 << 16
-#: What is read ahead of a body that nobody takes yet, in bytes; and how long the rest of a refused one is read.
+#: How many bytes of a body are read ahead of our handler; and for how long the rest of a refused body is read.
 READ_AHEAD = {"read_bufsize": 1 << 16, "lingering_time": 2.0}
-#: aiohttp's own.
+#: Options of aiohttp's own handler.
 OPTIONS: dict[str, Any] = {
     "access_log": None,
     "auto_decompress": False,
@@ -34,20 +34,20 @@ OPTIONS: dict[str, Any] = {
 
 #: Looked up for each request.
 _MOST_BYTES = head.MOST_BYTES
-_received = web.RequestHandler.data_received  # super() costs half as much as the rest of our own
+_received = web.RequestHandler.data_received  # super() would add half of what our own code costs
 
 
-#: What a connection is at: waiting for a request, reading its head, working on it.
+#: The phases of a connection: waiting for a request, reading its head, working on it.
 WAITS, READS, WORKS = range(3)
 
 
 class Connection(web.RequestHandler):
     """One peer. Waits for a request, reads its head, works on it, and so on.
 
-    unreadable: takes who sent what is no request, and what aiohttp's parser found; returns the answer.
-    since: when it came to that, by `OpenConnections.now`. proven: it has brought something acceptable.
-    wire: what to cut; while TLS is being agreed on it is not yet what requests come through. said_all: its peer sends
-    no more, and may wait for answers. answered: how many requests have been.
+    unreadable: takes the sender of what is not a request, and what aiohttp's parser found; returns the answer.
+    since: when the phase began, by `OpenConnections.now`. proven: something acceptable has come on it. wire: the
+    transport to cut; until TLS is agreed on, requests do not come through it. said_all: its peer sends no more, but may
+    wait for answers. answered: how many requests have been answered.
     """
 
     __slots__ = (
@@ -68,7 +68,7 @@ class Connection(web.RequestHandler):
         self._unreadable = unreadable
         self._cutter: asyncio.TimerHandle | None = None
         self._unread = 0
-        #: Of the newest request, as much of it as has come, and the bytes since then that were of no body.
+        #: The newest request's body, how much of it has come, and the bytes since then that were not of a body.
         self._body: StreamReader = EMPTY_PAYLOAD
         self._body_bytes = 0
         self._headway = 0
@@ -81,8 +81,8 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.wire = transport  # type: ignore[assignment]  # as aiohttp itself takes it
-        # Then `pause_writing` is called for whatever a peer does not read, and not past 64 KiB of it alone.
-        # Not 0: a TLS transport compares with >= and would pause for nothing, and for ever.
+        # So that `pause_writing` is called for every byte that a peer does not read, not only beyond 64 KiB.
+        # Not 0: a TLS transport compares with >= and would pause without need, and for ever.
         self.wire.set_write_buffer_limits(1)  # type: ignore[union-attr]
         super().connection_made(transport)
         self._open.enter(self)
@@ -119,7 +119,7 @@ class Connection(web.RequestHandler):
                 self._messages[index] = _too_large()
 
     def _measure(self, size: int) -> None:
-        """Bytes that ended no head: they were of a body, or of a head (or trailer) that may have grown too large."""
+        """Counts bytes that ended no head: they were of a body, or of a head or trailer that may be too large."""
         if self._body.total_bytes != self._body_bytes:
             self._body_bytes = self._body.total_bytes
             self._headway = 0
@@ -132,7 +132,7 @@ class Connection(web.RequestHandler):
             self._messages.append(_too_large())
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
-            self._pause_transport_reading()  # this is the last that it is told
+            self._pause_transport_reading()  # the peer gets no further answer
 
     def handle_error(
         self,
@@ -141,15 +141,15 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """aiohttp's answer to what its parser cannot read, and to what our handler cannot be blamed for."""
+        """Answers what aiohttp's parser cannot read; leaves all other errors to aiohttp."""
         if isinstance(exc, HttpProcessingError):
             return self._unreadable(request.remote or "", exc)
         return super().handle_error(request, status, exc, message)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp leaves it to the default, which is to close
-        """True where the connection is to stay: the peer has shut down its side, and a request waits for its answer.
+        """True if the connection must stay: the peer has shut down its side, but a request waits for its answer.
 
-        Over TLS there is no such half, neither in asyncio nor in uvloop.
+        TLS has no such half-closed state, neither in asyncio nor in uvloop.
         """
         if self.answered == self._request_count or self.ssl_context is not None:
             return False
@@ -158,7 +158,7 @@ class Connection(web.RequestHandler):
         return True
 
     def _break_off(self, why: str) -> None:
-        """Lets whoever reads the newest request's body know that no more of it comes, if any is missing."""
+        """Makes reads of the newest request's body fail, if some of it is missing: no more will come."""
         if not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError(why))
 
@@ -183,7 +183,7 @@ class Connection(web.RequestHandler):
         return (self.phase == READS and waited > HEAD_SECONDS) or (not self.proven and waited > STRANGER_SECONDS)
 
     def worth(self) -> tuple[bool, bool, int]:
-        """The lowest goes first."""
+        """The lowest is closed first."""
         return (self.proven, self.phase == WORKS, self.since)
 
     def end_if_idle(self) -> None:
@@ -193,12 +193,12 @@ class Connection(web.RequestHandler):
             self.force_close()
 
     def cut(self) -> None:
-        """Ends it without another word; what it has not read is thrown away."""
+        """Ends it at once; what the peer has not read is discarded."""
         self._open.leave(self)
         if self.wire is not None:
             self.wire.abort()
 
 
 def _too_large() -> tuple[_ErrInfo, StreamReader]:
-    """In place of a request, for `handle_error`."""
+    """Takes the place of a request, for `handle_error`."""
     return _ErrInfo(status=431, exc=head.HeadTooLarge(), message=""), EMPTY_PAYLOAD

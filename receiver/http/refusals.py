@@ -1,4 +1,4 @@
-"""Refusals, told to people: OpenIM tells nobody of them."""
+"""Reports refusals to people, because OpenIM does not."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ from receiver.http.head import is_of_wrong_scheme
 from receiver.lately import Lately
 from shared.logs.throttle import LogBudgets
 
-#: A line in so many seconds for each reason and peer, of what OpenIM may have sent.
+#: How often a line is logged for each reason and peer, about requests that OpenIM may have sent.
 SPAN_SECONDS = 10.0
-#: The same, whoever the peers are, of what is no HTTP at all: port scans are that, and once somebody's https:// for http://.
+#: How often for all peers together, about what is not HTTP at all, such as port scans, or https:// instead of http://.
 PROBE_SPAN_SECONDS = 3600.0
 
 log = logging.getLogger("receiver")
 
 
 class Refusals:
-    """In the log, and for `presence status`. Probes, such as `GET /`, are never in the way of what OpenIM is told."""
+    """Reports in the log and for `presence status`. Probes, such as `GET /`, never hide what OpenIM is told."""
 
     def __init__(self, secret_path: str, lately: Lately) -> None:
         self._secret_path = secret_path
@@ -31,7 +31,7 @@ class Refusals:
         peer = request.remote or ""
         is_probe = request.method != hdrs.METH_POST
         self._lately.refused(refusal, peer, is_probe)
-        if not is_probe and refusal.status != 503:  # the journal says more of itself
+        if not is_probe and refusal.status != 503:  # the journal itself logs more
             what = f"{request.method} {self.shown(request.raw_path)}"
             self._say(refusal.message, peer, SPAN_SECONDS, f"refused {what} from {peer}: {refusal}")
 
@@ -41,7 +41,7 @@ class Refusals:
         self._lately.refused(refusal, peer, is_no_http and not is_of_wrong_scheme(error))
         line = f"refused what came from {peer}: {refusal}"
         if is_no_http:
-            self._say(refusal.message, "", PROBE_SPAN_SECONDS, f"{line}. That is told once an hour, and counted")
+            self._say(refusal.message, "", PROBE_SPAN_SECONDS, f"{line}. This is logged once an hour, and counted")
         else:
             self._say(refusal.message, peer, SPAN_SECONDS, line)
 
@@ -49,9 +49,9 @@ class Refusals:
         self._lines.say(asyncio.get_running_loop().call_later, (reason, peer), reason, seconds, line)
 
     def shown(self, target: str) -> str:
-        """The path of a request target, but for what may be a secret: the prefix, or all if it is not quite that.
+        """The path of a request target without what may be a secret: the prefix, or all of it if it has another one.
 
-        Of a query no more than that there is one: some put a secret there.
+        Of a query it shows only that there is one: some users put a secret there.
         """
         path = path_of(target)
         query = "?..." if "?" in target else ""

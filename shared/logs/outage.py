@@ -8,15 +8,17 @@ import time
 class Outage:
     """Follows one server. Not for use by several threads at once.
 
-    what: the server's name in the log lines. first, longest: the pause after the first failure, and the longest pause,
-    in seconds.
+    what: the server's name in the log lines. first_seconds, longest_seconds: the pause after the first failure, and the
+    longest pause.
     """
 
-    def __init__(self, log: logging.Logger, what: str, first: float = 0.1, longest: float = 3.0) -> None:
+    def __init__(
+        self, log: logging.Logger, what: str, first_seconds: float = 0.1, longest_seconds: float = 3.0
+    ) -> None:
         self._log = log
         self._what = what
-        self._first = first
-        self._longest = longest
+        self._first_seconds = first_seconds
+        self._longest_seconds = longest_seconds
         self._failures = 0
         self._since = 0.0
 
@@ -30,7 +32,7 @@ class Outage:
             self._since = time.monotonic()
             self._log.warning("%s is not available: %s", self._what, error)
         self._failures += 1
-        pause = min(self._first * 2.0 ** min(self._failures - 1, 16), self._longest)
+        pause = min(self._first_seconds * 2.0 ** min(self._failures - 1, 16), self._longest_seconds)
         return pause * random.uniform(0.5, 1.0)
 
     def over(self) -> None:

@@ -70,7 +70,7 @@ class Reconciler(threading.Thread):
         self._doubtful = Doubtful(queue, settings.keys)
         self._books = Bookkeeper(queue, settings.keys)
         where = without_password(settings.openim_api)
-        self._outage = Outage(log, f"OpenIM's API, {where},", first=5.0, longest=60.0)
+        self._outage = Outage(log, f"OpenIM's API, {where},", first_seconds=5.0, longest_seconds=60.0)
         self._rests_until = self._looked_at = self._urgent_at = -URGENT_SECONDS
         #: Whether another may have had the turn, or nobody, since this worker last looked.
         self._took_over = True
