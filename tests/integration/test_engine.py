@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from socket import socket
+from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
@@ -36,6 +37,7 @@ PROJECT = (
 WORKERS = 3
 PROCESSES = 2
 CREDENTIALS = "openim:pa$$ #1"
+AUTHORIZATION = {"Authorization": f"Basic {b64encode(CREDENTIALS.encode()).decode()}"}
 #: For whatever a test waits for; mostly the next health check, once in 15 s.
 PATIENCE_SECONDS = 60.0
 #: What docker-compose.yml gives receivers and workers.
@@ -63,6 +65,16 @@ def free_port() -> int:
         with suppress(OSError), socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def answer(request: Request) -> int:
+    """The status."""
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=5) as response:
+            status: int = response.status
+            return status
+    except HTTPError as error:
+        return error.code
 
 
 class Compose:
@@ -111,6 +123,8 @@ class Project(Compose):
             "PRESENCE_HOST": "127.0.0.1",
             "PRESENCE_PORT": str(free_port()),
             "PRESENCE_BASIC_AUTH": f"'{CREDENTIALS}'",
+            "PRESENCE_ADMIN_PORT": str(free_port()),
+            "PRESENCE_ADMIN_AUTH": f"'{CREDENTIALS}'",
             "PRESENCE_PROCESSES": str(PROCESSES),
             "PRESENCE_WORKERS": str(WORKERS),
             "REDIS_PORT": str(self._redis_port),
@@ -141,13 +155,15 @@ class Project(Compose):
         }
         headers = {"Content-Type": "application/json", "operationID": "op"}
         if self._settings["PRESENCE_BASIC_AUTH"]:
-            headers["Authorization"] = f"Basic {b64encode(CREDENTIALS.encode()).decode()}"
+            headers |= AUTHORIZATION
         url = f"http://127.0.0.1:{self._settings['PRESENCE_PORT']}/callbackExample/{name}"
-        try:
-            build_opener(ProxyHandler({})).open(Request(url, json.dumps(body).encode(), headers), timeout=5).close()
-        except OSError:  # also HTTPError
-            return False
-        return True
+        with suppress(OSError):
+            return answer(Request(url, json.dumps(body).encode(), headers)) == 200
+        return False
+
+    def page(self, headers: dict[str, str]) -> int:
+        """What /api/status of the receiver's admin port says to this machine."""
+        return answer(Request(f"http://127.0.0.1:{self._settings['PRESENCE_ADMIN_PORT']}/api/status", headers=headers))
 
     def shell(self, command: str) -> "subprocess.CompletedProcess[str]":
         """In a shell on this machine that has read .env, as .env.example shows."""
@@ -224,6 +240,11 @@ def test_an_event_from_this_machine_becomes_presence_that_this_machine_reads(pro
     assert project.send("alice")
     project.wait_for_status("alice", "online")
     assert project.inside("receiver", "presence", "get", "alice").split()[:2] == ["alice", "online"]
+
+
+def test_the_page_wants_credentials_of_this_machine(project: Project) -> None:
+    assert project.page({}) == 401
+    assert project.page(AUTHORIZATION) == 200
 
 
 def test_compose_reads_a_value_in_single_quotes_as_it_stands(project: Project) -> None:
