@@ -31,7 +31,7 @@ class Connection(NamedTuple):
 
 
 class Connections(NamedTuple):
-    """Of question A: of each user asked for, the connections at the first gateway that knows her.
+    """The answer to question A: for each user, the connections at the first gateway that knows the user.
 
     has_old_form: OpenIM is 3.8.0 or older; None if nobody was asked for.
     """

@@ -51,7 +51,7 @@ class OpenIM:
         await self._calls.__aexit__(*error)
 
     async def connections(self, user_ids: Sequence[str]) -> Connections:
-        """Question A: each user's connections at the first gateway that knows her."""
+        """Question A: each user's connections at the first gateway that knows the user."""
         return await self._ask(_CONNECTIONS, _about(user_ids), answers.connections)
 
     async def platforms(self, user_ids: Sequence[str]) -> Platforms:
@@ -118,7 +118,7 @@ class OpenIM:
 
     def _check(self, code: int, path: str) -> None:
         if code == _PERMISSION:
-            raise self._refuses("PRESENCE_OPENIM_ADMIN is none of its admins")
+            raise self._refuses("PRESENCE_OPENIM_ADMIN is not one of its admins")
         if code:
             raise OpenIMAway(f"{self._calls.name} answers {path} with errCode {code}")
 

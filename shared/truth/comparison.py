@@ -40,11 +40,11 @@ class _Held:
 
 
 class Comparison:
-    """fixes: what differs is put right; forces: also where too many would go offline at once. tally: what was counted
-    before, where one goes on that was broken off. fresh_ms: who was heard of within that is left.
+    """fixes: correct what differs. forces: even if too many users would go offline at once. tally: the counts so far,
+    if an interrupted comparison goes on. fresh_ms: users with an event within it are skipped.
 
-    report is called for each finding, and progress after each question. `run` raises OpenIMError where OpenIM could not
-    be asked, and RedisError. What was put right until then stays so.
+    report is called for each finding, and progress after each question. `run` raises OpenIMError if OpenIM could not
+    be asked, and RedisError. Corrections made until then remain.
     """
 
     def __init__(

@@ -18,14 +18,14 @@ from shared.redis.backend import Backend
 from shared.truth.ours import Ours, read
 from shared.truth.reach import Reach
 
-#: Asked about for each process in each question: one, and three in case she has left.
+#: How many users of each process each question includes: one, and three more in case that one has left.
 WITNESSES = 4
-#: In one question.
+#: How many one question includes in all.
 MOST_WITNESSES = 200
 
 
 def read_users(presence: Backend, keys: Keys, user_ids: Sequence[str]) -> dict[str, Ours]:
-    """Of those whose key can be read."""
+    """What we hold of the users whose key can be read."""
     pipeline = presence.pipeline(transaction=False)
     for user_id in user_ids:
         key: Any = keys.user(user_id).encode(errors="surrogatepass")  # nobody's
@@ -39,7 +39,7 @@ def read_users(presence: Backend, keys: Keys, user_ids: Sequence[str]) -> dict[s
 
 
 def read_gateways(queue: Redis, keys: Keys) -> dict[Name, Process]:
-    """Those that were heard of."""
+    """The known gateway processes."""
     fields: Any = queue.hgetall(keys.gateways)
     return records.decode_all(fields)
 

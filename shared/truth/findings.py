@@ -13,7 +13,7 @@ COUNTED = ("compared", "ghost", "missing", "platforms", "unknown", "skipped")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A user who differs, and what was done. action: `opened` also where other sessions of hers were closed."""
+    """A user who differs, and what was done. action: `opened` even if other sessions of the user were closed."""
 
     verdict: Verdict
     action: Action
@@ -32,8 +32,8 @@ class Finding:
 
 @dataclass(slots=True)
 class Tally:
-    """How many users. unknown: OpenIM has said nothing of them that can be believed. skipped: heard of just now, and
-    left for the next turn. left: they differ still, or are unknown.
+    """How many users. unknown: OpenIM's answer about them proves nothing. skipped: they had an event just now, and are
+    left for the next turn. left: they still differ, or are unknown.
     """
 
     compared: int = 0

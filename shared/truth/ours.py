@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """heard_at_ms: when the last event that changed anything was received; 0 if we never heard of her.
+    """heard_at_ms: when the last event that changed anything was received; 0 if there was none.
 
     marks: of every scope that is remembered. batches: of each platform, the one that named it online last, where that
     is remembered and was a gateway's. floor: events of unknown connections at or below this seq are stale.

@@ -40,7 +40,7 @@ class Servers:
 class Answer:
     """known: the users, without those whose key cannot be read. theirs: what OpenIM says of each of those.
 
-    asked_at_ms: by the clock of the queue's server. fresh_ms: who was heard of so short a time before is left.
+    asked_at_ms: by the clock of the queue's server. fresh_ms: users with an event within this time before are skipped.
     """
 
     known: Mapping[str, Ours]
@@ -60,7 +60,7 @@ class Answer:
 
 
 class Questions:
-    """Asks. Every method raises OpenIMError and RedisError. fresh_ms: who was heard of within that is left."""
+    """Asks. Every method raises OpenIMError and RedisError. fresh_ms: users with an event within it are skipped."""
 
     def __init__(self, openim: OpenIM, servers: Servers, fresh_ms: int = FRESH_MS) -> None:
         self._openim = openim

@@ -1,7 +1,7 @@
 """Which gateways an answer of OpenIM's speaks for.
 
-C has what the gateways say that OpenIM reached, and nothing of the others. A gateway process was reached where somebody
-who was last heard of from it is online in the answer: a witness. Pure: no clock.
+C has what the gateways say that OpenIM reached, and nothing of the others. A gateway process was reached if a user
+whose last callback came from it is online in the answer: a witness. Pure: no clock.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,12 +69,12 @@ class Reach:
         return "gone" if name in self._gone else "out of reach"
 
     def home(self, ours: Ours, platform_id: int) -> Home | None:
-        """The process that her session on that platform is at; None if there may be several, or it is not known."""
+        """The process that has the user's session on that platform; None if several may have it, or it is unknown."""
         homes = self.homes(ours, platform_id)
         return homes[0] if len(homes) == 1 else None
 
     def homes(self, ours: Ours, platform_id: int) -> list[Home]:
-        """The processes that her session on that platform may be at; empty if nothing is known of that."""
+        """The processes that may have the user's session on that platform; empty if nothing is known of that."""
         batch = ours.batches.get(platform_id)
         if not batch:
             return []

@@ -1,7 +1,7 @@
-"""What follows from what we hold of a user and what OpenIM says of her. Pure: no clock, no servers.
+"""Compares what we hold of a user with what OpenIM says. Pure: no clock, no servers.
 
-OpenIM's answer C is believed where it says online. Where it does not, somebody may be at a gateway that OpenIM did not
-reach; so that needs a proof: witnesses (see reach.py), OpenIM's own record, or the same answer twice.
+OpenIM's answer C is believed if it says online. If it does not, the user may be at a gateway that OpenIM did not reach,
+so there must be a proof: witnesses (see reach.py), OpenIM's own record, or the same answer twice.
 """
 
 from collections import Counter
@@ -16,11 +16,11 @@ from shared.truth.reach import Reach
 
 Kind = Literal["ghost", "missing", "platforms"]
 
-#: Who was heard of so short a time ago is left for the next turn: what OpenIM says may be on its way to us.
+#: A user with an event this recently is left for the next turn: what OpenIM says may be on its way to us.
 FRESH_MS = 5_000
-#: Where nothing was heard of a user, the online event that we make counts as so much older than the question.
+#: If nothing is known of a user, the online event that we make counts as this much older than the question.
 BEFORE_QUESTION_MS = 60_000
-#: Where no witness can prove that OpenIM reached its gateways, no more than this go at once.
+#: If no witness can prove that OpenIM reached its gateways, at most this many users go offline at once.
 MOST_GONE = 50
 MOST_GONE_SHARE = 5
 
@@ -50,11 +50,11 @@ class Correction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of a user who differs.
+    """What is concluded about a user who differs.
 
     ours, openim: the platforms that are online, by us and by OpenIM. corrections: what is proven, and `why` says how.
     doubtful: sessions of ours that OpenIM does not show, without a proof that they are gone; if there are any, `why`
-    says why not. needs_second: the same answer a while later is that proof. is_fresh: she was heard of just now.
+    says why not. needs_second: the same answer a while later is that proof. is_fresh: the user had an event just now.
     """
 
     user_id: str
@@ -69,7 +69,7 @@ class Verdict:
 
     @property
     def goes_offline(self) -> bool:
-        """Whether nothing of hers is left online, once she is put right."""
+        """Whether the corrections leave the user without an online session."""
         return self.kind == "ghost" and bool(self.corrections) and not self.doubtful
 
     @property
@@ -155,7 +155,7 @@ def _is_absent(scope: Scope, theirs: Theirs) -> bool:
         return scope.platform_id not in theirs.platforms if scope.platform_id else not theirs.platforms
     if any(each.conn_id == scope.conn_id for each in theirs.connections):
         return False
-    # A stops at the first gateway that knows her: it has all where it has as many as C.
+    # A stops at the first gateway that knows the user: it has all connections if it has as many as C.
     known = Counter(each.platform_id for each in theirs.connections)
     if scope.platform_id:
         return theirs.platforms.get(scope.platform_id, 0) <= known[scope.platform_id]
@@ -163,7 +163,7 @@ def _is_absent(scope: Scope, theirs: Theirs) -> bool:
 
 
 def _lacking(held: Collection[Scope], theirs: Theirs) -> list[Scope]:
-    """What OpenIM shows and we do not. Where connections are sessions, those whose end will be told by their names."""
+    """What OpenIM shows and we do not. If connections are sessions, only those whose end OpenIM will report by name."""
     if theirs.is_old:
         conn_ids = {scope.conn_id for scope in held}
         return [
@@ -172,7 +172,7 @@ def _lacking(held: Collection[Scope], theirs: Theirs) -> list[Scope]:
             if each.conn_id and each.conn_id not in conn_ids
         ]
     known = {scope.platform_id for scope in held}
-    if 0 in known:  # we do not know on which platform she is
+    if 0 in known:  # we do not know on which platform the user is
         return []
     return [Scope(platform_id) for platform_id in sorted(theirs.platforms) if platform_id and platform_id not in known]
 

@@ -236,7 +236,7 @@ def test_who_is_back_at_the_second_question_stays(old: World, monkeypatch: pytes
     ("switches", "words"),
     [
         ({"secret": "another"}, "PRESENCE_OPENIM_SECRET is not its secret"),
-        ({"admins": ("root",)}, "PRESENCE_OPENIM_ADMIN is none of its admins"),
+        ({"admins": ("root",)}, "PRESENCE_OPENIM_ADMIN is not one of its admins"),
         ({"limited": 99, "retry_after": "60"}, "limits how often it may be asked"),
         ({"seconds": 0.5}, "does not answer within"),
         ({"raw": lambda _: web.Response(text=fakes.TOKEN)}, "in a form that we do not know"),

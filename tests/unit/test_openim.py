@@ -217,11 +217,11 @@ def leaky(status: int = 200, **headers: str) -> web.Response:
 
 TROUBLES: dict[str, tuple[dict[str, Any], type[OpenIMError], str]] = {
     "wrong secret": ({"secret": "another"}, OpenIMRefuses, "PRESENCE_OPENIM_SECRET is not its secret"),
-    "not an admin": ({"admins": ("root",)}, OpenIMRefuses, "PRESENCE_OPENIM_ADMIN is none of its admins"),
+    "not an admin": ({"admins": ("root",)}, OpenIMRefuses, "PRESENCE_OPENIM_ADMIN is not one of its admins"),
     "not an admin of an old one": (
         {"admins": ("root",), "is_old": True},
         OpenIMRefuses,
-        "PRESENCE_OPENIM_ADMIN is none of its admins",
+        "PRESENCE_OPENIM_ADMIN is not one of its admins",
     ),
     "limited": ({"limited": 9, "retry_after": "0"}, OpenIMAway, "limits how often"),
     "limited for long": ({"limited": 1, "retry_after": "3600"}, OpenIMAway, "limits how often"),

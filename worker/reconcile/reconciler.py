@@ -203,7 +203,7 @@ class Reconciler(threading.Thread):
         self._took_over = False
 
     async def _ask_about_doubtful(self, openim: OpenIM) -> None:
-        """One question at the most. What came since the batch wins by its seq, so nobody is left for being heard of."""
+        """Asks at most one question. What came since the batch wins by its seq, so users with new events are asked."""
         if not (some := self._doubtful.take(self._now_ms(), MOST_USERS)):
             return
         fixes = bool(self._settings.reconcile_fix)

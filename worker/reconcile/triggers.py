@@ -9,7 +9,7 @@ from shared.gateways.batches import Name
 from shared.gateways.view import Gateways
 from shared.reports import Report
 
-#: Receivers report once a second. When none has for so long, callbacks were lost.
+#: Receivers report once a second. If none has for this long, callbacks were lost.
 AWAY_MS = 15_000
 
 
@@ -28,9 +28,8 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Urgent:
-    """Who is to be compared at once. online: all who are shown online. gone: those last heard of from these processes.
-
-    everybody: in the next period all of OpenIM's users, since people who came were lost as well.
+    """Which users to compare at once. online: all who are shown online. gone: those whose last callback came from these
+    processes. everybody: in the next period all of OpenIM's users, since online callbacks were lost as well.
     """
 
     online: bool = False
