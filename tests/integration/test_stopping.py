@@ -1,6 +1,7 @@
 """A receiver that is told to stop, and one that takes its place: no request on its way is lost."""
 
 import asyncio
+import errno
 import shutil
 import socket
 import ssl
@@ -55,6 +56,18 @@ def ask(connection: socket.socket, data: bytes = WHOLE) -> bytes:
     return connection.recv(4096)
 
 
+def tell_to_stop(receiver: Receiver) -> None:
+    """And waits until nobody listens any more: from then on each answer is its connection's last."""
+    receiver.popen.terminate()
+    wait_until(lambda: not listens(receiver.port))
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.1)
+        return probe.connect_ex(("127.0.0.1", port)) != errno.ECONNREFUSED
+
+
 def is_last(answer: bytes) -> bool:
     """Taken, and said to be the last on its connection."""
     return answer.startswith(b"HTTP/1.1 200 ") and b"connection: close" in answer.lower()
@@ -64,7 +77,7 @@ def test_a_request_on_its_way_over_a_kept_connection_is_answered(receiver: Recei
     kept = [connect(receiver.port) for _ in range(8)]
     for each in kept:
         assert b"connection: close" not in ask(each).lower()
-    receiver.popen.terminate()
+    tell_to_stop(receiver)
     for each in kept:
         time.sleep(0.1)
         assert is_last(ask(each))
@@ -87,8 +100,7 @@ def test_what_it_has_begun_to_read_is_answered(receiver: Receiver, connect: Conn
 def test_requests_sent_together_are_all_answered(receiver: Receiver, connect: Connect) -> None:
     kept = connect(receiver.port)
     ask(kept)
-    receiver.popen.terminate()
-    time.sleep(0.3)
+    tell_to_stop(receiver)
     kept.sendall(WHOLE * 3)
     answers = b""
     while piece := kept.recv(4096):
