@@ -27,6 +27,8 @@ const safe = (text) =>
 const number = (value, digits = 0) =>
   value === null || value === undefined ? "–" : Number(value).toLocaleString("en", { maximumFractionDigits: digits });
 
+const rate = (value) => number(value, value >= 10 ? 0 : 1);
+
 const clock = (ms) => (ms ? new Date(Number(ms)).toLocaleTimeString() : "–");
 
 function span(seconds) {
@@ -91,15 +93,14 @@ function showFlow(now) {
   const here = now.receiver_here ?? {};
   const queue = now.queue;
   const waits = queue?.oldest_ms ? `oldest ${span((now.at - queue.oldest_ms) / 1000)}` : "nothing waits";
-  const lag = now.lag_seconds_now ?? now.lag_seconds ?? {};
   const steps = [
-    ["OpenIM", `${number(now.callbacks?.rate ?? null, 1)}/s`, "callbacks", false],
+    ["OpenIM", `${rate(now.callbacks?.rate)}/s`, "callbacks", false],
     ["Receiver", here.status ?? "unknown", `${number(now.callbacks?.refused ?? null)} refused`, here.status === "not ready"],
     ["Journal", number(here.journal_events ?? null), "events waiting", here.redis === "down"],
     ["Queue", queue ? number(queue.jobs) : "away", queue ? `batches, ${waits}` : "no answer", !queue],
-    ["Workers", now.workers ? number(now.workers.length) : "–", `${number(now.rates.events, 1)} events/s, within ${span(lag.p99)}`, now.workers?.length === 0],
+    ["Workers", now.workers ? number(now.workers.length) : "–", `${rate(now.rates.events)} events/s`, now.workers?.length === 0],
     ["Presence", now.users_online === null ? "away" : number(now.users_online), "users online", now.users_online === null],
-    ["Changes", `${number(now.rates.changes, 1)}/s`, "to your services", false],
+    ["Changes", `${rate(now.rates.changes)}/s`, "to your services", false],
   ];
   $("flow").replaceChildren(...steps.map(([name, figure, text, bad]) => {
     const item = make("li", "", make("span", name), make("b", figure), make("span", text));
@@ -111,8 +112,8 @@ function showFlow(now) {
 
 const PICTURES = [
   ["users", "users online", (value) => number(value)],
-  ["callbacks", "callbacks accepted a second", (value) => number(value, 1)],
-  ["events", "events applied a second", (value) => number(value, 1)],
+  ["callbacks", "callbacks accepted a second", rate],
+  ["events", "events applied a second", rate],
   ["lag", "99 of 100 events applied within", span],
 ];
 
