@@ -75,7 +75,7 @@ def client_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Netw
 
 
 def address(text: str) -> Address | None:
-    """The address, as IPv4 where it is one mapped into IPv6; None for what is none."""
+    """The address, as IPv4 if it is mapped into IPv6; None if the text is not an address."""
     try:
         parsed = ip_address(text)
     except ValueError:

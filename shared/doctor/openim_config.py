@@ -68,7 +68,7 @@ class Reached:
 
 
 def target_of(config: Config) -> Target | None:
-    """None where the URL leads nowhere, or nobody can tell where."""
+    """None if the URL leads nowhere, or nobody can tell where."""
     return next((each for each in _target(config) if isinstance(each, Target)), None)
 
 
@@ -242,7 +242,7 @@ def _of_callbacks(config: Config) -> Iterator[Item]:
 
 
 def _switch(callback: Callback, form: Form) -> bool | None:
-    """Whether it is enabled; None where OpenIM does not start with what is there."""
+    """Whether it is enabled; None if OpenIM does not start with what is there."""
     text = callback.enable or Text()
     if form != "3.7":  # yaml.v3, into a bool
         return None if text.is_quoted and text in _WORDS else {**_WORDS, **_BARE}.get(text)
@@ -262,7 +262,7 @@ def _of_timeout(callback: Callback, form: Form, where: str) -> Iterator[Item]:
 
 
 def _number(text: str) -> float | None:
-    """As YAML writes numbers; None for what is none."""
+    """A number as YAML writes it; None for anything else."""
     if not _NUMBER.fullmatch(text):
         return None
     if re.fullmatch("[-+]?0[0-7]+", text):

@@ -73,7 +73,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """One callback's settings as text; None where there are none. is_section: they are a mapping, or nothing at all."""
+    """One callback's settings as text; None if there are none. is_section: they are a mapping, or nothing at all."""
 
     enable: Text | None = None
     timeout: Text | None = None
@@ -96,7 +96,7 @@ class Config:
 @dataclass(frozen=True, slots=True)
 class Found:
     """misplaced: settings that no release reads where they stand. unreadable: files, and why. release: as a file of
-    theirs says, "" where none does. hints: what the other files tell, see `_hints`.
+    theirs says, "" if none does. hints: what the other files tell, see `_hints`.
     """
 
     configs: tuple[Config, ...] = ()

@@ -32,7 +32,7 @@ def ask_receiver(config: Settings) -> Readiness | None:
 
 
 def fetch(host: str, port: int, page: str, seconds: float) -> Any:
-    """The JSON of a page on an admin port of this machine. Raises as `read` does, and ValueError where it is none."""
+    """The JSON of a page on an admin port of this machine. Raises as `read` does, and ValueError if it is not JSON."""
     return json.loads(read(host, port, page, seconds))
 
 

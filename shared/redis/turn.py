@@ -16,7 +16,7 @@ class Turn:
         self._name = secrets.token_hex(8)
 
     def take(self) -> bool:
-        """Takes the turn where nobody has it, and keeps it where it is ours; False where another has it."""
+        """Takes the turn where nobody has it, and keeps it where it is ours; False if another has it."""
         if self._client.set(self._key, self._name, nx=True, px=self._ms):
             return True
         holder: Any = self._client.get(self._key)

@@ -140,7 +140,7 @@ class Comparison:
         return verdicts
 
     async def _ask(self, user_ids: Sequence[str]) -> Answer | None:
-        """None where OpenIM does not answer this time."""
+        """None if OpenIM does not answer this time."""
         try:
             answer = await self._questions.ask(user_ids)
         except OpenIMAway:

@@ -68,7 +68,7 @@ class Facts:
     key_type: what the key is where it is no hash, or "". similar: ids that are known, and differ in blanks or in upper
     and lower case. is_empty: nothing of anybody was ever applied here. lease_ms: how long a session lasts unrenewed,
     0: for ever. leases_held: why none runs out now, or "". retention_seconds: 0: for ever. changes: of the user, the
-    newest first, and so are `ignored`. workers: alive, None if that is not known. openim: None where
+    newest first, and so are `ignored`. workers: alive, None if that is not known. openim: None if
     PRESENCE_OPENIM_API is not set. troubles: what could not be read, so that the answer may lack it.
     """
 

@@ -94,7 +94,7 @@ class Reconciler(threading.Thread):
         self._turn.give_up()
 
     async def step(self, openim: OpenIM) -> None:
-        """Whatever is to be done now. Raises RedisError, and _NotOurs where another has the turn."""
+        """Whatever is to be done now. Raises RedisError, and _NotOurs if another has the turn."""
         if time.monotonic() < self._rests_until:
             return
         self._keep_turn()

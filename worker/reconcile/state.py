@@ -18,7 +18,7 @@ PUSHED = 1000
 @dataclass(slots=True)
 class Round:
     """One walk over users. began_ms: by the clock of the queue's server. is_listed: 1 when the list of those who are to
-    be compared is whole. wants_all: 1 where the next is about all of OpenIM's users, whatever its number.
+    be compared is whole. wants_all: 1 if the next is about all of OpenIM's users, whatever its number.
     """
 
     number: int = 0

@@ -46,7 +46,7 @@ SEEN: TypeAdapter[Seen] = TypeAdapter(Seen)
 def look(
     before: Seen | None, gateways: Gateways, receivers: Sequence[Report], now_ms: int, *, took_over: bool = False
 ) -> tuple[Seen, Urgent]:
-    """before: None where nobody has looked yet. took_over: whether nobody may have looked in between."""
+    """before: None if nobody has looked yet. took_over: whether nobody may have looked in between."""
     gone = frozenset((each.peer, each.pid, each.first_at_ms) for each in gateways.processes if each.state != "live")
     is_away = now_ms - max((each.at_ms for each in receivers), default=0) > AWAY_MS
     if before is None:

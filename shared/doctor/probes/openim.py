@@ -21,7 +21,7 @@ _COMPOSE = ("docker-compose.yml", "docker-compose.yaml", "compose.yml", "compose
 
 
 def look_at(path: Path, settings: Settings) -> tuple[Found, dict[Target, Reached]]:
-    """path: the directory, or a file in it. Raises OSError where it cannot be read."""
+    """path: the directory, or a file in it. Raises OSError if it cannot be read."""
     ours = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}
     found = read(_texts(path), ours)
     targets = {target for config in found.configs if (target := openim_config.target_of(config))}
