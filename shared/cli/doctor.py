@@ -11,7 +11,6 @@ from shared.cli.running import load_settings
 from shared.cli.text import moment, safe
 from shared.doctor.codes import CODES, SEVERITIES, Severity
 from shared.doctor.findings import Examination, Finding
-from shared.doctor.probes.examination import examine
 from shared.errors import SettingsError
 from shared.observe.health import counted
 
@@ -43,6 +42,10 @@ def doctor(as_json: bool, fail_on: Severity, openim_config: Path | None) -> None
       presence doctor --json --fail-on warning
       presence doctor --openim-config /opt/open-im-server/config
     """
+    from shared.doctor.probes.examination import (
+        examine,
+    )  # YAML and HTTP clients, which no other command should wait for
+
     try:
         found = examine(load_settings(), openim_config)
     except SettingsError as error:
