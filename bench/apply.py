@@ -3,8 +3,9 @@
 Against one RQ job an event, which writes the same hash with HSET and nothing else, on RQ's SimpleWorker; and against
 the raw limit: the same function called through pipelines of 1,000 by a bare redis-py loop, no RQ and no validation.
 Then users who come and go, in batches as OpenIM 3.8.2 and later sends them, by a worker and by its store alone; there
-against the same callbacks without operationIDs, where each is a batch of its own. Then a worker's memory, and what one
-user costs Redis.
+against the same callbacks without operationIDs, where each is a batch of its own. Then users with connections, as up to
+OpenIM 3.7. Then a worker's memory, and what one user, and one entry of the stream, cost Redis. What each kind of user
+costs the server is in bench/store.py.
 """
 
 import functools
@@ -12,12 +13,14 @@ import random
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 from redis import Redis
 from rig import Receiver, Server, Worker, applied, bench, resident_mb, row, wait_until
 from rq import Queue
 from rq.serializers import JSONSerializer
+from store import connection_comes_and_goes
 
 from receiver.relay.relay import BATCH_EVENTS
 from shared.cli import churn
@@ -50,6 +53,17 @@ def churned(users: int = EVENTS // 5) -> list[Event]:
             command, event_id = f"callbackAfterUser{step}Command", f"{len(found):x}"
             found.append(Event(user_id, command, seq, "", platform, "", operation_id, seq, event_id))  # type: ignore[arg-type]
     return found
+
+
+def by_worker_with_connections(server: Server, directory: Path, users: int = 5000) -> float:
+    """Events/s, of users as those of OpenIM up to 3.7: 32 closed connections are remembered, and others come and go."""
+    server.client.flushall()
+    lives = [connection_comes_and_goes(f"user{n}") for n in range(users)]
+    store = Store(connect(server.url), Settings())
+    store.prepare()
+    for life in lives:
+        store.apply(list(islice(life, 68)))
+    return by_worker(server, directory, [next(life) for _ in range(EVENTS // users) for life in lives])
 
 
 def by_store(server: Server, batch: list[Event]) -> float:
@@ -150,16 +164,18 @@ def memory(server: Server, directory: Path) -> None:
         receiver.kill()
         worker.kill()
     one = server.client.memory_usage("presence:user1", samples=0)
+    entry = server.client.memory_usage("presence-changes", samples=0) / server.client.xlen("presence-changes")
     server.client.delete("presence-changes")
     everything = (server.client.info("memory")["used_memory"] - before) / MEMORY_EVENTS
     print(f"one user known only as offline: {one} bytes in its hash, {everything:.0f} in the whole server")
+    print(f"one entry of the stream: {entry:.0f} bytes")
 
 
 def main() -> None:
     with bench() as (directory, programs):
         server = Server(directory / "redis", appendonly="no")
         programs.append(server)
-        ours, raw, single, coming, batched, unbatched = [], [], [], [], [], []
+        ours, raw, single, coming, batched, unbatched, connected = [], [], [], [], [], [], []
         come_and_go = churned()
         each_by_itself = [event._replace(operation_id="") for event in come_and_go]
         for _ in range(ROUNDS):
@@ -171,11 +187,13 @@ def main() -> None:
             coming.append(by_worker(server, directory, come_and_go))
             unbatched.append(by_store(server, each_by_itself))
             batched.append(by_store(server, come_and_go))
+            connected.append(by_worker_with_connections(server, directory))
         row("one RQ job an event", single, "/s")
         row("bare pipeline of the same function", raw, "/s")
         row("one worker", ours, "/s", raw)
         row("one worker, against one job an event", ours, "/s", single)
         row("one worker, users who come and go", coming, "/s", ours)
+        row("one worker, users with connections", connected, "/s", ours)
         row("store, users who come and go, no batches", unbatched, "/s")
         row("store, users who come and go", batched, "/s", unbatched)
         memory(server, directory)

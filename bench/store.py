@@ -19,9 +19,10 @@ from shared.settings import Settings
 from worker.store import library
 from worker.store.store import Outcome, Store
 
-ROUNDS = 5
+ROUNDS = 7
 USERS = 50
 EVENTS = 48
+LEASE_SECONDS = 1800
 ON, OFF = "callbackUserOnlineCommand", "callbackUserOfflineCommand"
 START_MS = 1732345678901
 
@@ -87,6 +88,7 @@ LIVES: dict[str, tuple[Life, int]] = {
     USUAL: (platform_comes_and_goes, 8),
     "a platform's first offline event": (platform_goes, 0),
     "a platform renewed": (platform_is_renewed, 8),
+    "a platform renewed, leases on": (platform_is_renewed, 8),
     "a connection comes and goes, 32 closed": (connection_comes_and_goes, 80),
     "a connection goes, 32 closed": (unknown_connection_goes, 40),
     "a platform comes and goes, 32 closed": (platform_after_connections, 84),
@@ -104,11 +106,11 @@ class Release:
         text = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
         self.name, _, self.source = text.partition("\n")
 
-    def microseconds(self, server: Server, life: Life, before: int) -> float:
+    def microseconds(self, server: Server, life: Life, before: int, settings: Settings) -> float:
         """The server's, for one event."""
         library.NAME, library.SOURCE = self.name, self.source
         server.client.flushall()
-        store = Store(connect(server.url), Settings())
+        store = Store(connect(server.url), settings)
         store.prepare()
         users = [life(f"user{n}") for n in range(USERS)]
         for _ in range(before):
@@ -125,20 +127,22 @@ class Release:
 
 def main() -> None:
     releases = [Release(Path(__file__).parent.parent), *(Release(Path(each)) for each in sys.argv[1:])]
+    found: dict[str, list[list[float]]] = {title: [[] for _ in releases] for title in LIVES}
+    sizes: dict[str, int] = {}
     with bench() as (directory, programs):
         server = Server(directory / "redis", appendonly="no")
         programs.append(server)
-        platform: list[float] = []
-        for title, (life, before) in LIVES.items():
-            found: list[list[float]] = [[] for _ in releases]
-            for _ in range(ROUNDS):
-                for release, values in reversed(list(zip(releases, found, strict=True))):  # this one last: its bytes
-                    values.append(release.microseconds(server, life, before))
-            platform = found[0] if title == USUAL else platform
-            row(title, found[0], "µs", *([platform] if platform else []))
-            for other in found[1:]:
-                row("  in the other checkout", other, "µs", found[0])
-            print(f"  {server.client.memory_usage('presence:user1', samples=0):,} bytes")
+        for _ in range(ROUNDS):
+            for title, (life, before) in LIVES.items():
+                settings = Settings(online_lease_seconds=LEASE_SECONDS if title.endswith("leases on") else 0)
+                for release, values in reversed(list(zip(releases, found[title], strict=True))):  # this one last
+                    values.append(release.microseconds(server, life, before, settings))
+                sizes[title] = server.client.memory_usage("presence:user1", samples=0)
+        for title, (ours, *others) in found.items():
+            row(title, ours, "µs", found[USUAL][0])
+            for other in others:
+                row("  in the other checkout", other, "µs", ours)
+            print(f"  {sizes[title]:,} bytes")
 
 
 if __name__ == "__main__":
