@@ -103,7 +103,7 @@ def test_a_child_that_dies_is_started_again(up: Up) -> None:
 def test_a_child_that_freezes_is_named_and_replaced(tmp_path: Path, keep: Callable[[Process], Process]) -> None:
     class Impatient(Up):
         def start(self) -> None:
-            program = "from shared.cli import main, service; service.PROBE_SECONDS = 0.05; main()"
+            program = "from shared.cli import main, service; service.PROBE_SECONDS = 1.0; main()"
             self.command = [sys.executable, "-c", program, "up"]
             super().start()
 
