@@ -211,7 +211,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
                 raise SettingsError(f"{variable}: {trouble}")
             values[name.lower()], variables[name.lower()] = value, variable
         elif name not in COMPOSE_ONLY and not _INJECTED.fullmatch(name):
-            raise SettingsError(f"{variable}: there is no such setting; see the README's table")
+            raise SettingsError(f"{variable}: there is no such setting; see docs/settings.md")
     try:
         settings = Settings(**values)  # type: ignore[arg-type]  # pydantic turns the strings into what each is
     except ValidationError as error:

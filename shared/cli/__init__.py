@@ -42,8 +42,8 @@ class _ByTask(click.Group):
 def cli() -> None:
     """Keeps in Redis who is online in OpenIM.
 
-    Settings come from PRESENCE_* variables; the README has the table. In a directory where `presence up` runs, commands
-    use its settings. For completion with the Tab key, put this into ~/.bashrc (likewise for zsh and fish):
+    Settings come from PRESENCE_* variables; docs/settings.md has the table. In a directory where `presence up` runs,
+    commands use its settings. For completion with the Tab key, put this into ~/.bashrc (likewise for zsh and fish):
 
     \b
       eval "$(_PRESENCE_COMPLETE=bash_source presence)"

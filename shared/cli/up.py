@@ -158,7 +158,7 @@ def _how_to(config: settings.Settings, *, own: bool) -> str:
 presence is up; Ctrl-C stops it. It takes callbacks at {url} from {reach};
 presence is in {redis}{elsewhere}. Commands run in this directory find it by themselves.
 {page}
-In OpenIM's config/webhooks.yml (3.7 and later; the README has the others) change these, and restart OpenIM:
+In OpenIM's config/webhooks.yml (3.7 and later; docs/connect.md has the others) change these, and restart OpenIM:
   url: {url}/callbackExample
   afterUserOnline: {{enable: true, timeout: 5}}      # and afterUserOffline, afterUserKickOff
 

@@ -19,7 +19,7 @@ from support import Process, Receiver, Server, Worker, wait_until
 from shared.cli import embedded
 from shared.cli.openim import request
 
-RATE = 500  # events/s, the load of the promises in the README
+RATE = 500  # events/s, the load of docs/promises.md
 CONNECTIONS = 4
 #: So many users' changes are on the stream for certain, and read in no time.
 FEED_MOST = 100_000

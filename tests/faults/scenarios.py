@@ -1,4 +1,4 @@
-"""What breaks, one function a row of the README's table. Each ends by comparing accepted with applied."""
+"""What breaks, one function for a row of docs/promises.md. Each ends by comparing accepted with applied."""
 
 import signal
 import sys

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 from support import ROOT, Receiver, Worker, wait_until
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "openim-versions.md"]
+PAGES = [ROOT / "docs" / "connect.md", ROOT / "docs" / "openim-versions.md"]
 #: A command, and the answer that the page promises.
 SHOWN = re.compile(r"^```sh\n(curl .*?)^```$.*?The answer is `(.*?)`", re.MULTILINE | re.DOTALL)
 

@@ -95,10 +95,14 @@ def test_several_workers_can_run() -> None:
     assert not {"ports", "container_name", "hostname"} & set(SERVICES["worker"])
 
 
-def test_what_openim_is_told_is_what_the_readme_says() -> None:
+def test_what_openim_is_told_is_what_the_page_says() -> None:
     """OpenIM names a variable by its file and the key in it (`env.go` and `load_config.go` in `pkg/common/config`)."""
     project = yaml.safe_load((ROOT / "deploy" / "openim" / "docker-compose.override.yaml").read_text("utf-8"))
-    row = next(line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if "`config/webhooks.yml`" in line)
+    row = next(
+        line
+        for line in (ROOT / "docs" / "connect.md").read_text("utf-8").splitlines()
+        if "`config/webhooks.yml`" in line
+    )
     (url,) = re.findall(r"url: (\S+)`", row)
     enabled = {f"IMENV_WEBHOOKS_{name.upper()}_ENABLE=true" for name in re.findall(r"`(afterUser\w+)`", row)}
     assert len(enabled) == 3

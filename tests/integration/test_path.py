@@ -99,8 +99,8 @@ PRESENCE = [str(Path(sys.executable).parent / "presence")]
 def test_plain_rq_worker_works_with_the_documented_options(
     server: Server, receiver: Receiver, redis: Redis, tmp_path: Path, keep: Keep
 ) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (line,) = (line.strip() for line in readme.splitlines() if line.strip().startswith("rq worker "))
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    (line,) = (line.strip() for line in page.splitlines() if line.strip().startswith("rq worker "))
     command = ["bash", "-c", f"exec {Path(sys.executable).parent}/{line}"]
     process = Process(command, {"PRESENCE_REDIS_URL": server.url}, tmp_path, "rq")
     keep(process)

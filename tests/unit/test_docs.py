@@ -11,7 +11,9 @@ from shared.cli import cli
 from shared.settings import COMPOSE_ONLY, SECRETS, Settings
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+SETTINGS, COMMANDS, PROMISES = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("settings", "commands", "promises")
+)
 OURS = {f"PRESENCE_{name.upper()}" for name in (*Settings.model_fields, *COMPOSE_ONLY)}
 FILES = {f"PRESENCE_{name.upper()}_FILE" for name in SECRETS}
 
@@ -20,8 +22,8 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"\bPRESENCE_[A-Z_]+\b", text))
 
 
-def test_the_readme_names_every_setting_and_no_other() -> None:
-    assert named(README) - FILES == OURS
+def test_the_page_names_every_setting_and_no_other() -> None:
+    assert named(SETTINGS) - FILES == OURS
 
 
 def test_the_example_names_every_setting_and_no_other() -> None:
@@ -29,29 +31,28 @@ def test_the_example_names_every_setting_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_the_readme_says_which_settings_may_come_from_a_file(name: str) -> None:
-    paragraph = README.split("## Settings")[1].split("|")[0]
+def test_the_page_says_which_settings_may_come_from_a_file(name: str) -> None:
+    paragraph = SETTINGS.split("|")[0]
     shown = "The two Redis URLs" if name in ("redis_url", "queue_url") else f"`PRESENCE_{name.upper()}`"
     assert shown in paragraph
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_the_readme_has_the_default(name: str) -> None:
+def test_the_page_has_the_default(name: str) -> None:
     default = Settings().model_dump(mode="json")[name]
-    table = README.split("## Settings")[1]
-    row = next(line for line in table.splitlines() if line.startswith("|") and f"PRESENCE_{name.upper()}`" in line)
+    row = next(line for line in SETTINGS.splitlines() if line.startswith("|") and f"PRESENCE_{name.upper()}`" in line)
     shown = {"queue_url": "the same", "journal_dir": "./journal"}.get(name, str(default))
     shown = "empty" if default in ("", [], None) else shown
     assert shown in row.split("|")[2]
 
 
-def test_the_readme_names_every_command_and_no_other() -> None:
-    assert set(re.findall(r"`presence ([a-z]+)", README)) == set(cli.commands)
+def test_the_page_names_every_command_and_no_other() -> None:
+    assert set(re.findall(r"`presence ([a-z]+)", COMMANDS)) == set(cli.commands)
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
     scenarios = (ROOT / "tests" / "faults" / "scenarios.py").read_text()
-    table = README.split("## What is promised")[1].split("Not promised")[0]
+    table = PROMISES.split("Not promised")[0]
     promised = {name for row in table.splitlines()[5:] if row.startswith("|") for name in last_column(row)}
     existing = set(re.findall(r"^    ([a-z_]+),$", scenarios, re.MULTILINE))
     assert {name for name in promised if "/" not in name} == existing
