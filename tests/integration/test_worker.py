@@ -133,7 +133,7 @@ def test_a_worker_is_the_same_one_after_an_outage(
     before = wait_until(lambda: redis.smembers("rq:workers"))
     redis.config_set("maxmemory", "1mb")
     try:
-        wait_until(lambda: "is not available" in worker.text(), what=worker.text())
+        wait_until(lambda: "is not available" in worker.text())
     finally:
         redis.config_set("maxmemory", "0")
     wait_until(lambda: "is back after" in worker.text())
