@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from receiver.callback import Refused
+from shared.addresses import is_loopback
 from shared.settings import Network, Settings
 
 Address = IPv4Address | IPv6Address
@@ -91,12 +92,6 @@ def _without_port(entry: str) -> str:
 
 def within(client: Address, networks: Sequence[Network]) -> bool:
     return any(client in network for network in networks)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on that host."""
-    parsed = address(host)
-    return parsed.is_loopback if parsed else host == "localhost"
 
 
 def _given(authorization: str | None) -> bytes:

@@ -135,10 +135,9 @@ def send_newcomers_elsewhere(listening: Socket) -> None:
     The peer sends it again a second later, to the process that listens on the port by then. Between the last accept(2)
     and the close(2) there is always a moment, and a connection that came in it would be reset with its request.
     """
+    # Load the flags. Is SYN among them? Then 0 bytes of the packet are let through, else all.
     program = struct.pack("HBBI" * 4, *(0x30, 0, 0, 13), *(0x45, 0, 1, 0x02), *(0x06, 0, 0, 0), *(0x06, 0, 0, 0xFFFF))
-    filters = array(
-        "B", program
-    )  # load the flags; SYN among them? then 0 bytes of the packet are let through; else all
+    filters = array("B", program)
     with suppress(OSError):
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 4, filters.buffer_info()[0]))
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from receiver.callback import Refused
-from receiver.http.access import Access, is_loopback
+from receiver.http.access import Access
+from shared.addresses import is_loopback
 
 
 @dataclass(frozen=True, slots=True)

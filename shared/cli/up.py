@@ -14,12 +14,13 @@ import click
 from redis.exceptions import RedisError
 
 from shared import settings
+from shared.addresses import is_loopback
 from shared.cli import embedded
 from shared.cli.running import hold, publish
 from shared.cli.service import Service
 from shared.errors import PresenceError
 from shared.logs import streams
-from shared.observe.here import fetch, is_everywhere, is_loopback, listens, url_host
+from shared.observe.here import fetch, is_everywhere, listens, url_host
 from shared.redis.client import connect
 
 READY_SECONDS = 20

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from shared.addresses import is_loopback
 from shared.doctor.findings import Check, Finding, Item
-from shared.observe.here import is_everywhere, is_loopback
+from shared.observe.here import is_everywhere
 from shared.settings import Network, Settings
 
 #: OpenIM 3.8.2 and later repeats its online callbacks up to 20 minutes apart, and sends them in a burst.

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from shared.addresses import is_loopback
 from shared.doctor.findings import Check, Finding, Item
 from shared.doctor.openim_files import KINDS, NAMES, RELEASES, Callback, Config, Form, Found, Text
 from shared.doctor.receiver import Certificate, Reach
@@ -52,10 +52,7 @@ class Target:
 
     @property
     def is_loopback(self) -> bool:
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 @dataclass(frozen=True, slots=True)

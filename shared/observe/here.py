@@ -2,7 +2,6 @@
 
 import json
 import socket
-from ipaddress import ip_address
 from typing import Any
 from urllib.error import URLError
 from urllib.request import HTTPErrorProcessor, ProxyHandler, Request, build_opener
@@ -59,14 +58,6 @@ def url_host(host: str) -> str:
 def is_everywhere(host: str) -> bool:
     """Whether the host means all addresses of this machine."""
     return host in ("0.0.0.0", "::")  # noqa: S104
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on the host."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listens(config: Settings, seconds: float) -> bool:
