@@ -106,23 +106,23 @@ async def _compare(config: Settings, wanted: _Wanted, listing: Listing, as_json:
             comparison = Comparison(
                 openim, servers, fixes=not wanted.dry_run, forces=wanted.force, report=report, progress=progress
             )
-            return await _book(comparison, wanted, servers, openim)
+            return await _record(comparison, wanted, servers, openim)
 
 
-async def _book(comparison: "Comparison", wanted: _Wanted, servers: "Servers", openim: "OpenIM") -> "Tally":
-    """Runs the comparison, and writes down what it came to."""
-    from shared.truth.ledger import Bookkeeper
+async def _record(comparison: "Comparison", wanted: _Wanted, servers: "Servers", openim: "OpenIM") -> "Tally":
+    """Runs the comparison, and writes down its results."""
+    from shared.truth.ledger import LedgerWriter
 
-    books = Bookkeeper(servers.queue.connection, servers.keys)
+    ledger = LedgerWriter(servers.queue.connection, servers.keys)
     try:
         tally = await comparison.run(_users(wanted, servers, openim))
     except OpenIMError as error:
-        books.failed(str(error), servers.clock.now_ms())
+        ledger.failed(str(error), servers.clock.now_ms())
         raise
     if wanted.online or wanted.everybody:
-        books.compared(tally, servers.clock.now_ms())
+        ledger.compared(tally, servers.clock.now_ms())
     else:
-        books.answered()
+        ledger.answered()
     return tally
 
 
@@ -160,5 +160,5 @@ def _summary(tally: "Tally", dry_run: bool, seconds: float) -> str:
     if not dry_run and not tally.left:
         end = "all put right" if tally.ghost + tally.missing + tally.platforms else "all as in OpenIM"
     more = f", {tally.unknown:,} unknown" if tally.unknown else ""
-    more += f", {tally.skipped:,} heard of just now" if tally.skipped else ""
+    more += f", {tally.skipped:,} with an event just now" if tally.skipped else ""
     return f"compared {tally.compared:,} users with OpenIM in {seconds:.1f} s: {counts}{more}; {end}"

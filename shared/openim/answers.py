@@ -1,10 +1,10 @@
 """Reads the answers of OpenIM's REST interface. Pure: bytes in, what they say out.
 
-Users' tokens stand in them. The types here have no field for those, so the decoder passes over them, and its errors
-name places in an answer and never what stands there.
+Answers contain users' tokens. The types here have no field for those, so the decoder skips them, and its errors name
+places in an answer and never the text there.
 
-Up to 3.8.0 a status is a word and a platform a name, later both are numbers. Read off open-im-server
-v3.8.3-patch.16 and recordings of it: internal/api/user.go, internal/rpc/user/online.go; for older ones the protocol's
+Up to 3.8.0 a status is a word and a platform a name; later both are numbers. Sources: open-im-server v3.8.3-patch.16
+and recordings of it (internal/api/user.go, internal/rpc/user/online.go); for older releases the protocol's
 msggateway.pb.go.
 """
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class Unreadable(ValueError):
-    """The answer has not the form that it should have."""
+    """The answer does not have the form that it should have."""
 
 
 class Connection(NamedTuple):
-    """platform_id: 0 if it is a platform that we do not know."""
+    """platform_id: 0 for a platform that we do not know."""
 
     platform_id: int
     conn_id: str
@@ -33,16 +33,16 @@ class Connection(NamedTuple):
 class Connections(NamedTuple):
     """The answer to question A: for each user, the connections at the first gateway that knows the user.
 
-    has_old_form: OpenIM is 3.8.0 or older; None if nobody was asked for.
+    has_old_form: OpenIM is 3.8.0 or older; None if the answer has no users.
     """
 
     of: dict[str, list[Connection]]
     has_old_form: bool | None
 
 
-#: Of question C, of those who are online: how many connections each platform has, at all gateways.
+#: The answer to question C: for each user who is online, how many connections each platform has, at all gateways.
 Platforms = dict[str, dict[int, int]]
-#: Of question B: of each user asked for, the platforms that are online by OpenIM's own record.
+#: The answer to question B: for each user asked about, the platforms that are online by OpenIM's own record.
 Recorded = dict[str, list[int]]
 
 
@@ -105,7 +105,7 @@ _LOGIN = msgspec.json.Decoder(_Answer[_Login])
 
 
 def error_code(body: bytes) -> int:
-    """0 if there is no error. Raises Unreadable, as all here."""
+    """0 if there is no error. Raises Unreadable, as all functions here do."""
     return _decode(_HEAD, body).errCode
 
 
@@ -142,10 +142,10 @@ def user_ids(body: bytes) -> tuple[int, list[str]]:
 
 
 def token(body: bytes) -> str:
-    """The admin's token, of a login."""
+    """The admin's token, from a login."""
     found = _decode(_LOGIN, body).data.token
     if not found or not found.isascii() or not found.isprintable():  # it goes into a header
-        raise Unreadable("the token is none")
+        raise Unreadable("the token is empty or not printable ASCII")
     return found
 
 
@@ -153,6 +153,6 @@ def _decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        trouble = str(error) if isinstance(error, msgspec.DecodeError) else "no JSON in UTF-8"
-    # Out here, so that it has no context: an error of Python's own holds what could not be read.
+        trouble = str(error) if isinstance(error, msgspec.DecodeError) else "not JSON in UTF-8"
+    # Raised here, outside `except`, so that it has no context: Python's own error contains what could not be read.
     raise Unreadable(trouble)

@@ -1,7 +1,7 @@
-"""HTTP to OpenIM's API: few calls at a time, none for longer than OpenIM itself would wait.
+"""HTTP calls to OpenIM's API: few at a time, and none for longer than OpenIM itself would wait.
 
-What aiohttp raises holds the request, and the admin's token in it. So what goes wrong is a value in here until an error
-of our own is raised, which has neither a cause nor a body.
+aiohttp's errors contain the request, and so the admin's token. So a failure is a value here until an error of our own
+is raised, which has neither a cause nor a body.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ import aiohttp
 from shared.openim.errors import OpenIMAway, OpenIMError, OpenIMRefuses
 from shared.settings import without_password
 
-#: OpenIM's own limit for its calls, as shipped. Who is slower than that says nothing.
+#: OpenIM's own limit for its calls, as shipped. A slower answer counts as none.
 CALL_SECONDS = 5.0
 #: Calls at one time.
 CONCURRENCY = 2
-#: An answer about 400 users with ten connections each, and tokens of 400 bytes, has a quarter of it.
+#: An answer about 400 users with ten connections each, and tokens of 400 bytes, has a quarter of this.
 MOST_BYTES = 8_388_608
-#: So often is one question asked in all, where OpenIM limits us or closes the connection.
+#: How often one question is asked in all, if OpenIM limits us or closes the connection.
 TRIES = 3
-#: Where OpenIM tells us to wait for longer, we come back another time.
+#: If OpenIM tells us to wait for longer, we do not wait, and the question fails.
 LONGEST_PAUSE_SECONDS = 10.0
 
-#: As OpenIM does with a connection that was idle for long, and when it is restarted.
+#: OpenIM does this to a connection that was idle for long, and when it is restarted.
 _CUT = "closed the connection"
 
 
 class Secret(str):
-    """Is not shown by what shows the variables of a program that failed."""
+    """Text that stays hidden if a tool shows the variables of a program that failed."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """failure: why there is none, or "". pause_seconds: until we may ask again."""
+    """failure: why there is no answer, or "". pause_seconds: how long to wait before asking again."""
 
     failure: str = ""
     status: int = 0
@@ -57,7 +57,7 @@ class Reply:
 
 
 class Calls:
-    """To the API at one URL, such as `http://openim:10002`; used in `async with`."""
+    """Calls to the API at one URL, such as `http://openim:10002`; used in `async with`."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
@@ -73,7 +73,7 @@ class Calls:
         await self._session.close()
 
     async def post(self, path: str, question: Mapping[str, Any], token: Secret | None = None) -> Reply:
-        """An answer with HTTP 200, or 404. Raises OpenIMError for any other, and if there is none."""
+        """An answer with HTTP 200 or 404. Raises OpenIMError for any other status, and if there is no answer."""
         reply = Reply()
         for _ in range(TRIES):
             async with self._places:
@@ -99,7 +99,7 @@ class Calls:
                 self._url + path, data=data, headers=headers, allow_redirects=False
             ) as response:
                 return await _read(response)
-        except (aiohttp.ClientError, OSError) as error:  # of which a timeout is one
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
             return Reply(_reason(error))
 
     def _error(self, path: str, reply: Reply) -> OpenIMError:
@@ -110,7 +110,8 @@ class Calls:
         if reply.status >= 500:
             return OpenIMAway(f"{self.name} answers {path} with HTTP {reply.status}")
         does = "redirects to another address" if reply.status in range(300, 400) else f"answers {path}"
-        return OpenIMRefuses(f"{self.name} {does} (HTTP {reply.status}): is PRESENCE_OPENIM_API that of its API?")
+        check = "check that PRESENCE_OPENIM_API leads to its API"
+        return OpenIMRefuses(f"{self.name} {does} (HTTP {reply.status}): {check}")
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply:
@@ -125,7 +126,7 @@ async def _read(response: aiohttp.ClientResponse) -> Reply:
 
 
 def _reason(error: Exception) -> str:
-    """In words of ours: an error of aiohttp's may show what was sent."""
+    """In our own words: aiohttp's error may show what was sent."""
     if isinstance(error, TimeoutError):
         return f"does not answer within {CALL_SECONDS:g} s"
     if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError | BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Asks OpenIM who is online. Its envelope says with HTTP 200 that something went wrong."""
+"""Asks OpenIM who is online. OpenIM reports an error with HTTP 200 and an errCode in the body."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -9,11 +9,11 @@ from shared.openim.answers import Connections, Platforms, Recorded
 from shared.openim.calls import Calls, Reply, Secret
 from shared.openim.errors import OpenIMAway, OpenIMRefuses
 
-#: Ids in one question: past about 12,000 connections in one answer OpenIM says of everybody that they are offline, and
-#: the cost grows with ids times connections.
+#: Ids in one question. If an answer would have more than about 12,000 connections, OpenIM says that everybody is
+#: offline; and its cost grows with ids times connections.
 MOST_IDS = 400
 PAGE = 1000
-#: How often a token that OpenIM has ended is replaced for one question.
+#: How many tokens one question may use up, if OpenIM ends them.
 TOKENS = 3
 
 _ARGUMENTS = 1001
@@ -28,9 +28,9 @@ T = TypeVar("T")
 class OpenIM:
     """Used in `async with`. Every question raises OpenIMError: OpenIMAway or OpenIMRefuses.
 
-    url, secret, admin: as the settings PRESENCE_OPENIM_*. The admin's token is asked for once, and again only when
-    OpenIM has ended it: on OpenIM's main branch each new one ends the older ones of that admin. Nothing is believed
-    before OpenIM has said that the token is an admin's, since otherwise C says of everybody that they are offline.
+    url, secret, admin: as the settings PRESENCE_OPENIM_*. We ask for the admin's token once, and again only after
+    OpenIM has ended it: on OpenIM's main branch each new token ends that admin's older ones. We believe nothing until
+    OpenIM has accepted the token as an admin's: with any other token, question C says that everybody is offline.
     """
 
     def __init__(self, url: str, secret: str, admin: str) -> None:
@@ -39,8 +39,8 @@ class OpenIM:
         self._admin = admin
         self._token = Secret()
         self._logging_in = asyncio.Lock()
-        #: OpenIM is 3.8.0 or older: sessions are connections there, and its record is not to be trusted. Known once it
-        #: was asked anything.
+        #: Whether OpenIM is 3.8.0 or older: its sessions are connections, and its record is not to be trusted. Known
+        #: after the first question.
         self.is_old = False
 
     async def __aenter__(self) -> Self:
@@ -63,7 +63,7 @@ class OpenIM:
         return await self._ask("/user/get_users_status", _about(user_ids), answers.recorded)
 
     async def users(self) -> AsyncIterator[list[str]]:
-        """All of OpenIM's users, a page at a time. Pages may shift meanwhile: one may be missing, or come twice."""
+        """All of OpenIM's users, page by page. Pages may shift meanwhile, so a user may be missing or come twice."""
         number, more = 1, True
         while more:
             page = {"pagination": {"pageNumber": number, "showNumber": PAGE}}
@@ -81,9 +81,9 @@ class OpenIM:
             if code not in _TOKEN_ENDED:
                 self._check(code, path)
                 return self._read(read, reply, path)
-            if self._token is token:  # else another question has had it replaced already
+            if self._token is token:  # else another question has already replaced it
                 self._token = Secret()
-        raise self._refuses("it ends our token again and again; give us an admin user of our own")
+        raise self._refuses("it keeps ending our token: give presence an admin user of its own")
 
     async def _current_token(self) -> Secret:
         async with self._logging_in:
@@ -106,14 +106,14 @@ class OpenIM:
         return Secret(self._read(answers.token, reply, path))
 
     async def _is_old(self, token: Secret) -> bool:
-        """Asks A, which of the questions about gateways is the one that tells an admin's token from another."""
+        """Asks question A: of those about gateways, only it refuses a token that is not an admin's."""
         reply = await self._calls.post(_CONNECTIONS, _about([self._admin]), token)
         self._check(self._code(reply, _CONNECTIONS), _CONNECTIONS)
         return bool(self._read(answers.connections, reply, _CONNECTIONS).has_old_form)
 
     def _code(self, reply: Reply, path: str) -> int:
         if reply.status == 404:
-            raise self._refuses(f"it has no {path} (HTTP 404): is PRESENCE_OPENIM_API the address of its API?")
+            raise self._refuses(f"it has no {path} (HTTP 404): check that PRESENCE_OPENIM_API leads to its API")
         return self._read(answers.error_code, reply, path)
 
     def _check(self, code: int, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Why OpenIM could not be asked. None of the texts has anything of OpenIM's answers: users' tokens stand in those."""
+"""Why OpenIM could not be asked. No text quotes OpenIM's answers, since they contain users' tokens."""
 
 from shared.errors import PresenceError, Unavailable
 
@@ -12,4 +12,4 @@ class OpenIMAway(OpenIMError, Unavailable):
 
 
 class OpenIMRefuses(OpenIMError):
-    """A setting of ours is wrong, or OpenIM is none that we know. Asking again will not help."""
+    """A setting of ours is wrong, or it is no OpenIM that we know. Asking again will not help."""

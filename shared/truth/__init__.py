@@ -1,1 +1,1 @@
-"""Presence compared with OpenIM itself, and put right: what we hold, what OpenIM says, and what follows from both."""
+"""Compares presence with OpenIM itself, and corrects it: what we hold, what OpenIM says, and what follows from both."""

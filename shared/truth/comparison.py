@@ -1,7 +1,7 @@
-"""One comparison of users with OpenIM: some at a time, one question after the other.
+"""One comparison of users with OpenIM: some users at a time, one question after the other.
 
-What we hold is read before OpenIM is asked, and decides the seq of a correction. So a callback that comes meanwhile, or
-that is on its way, wins by itself, and no clocks are compared.
+We read what we hold before we ask OpenIM, and a correction gets its seq from that. So a callback that comes meanwhile,
+or is still on its way, wins by its seq, and no clocks are compared.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ from shared.openim.errors import OpenIMAway
 from shared.queue import enqueue_encoded
 from shared.truth import corrections
 from shared.truth.findings import Action, Finding, Tally
-from shared.truth.ledger import Bookkeeper
+from shared.truth.ledger import LedgerWriter
 from shared.truth.ours import Ours
 from shared.truth.questions import MOST_USERS, Answer, Questions, Servers
 from shared.truth.verdict import FRESH_MS, Verdict, too_many
 
-#: Between the two questions of which the second is a proof.
+#: The pause before OpenIM is asked again: the same answer twice is a proof.
 AGAIN_SECONDS = 10.0
-#: After so many questions in a row that OpenIM did not answer, it counts as away.
+#: If OpenIM leaves this many questions in a row unanswered, it counts as away.
 MOST_FAILURES = 3
 
-TOO_MANY = "too many would go offline at once without a witness; --force does it all the same"
+TOO_MANY = "too many would go offline at once without a witness; --force does it anyway"
 
 
 @dataclass(slots=True)
 class _Held:
-    """One who may be closed only when all were compared. asked_at: seconds, by the monotonic clock."""
+    """A user whose sessions may be closed only after all users were compared. asked_at: seconds, monotonic clock."""
 
     ours: Ours
     verdict: Verdict
@@ -40,11 +40,11 @@ class _Held:
 
 
 class Comparison:
-    """fixes: correct what differs. forces: even if too many users would go offline at once. tally: the counts so far,
-    if an interrupted comparison goes on. fresh_ms: users with an event within it are skipped.
+    """fixes: whether differences are corrected. forces: even if too many users would go offline at once. tally: the
+    counts so far, if this continues an interrupted comparison. fresh_ms: users with an event this recent are skipped.
 
-    report is called for each finding, and progress after each question. `run` raises OpenIMError if OpenIM could not
-    be asked, and RedisError. Corrections made until then remain.
+    `report` is called for each finding, and `progress` after each question. `run` raises OpenIMError if OpenIM could
+    not be asked, and RedisError. Corrections made before that remain.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Comparison:
         self._report = report
         self._progress = progress
         self.tally = tally or Tally()
-        self._books = Bookkeeper(servers.queue.connection, servers.keys)
+        self._ledger = LedgerWriter(servers.queue.connection, servers.keys)
         self._put_right: Counter[str] = Counter()
         self._held: list[_Held] = []
         self._failures = 0
 
     async def run(self, users: AsyncIterable[str]) -> Tally:
-        """Compares these users."""
+        """Compares these users, and finishes."""
         some: dict[str, None] = {}
         async for user_id in users:
             some[user_id] = None
@@ -84,7 +84,7 @@ class Comparison:
         return await self.finish()
 
     async def compare(self, user_ids: Sequence[str]) -> None:
-        """MOST_USERS at the most; `finish` does what is to be done when all were compared."""
+        """Compares at most MOST_USERS users. `finish` does what must wait until all were compared."""
         answer = await self._ask(user_ids)
         if answer is None:
             self.tally.unknown += len(user_ids)
@@ -106,7 +106,7 @@ class Comparison:
         self._progress()
 
     async def finish(self) -> Tally:
-        """Without witnesses: a second question where one is needed, and then all of them or none."""
+        """If there are no witnesses, asks a second time about those who need it, then corrects all of them or none."""
         settled = [each.verdict for each in self._held if not each.verdict.needs_second]
         doubtful = [each for each in self._held if each.verdict.needs_second]
         for start in range(0, len(doubtful), MOST_USERS):
@@ -125,14 +125,14 @@ class Comparison:
         return self.tally
 
     async def _ask_again(self, held: Sequence[_Held]) -> list[Verdict]:
-        """The verdicts upon the second answer; none of those who agree by now."""
+        """The verdicts after the second answer. A user about whom it agrees with us has none."""
         await asyncio.sleep(max(0.0, max(each.asked_at for each in held) + AGAIN_SECONDS - time.monotonic()))
         answer = await self._ask([each.ours.user_id for each in held])
         if answer is None:
             return [each.verdict for each in held]
         verdicts = []
         for each in held:
-            # By what was known before the first question: the session of one who came back has a higher seq.
+            # Judged by what we knew before the first question: if the user came back since, that has a higher seq.
             second = answer.judge(each.ours, each.verdict) if each.ours.user_id in answer.theirs else None
             if second:
                 both = (*each.verdict.openings.corrections, *second.closings.corrections)
@@ -156,7 +156,7 @@ class Comparison:
         events = [encode(event) for verdict in verdicts for event in corrections.events(verdict, now_ms)]
         if events and self._fixes:
             enqueue_encoded(self._servers.queue, events, now_ms)
-            self._books.put_right(self._put_right)
+            self._ledger.put_right(self._put_right)
             self._put_right.clear()
 
     def _tell(self, verdict: Verdict, *, is_left: bool = False) -> None:

@@ -1,11 +1,11 @@
-"""Corrections as events, which go through the queue and the store as any other. Pure."""
+"""Corrections as events, which go through the queue and the store like any other. Pure."""
 
 from shared.events import Event
 from shared.truth.verdict import Verdict
 
 
 def events(verdict: Verdict, now_ms: int) -> list[Event]:
-    """now_ms: by the clock of the queue's server. They name no operationID, so each is a batch of its own."""
+    """They have no operationID, so each is a batch of its own. now_ms: by the clock of the queue's server."""
     return [
         Event(
             verdict.user_id,

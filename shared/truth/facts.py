@@ -1,4 +1,4 @@
-"""What we know, read from the servers: users' hashes, and gateway processes with users who can prove that they answer.
+"""Reads what we know from the servers: users' hashes, gateway processes, and users who can prove that these answer.
 
 Every function raises RedisError.
 """
@@ -18,17 +18,17 @@ from shared.redis.backend import Backend
 from shared.truth.ours import Ours, read
 from shared.truth.reach import Reach
 
-#: How many users of each process each question includes: one, and three more in case that one has left.
+#: How many users of each process every question includes: one is enough, and three more are for when that one has left.
 WITNESSES = 4
-#: How many one question includes in all.
+#: How many witnesses one question includes in all.
 MOST_WITNESSES = 200
 
 
 def read_users(presence: Backend, keys: Keys, user_ids: Sequence[str]) -> dict[str, Ours]:
-    """What we hold of the users whose key can be read."""
+    """What we hold of the users, without those whose key cannot be read."""
     pipeline = presence.pipeline(transaction=False)
     for user_id in user_ids:
-        key: Any = keys.user(user_id).encode(errors="surrogatepass")  # nobody's
+        key: Any = keys.user(user_id).encode(errors="surrogatepass")  # a lone surrogate is in no user's id
         pipeline.hgetall(key)
     found: dict[str, Ours] = {}
     for user_id, fields in zip(user_ids, pipeline.execute(raise_on_error=False), strict=True):
@@ -47,9 +47,9 @@ def read_gateways(queue: Redis, keys: Keys) -> dict[Name, Process]:
 def find_witnesses(
     presence: Backend, keys: Keys, processes: Mapping[Name, Process], proven: Mapping[Name, str], now_ms: int
 ) -> list[Ours]:
-    """Users who are online at these processes, as far as we know: of each WITNESSES at the most.
+    """Users who are online at these processes, as far as we know: at most WITNESSES for each.
 
-    proven: of each process, the one who was in OpenIM's last answer.
+    proven: for each process, the user who was in OpenIM's last answer.
     """
     reach = Reach(processes, now_ms)
     candidates = {

@@ -13,7 +13,7 @@ COUNTED = ("compared", "ghost", "missing", "platforms", "unknown", "skipped")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A user who differs, and what was done. action: `opened` even if other sessions of the user were closed."""
+    """A user who differs from OpenIM, and what was done. action: `opened` even if other sessions were closed."""
 
     verdict: Verdict
     action: Action
@@ -32,8 +32,8 @@ class Finding:
 
 @dataclass(slots=True)
 class Tally:
-    """How many users. unknown: OpenIM's answer about them proves nothing. skipped: they had an event just now, and are
-    left for the next turn. left: they still differ, or are unknown.
+    """Numbers of users. unknown: OpenIM's answer about them proves nothing. skipped: they had an event just now, so the
+    next comparison judges them. left: they still differ, or are unknown.
     """
 
     compared: int = 0

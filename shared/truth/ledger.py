@@ -1,4 +1,4 @@
-"""What comparisons came to, on the queue's server: for metrics and `presence status`."""
+"""The results of comparisons, kept on the queue's server for metrics and `presence status`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ DOUBTFUL = ("asked", "dropped")
 class Ledger:
     """Times are Unix milliseconds by the clock of the queue's server, 0 for never.
 
-    compared_at_ms: when the last comparison of everybody who is shown online, or of all users, ended. found: what it
-    counted, by the names of Tally. put_right: users since the beginning, by kind. trouble: why OpenIM could not be
-    asked the last time, or "". doubtful: users since the beginning of whom a batch said that a platform came and went:
-    OpenIM was `asked`, or they were `dropped` since too many waited.
+    compared_at_ms: when the last comparison of all users, or of all who are shown online, ended. found: its counts, by
+    the names of Tally. put_right: users corrected so far, by kind. trouble: why OpenIM could not be asked last time,
+    or "". doubtful: users so far for whom one batch named a platform both online and offline: OpenIM was `asked`, or
+    they were `dropped` because too many waited, or for too long.
     """
 
     compared_at_ms: int = 0
@@ -33,7 +33,7 @@ class Ledger:
 
 
 def read(fields: Mapping[bytes, bytes]) -> Ledger:
-    """The hash; what makes no sense in it counts as absent."""
+    """Reads the hash. A field that makes no sense counts as absent."""
     text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
 
     def number(name: str) -> int:
@@ -49,28 +49,28 @@ def read(fields: Mapping[bytes, bytes]) -> Ledger:
     )
 
 
-class Bookkeeper:
-    """Writes it. Every method raises RedisError."""
+class LedgerWriter:
+    """Writes the hash. Every method raises RedisError."""
 
     def __init__(self, queue: Redis, keys: Keys) -> None:
         self._queue = queue
         self._key = keys.reconcile
 
     def put_right(self, counts: Mapping[str, int]) -> None:
-        """Users who were put right, by kind."""
+        """Adds users who were corrected, by kind."""
         for kind, count in counts.items():
             self._queue.hincrby(self._key, f"put_right:{kind}", count)
 
     def compared(self, tally: Tally, now_ms: int) -> None:
-        """A comparison of many users has ended."""
+        """Notes that a comparison of many users has ended."""
         found: Mapping[Any, Any] = {f"found:{name}": count for name, count in tally.as_json().items()}
         self._queue.hset(self._key, mapping={"compared_at": now_ms, **found})
         self.answered()
 
     def answered(self) -> None:
-        """OpenIM can be asked."""
+        """Notes that OpenIM can be asked."""
         self._queue.hdel(self._key, "trouble", "trouble_at")
 
     def failed(self, why: str, now_ms: int) -> None:
-        """OpenIM cannot be asked."""
+        """Notes that OpenIM cannot be asked, and why."""
         self._queue.hset(self._key, mapping={"trouble": why, "trouble_at": now_ms})

@@ -19,7 +19,7 @@ class Scope(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """The highest seqs of an online and of an offline event. is_expired: its lease ran out."""
+    """The highest seqs of a scope's online and offline events. is_expired: its lease ran out."""
 
     on: int
     off: int
@@ -27,7 +27,7 @@ class Mark(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A callback of 3.8.2 or later: the gateway's pid, which batch of that process it was in, and its seq."""
+    """What an event of OpenIM 3.8.2 or later names: the gateway's pid, the number of its batch there, and its seq."""
 
     pid: int
     number: int
@@ -38,8 +38,8 @@ class Batch(NamedTuple):
 class Ours:
     """heard_at_ms: when the last event that changed anything was received; 0 if there was none.
 
-    marks: of every scope that is remembered. batches: of each platform, the one that named it online last, where that
-    is remembered and was a gateway's. floor: events of unknown connections at or below this seq are stale.
+    marks: one for every scope that is remembered. batches: for each platform, the batch of its newest online event, if
+    that is remembered and names a gateway. floor: events of unknown connections at or below this seq are stale.
     """
 
     user_id: str
@@ -49,31 +49,31 @@ class Ours:
     floor: int = NEVER
 
     def sessions(self) -> list[Scope]:
-        """Those that are online."""
+        """The scopes that are online."""
         return [scope for scope, mark in self.marks.items() if self._is_online(scope, mark)]
 
     def platforms(self) -> set[int]:
-        """Of those; 0 stands for one that is not known."""
+        """The platforms of these scopes; 0 stands for one that is not known."""
         return {scope.platform_id for scope in self.sessions()}
 
     def _is_online(self, scope: Scope, mark: Mark) -> bool:
         return not mark.is_expired and mark.on > NEVER and mark.on >= self.covering(scope)
 
     def covering(self, scope: Scope) -> int:
-        """The highest seq of an offline event that covers the scope; NEVER where there is none."""
+        """The highest seq of an offline event that covers the scope; NEVER if there is none."""
         marks = [self._mark(scope), self.marks.get(Scope())]
         if scope.platform_id:
             marks.append(self.marks.get(Scope(scope.platform_id)))
         return max((mark.off for mark in marks if mark), default=NEVER)
 
     def _mark(self, scope: Scope) -> Mark | None:
-        """A connection is the same whatever platform it is said to be on."""
+        """The mark of a scope. A connection is found by its id, whatever platform it is said to be on."""
         if not scope.conn_id:
             return self.marks.get(scope)
         return next((mark for each, mark in self.marks.items() if each.conn_id == scope.conn_id), None)
 
     def seq_that_opens(self, scope: Scope) -> int:
-        """The lowest seq with which an online event opens a scope that is not online; NEVER where any does."""
+        """The lowest seq with which an online event opens a scope that is not online; NEVER if any seq does."""
         mark = self._mark(scope)
         if mark is None:
             unknown = self.floor + 1 if scope.conn_id and self.floor > NEVER else NEVER
@@ -82,12 +82,12 @@ class Ours:
 
 
 def read(user_id: str, fields: Mapping[bytes, bytes]) -> Ours:
-    """Raises ValueError if the hash, or a field of it, is none of ours."""
+    """Raises ValueError if the hash, or a field of it, is not ours."""
     if not fields:
         return Ours(user_id)
     held = memory.read(fields)
     if held.unreadable:
-        raise ValueError(f"{held.unreadable[0]} is none of our fields")
+        raise ValueError(f"{held.unreadable[0]} is not one of our fields")
     marks = {
         _scope(each): Mark(_seq(each.online_seq), _seq(each.offline_seq), each.has_expired) for each in held.records
     }

@@ -1,4 +1,4 @@
-"""Whom a comparison is about."""
+"""Which users to compare."""
 
 from collections.abc import AsyncIterator, Iterable
 
@@ -9,20 +9,20 @@ from shared.redis.backend import Backend
 
 
 async def these(users: Iterable[str]) -> AsyncIterator[str]:
-    """Named users."""
+    """Exactly these users."""
     for user_id in users:
         yield user_id
 
 
 async def shown_online(presence: Backend, keys: Keys) -> AsyncIterator[str]:
-    """Everybody whom we show online. Raises RedisError."""
+    """All users whom we show online. Raises RedisError."""
     for user in openim_presence.read_all(presence, keys.prefix):
         if user.status == "online":
             yield user.user_id
 
 
 async def everybody(presence: Backend, keys: Keys, openim: OpenIM) -> AsyncIterator[str]:
-    """Everybody whom we or OpenIM know. Raises RedisError, OpenIMError."""
+    """All users whom we or OpenIM know. Raises RedisError and OpenIMError."""
     ours: set[str] = set()
     for user in openim_presence.read_all(presence, keys.prefix):
         ours.add(user.user_id)

@@ -17,15 +17,15 @@ from shared.truth.ours import Ours
 from shared.truth.reach import Reach
 from shared.truth.verdict import FRESH_MS, Theirs, Verdict, judge
 
-#: Users in one question, beside the witnesses.
+#: Users in one question, besides the witnesses.
 MOST_USERS = MOST_IDS - facts.MOST_WITNESSES
-#: So old may be what is known of gateways, and who their witnesses are.
+#: The gateways and their witnesses are read again when they are older than this.
 GATEWAYS_SECONDS = 5.0
 
 
 @dataclass
 class Servers:
-    """Where presence and the queue live; clock: of the queue's server."""
+    """Where presence and the queue are. clock: that of the queue's server."""
 
     presence: Backend
     queue: Queue
@@ -38,9 +38,10 @@ class Servers:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """known: the users, without those whose key cannot be read. theirs: what OpenIM says of each of those.
+    """known: what we hold of the users, without those whose key cannot be read. theirs: what OpenIM says of each.
 
-    asked_at_ms: by the clock of the queue's server. fresh_ms: users with an event within this time before are skipped.
+    asked_at_ms: by the clock of the queue's server. fresh_ms: users with an event within this time before it are
+    skipped.
     """
 
     known: Mapping[str, Ours]
@@ -50,7 +51,7 @@ class Answer:
     fresh_ms: int
 
     def verdicts(self) -> Iterator[Verdict]:
-        """Of those who differ."""
+        """One for each user who differs from OpenIM."""
         for ours in self.known.values():
             if verdict := self.judge(ours):
                 yield verdict
@@ -60,7 +61,7 @@ class Answer:
 
 
 class Questions:
-    """Asks. Every method raises OpenIMError and RedisError. fresh_ms: users with an event within it are skipped."""
+    """Asks OpenIM. Every method raises OpenIMError and RedisError. fresh_ms: as in Answer."""
 
     def __init__(self, openim: OpenIM, servers: Servers, fresh_ms: int = FRESH_MS) -> None:
         self._openim = openim
@@ -72,7 +73,7 @@ class Questions:
         self._proven: dict[Name, str] = {}
 
     async def ask(self, user_ids: Sequence[str]) -> Answer:
-        """user_ids: MOST_USERS at the most."""
+        """user_ids: at most MOST_USERS."""
         if time.monotonic() - self._looked_at > GATEWAYS_SECONDS:
             self._look_at_gateways()
         servers = self._servers

@@ -1,7 +1,8 @@
-"""Which gateways an answer of OpenIM's speaks for.
+"""Which gateways an answer of OpenIM covers.
 
-C has what the gateways say that OpenIM reached, and nothing of the others. A gateway process was reached if a user
-whose last callback came from it is online in the answer: a witness. Pure: no clock.
+The answer to question C (see shared/openim/client.py) has what those gateways say that OpenIM reached, and nothing of
+the others. If a user is online in the answer, and the last callback came from a known gateway process, that process was
+reached: the user is its witness. Pure: no clock.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,29 +19,29 @@ State = Literal["answered", "gone", "out of reach"]
 
 
 class Home(NamedTuple):
-    """A gateway process that a session may be at. is_over: that run of it has ended."""
+    """A gateway process that may have a session. is_over: the run of the process that had it has ended."""
 
     name: Name
     is_over: bool
 
 
 class Reach:
-    """What the answers that were seen show of the gateway processes. now_ms: by the clock of the queue's server."""
+    """What the answers seen so far show of the gateway processes. now_ms: by the clock of the queue's server."""
 
     def __init__(self, processes: Mapping[Name, Process], now_ms: int) -> None:
         self._processes = processes
         shown = view(processes, now_ms).processes  # those heard last come first
         latest = {(each.peer, each.pid): each.state for each in reversed(shown)}
         self._gone = {name for name in processes if latest.get(name) != "live"}
-        #: Of each process that answered, somebody who proves it.
+        #: For each process that answered, a user who proves it.
         self.answered: dict[Name, str] = {}
 
     def see(self, asked: Iterable[Ours], online: Platforms) -> None:
-        """Takes one answer to question C. asked: those it was asked about, as we knew them before."""
+        """Takes one answer to question C. asked: the users in that question, as we knew them before it."""
         for ours in asked:
             for platform_id in ours.platforms() & online.get(ours.user_id, {}).keys():
                 home = self.home(ours, platform_id)
-                # Of two processes with one address and pid, a witness of one says nothing of the other.
+                # If two processes have the same address and pid, a witness of one says nothing about the other.
                 if home and not home.is_over and not self._processes[home.name].is_two:
                     self.answered[home.name] = ours.user_id
 
@@ -51,7 +52,7 @@ class Reach:
 
     @property
     def all_answered(self) -> bool:
-        """Whether all that live have answered, and one at least."""
+        """Whether all live processes have answered, and there is one."""
         return bool(self.answered) and not self.out_of_reach(self._processes)
 
     def out_of_reach(self, names: Iterable[Name]) -> list[Name]:
@@ -59,11 +60,11 @@ class Reach:
         return sorted(name for name in names if self.state(name) == "out of reach")
 
     def live(self) -> list[Name]:
-        """Those that are not known to be gone, though nobody may have answered for them."""
+        """The processes that are not known to be gone, whether they answered or not."""
         return [name for name in self._processes if name not in self._gone]
 
     def state(self, name: Name) -> State:
-        """gone: another has taken its place, or it has been silent for too long."""
+        """gone: another process has taken its place, or it has been silent for too long."""
         if name in self.answered:
             return "answered"
         return "gone" if name in self._gone else "out of reach"
@@ -74,7 +75,7 @@ class Reach:
         return homes[0] if len(homes) == 1 else None
 
     def homes(self, ours: Ours, platform_id: int) -> list[Home]:
-        """The processes that may have the user's session on that platform; empty if nothing is known of that."""
+        """The processes that may have the user's session on that platform; empty if nothing is known about that."""
         batch = ours.batches.get(platform_id)
         if not batch:
             return []

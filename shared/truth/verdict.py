@@ -1,7 +1,7 @@
 """Compares what we hold of a user with what OpenIM says. Pure: no clock, no servers.
 
-OpenIM's answer C is believed if it says online. If it does not, the user may be at a gateway that OpenIM did not reach,
-so there must be a proof: witnesses (see reach.py), OpenIM's own record, or the same answer twice.
+OpenIM's answer to question C is believed if it says online. If it does not, the user may be at a gateway that OpenIM
+did not reach. So offline needs a proof: witnesses (see reach.py), OpenIM's own record, or the same answer twice.
 """
 
 from collections import Counter
@@ -16,11 +16,12 @@ from shared.truth.reach import Reach
 
 Kind = Literal["ghost", "missing", "platforms"]
 
-#: A user with an event this recently is left for the next turn: what OpenIM says may be on its way to us.
+#: A user with an event this recent is left for the next comparison: a callback that OpenIM knows of may be on its way.
 FRESH_MS = 5_000
-#: If nothing is known of a user, the online event that we make counts as this much older than the question.
+#: If nothing is known of a user, the online event that we make is stamped this long before the question.
 BEFORE_QUESTION_MS = 60_000
-#: If no witness can prove that OpenIM reached its gateways, at most this many users go offline at once.
+#: If no witness can prove that OpenIM reached its gateways, at most this many users go offline at once, or at most one
+#: in MOST_GONE_SHARE of those who are shown online, whichever is more.
 MOST_GONE = 50
 MOST_GONE_SHARE = 5
 
@@ -29,9 +30,9 @@ MOST_GONE_SHARE = 5
 class Theirs:
     """What OpenIM says of one user.
 
-    platforms: how many connections each has, of C. connections: of A, at one gateway; None if that was not asked.
-    recorded: the platforms in OpenIM's own record, of B; None if that was not asked, or is not to be trusted.
-    is_old: sessions are connections.
+    platforms: how many connections each has, from question C. connections: those at one gateway, from question A; None
+    if that was not asked. recorded: the platforms in OpenIM's own record, from question B; None if that was not asked,
+    or is not to be trusted. is_old: OpenIM is 3.8.0 or older, so sessions are connections.
     """
 
     platforms: dict[int, int]
@@ -41,7 +42,7 @@ class Theirs:
 
 
 class Correction(NamedTuple):
-    """An event that puts a session right. What it corrects decides its seq, so that whatever was sent later wins."""
+    """An event that corrects a session. Its seq comes from what it corrects, so that whatever was sent later wins."""
 
     scope: Scope
     is_online: bool
@@ -50,11 +51,11 @@ class Correction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is concluded about a user who differs.
+    """What is concluded about a user who differs from OpenIM.
 
-    ours, openim: the platforms that are online, by us and by OpenIM. corrections: what is proven, and `why` says how.
-    doubtful: sessions of ours that OpenIM does not show, without a proof that they are gone; if there are any, `why`
-    says why not. needs_second: the same answer a while later is that proof. is_fresh: the user had an event just now.
+    ours, openim: the platforms that we and OpenIM show online. corrections: what is proven; `why` says how. doubtful:
+    our sessions that OpenIM does not show, without a proof that they are gone; if there are any, `why` says what is
+    missing. needs_second: the same answer a while later would be a proof. is_fresh: the user had an event just now.
     """
 
     user_id: str
@@ -74,12 +75,12 @@ class Verdict:
 
     @property
     def openings(self) -> "Verdict":
-        """The verdict with those corrections alone that open sessions."""
+        """The same verdict with only the corrections that open sessions."""
         return replace(self, corrections=tuple(each for each in self.corrections if each.is_online))
 
     @property
     def closings(self) -> "Verdict":
-        """The same with those that close some."""
+        """The same verdict with only the corrections that close sessions."""
         return replace(self, corrections=tuple(each for each in self.corrections if not each.is_online))
 
 
@@ -95,7 +96,7 @@ def judge(
     """None if both agree.
 
     asked_at_ms: when OpenIM was asked, by the clock of the queue's server; `ours` was read before that. first: the
-    verdict upon the first of two questions.
+    verdict after the first of two questions.
     """
     held, shown = ours.sessions(), set(theirs.platforms)
     absent = [scope for scope in held if _is_absent(scope, theirs)]
@@ -107,7 +108,7 @@ def judge(
         ours.user_id, _kind(held, shown), tuple(sorted(ours.platforms() - {0})), tuple(sorted(shown - {0}))
     )
     if abs(asked_at_ms - ours.heard_at_ms) < fresh_ms:
-        return replace(verdict, is_fresh=True, why="heard of just now")
+        return replace(verdict, is_fresh=True, why="had an event just now")
 
     proofs = {scope: _proof(ours, scope, theirs, reach, first) for scope in absent}
     closed = [scope for scope, proof in proofs.items() if proof.holds and ours.marks[scope].on < SEQ_MAX]
@@ -118,7 +119,7 @@ def judge(
     ]
     whys = [proofs[scope].why for scope in (doubtful or closed)]
     if unnamed and not corrections and not doubtful:
-        whys = ["which connection it is, the gateway alone knows"]
+        whys = ["only the gateway knows which connection it is"]
     return replace(
         verdict,
         corrections=tuple(corrections),
@@ -129,12 +130,12 @@ def judge(
 
 
 def too_many(leaving: int, shown_online: int) -> bool:
-    """Whether so many would go offline at once, without witnesses, that hardly all of them have left."""
+    """Whether so many would go offline at once, without witnesses, that they can hardly all have left."""
     return leaving > MOST_GONE and leaving * MOST_GONE_SHARE > shown_online
 
 
 class _Proof(NamedTuple):
-    """Whether a session that OpenIM does not show is gone, and why, or why not."""
+    """Whether a session that OpenIM does not show is proven to be gone, and why or why not."""
 
     holds: bool
     why: str
@@ -155,7 +156,7 @@ def _is_absent(scope: Scope, theirs: Theirs) -> bool:
         return scope.platform_id not in theirs.platforms if scope.platform_id else not theirs.platforms
     if any(each.conn_id == scope.conn_id for each in theirs.connections):
         return False
-    # A stops at the first gateway that knows the user: it has all connections if it has as many as C.
+    # Question A stops at the first gateway that knows the user: it has all connections if it has as many as question C.
     known = Counter(each.platform_id for each in theirs.connections)
     if scope.platform_id:
         return theirs.platforms.get(scope.platform_id, 0) <= known[scope.platform_id]
@@ -178,7 +179,7 @@ def _lacking(held: Collection[Scope], theirs: Theirs) -> list[Scope]:
 
 
 def _unnamed(ours: Ours, theirs: Theirs) -> bool:
-    """Whether OpenIM shows a platform, by none of the connections that it names, on which we have nobody."""
+    """Whether OpenIM shows a platform on which we have no session, and names no connection on it."""
     if not theirs.is_old or 0 in ours.platforms():
         return False
     named = {each.platform_id for each in theirs.connections or ()}

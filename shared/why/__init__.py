@@ -1,1 +1,1 @@
-"""Why a user is shown online or offline: by what is remembered, and beside what OpenIM itself says."""
+"""Why a user is shown online or offline: what is remembered, and what OpenIM itself says."""

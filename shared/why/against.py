@@ -1,7 +1,7 @@
-"""What an event that changed nothing came up against, by what is remembered now. Pure.
+"""Why an event changed nothing, by what is remembered now. Pure.
 
-Whatever outdid an event then outdoes it still, since seqs only rise. So nothing needs to be written down about it when
-it happens.
+Whatever prevailed over an event then still prevails now, since seqs only rise. So nothing needs to be recorded when it
+happens.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _COVERED_BY = {"user": "the user as a whole", "connection": "that connection", "
 
 
 def against(facts: Facts, ignored: Ignored) -> str:
-    """What outdoes the event, or has it already: the rest of a sentence."""
+    """What prevails over the event, or has it already: the rest of a sentence."""
     return next(_found(facts, ignored))
 
 
@@ -46,11 +46,11 @@ def _found(facts: Facts, ignored: Ignored) -> Iterator[str]:
         yield "it was received longer ago than users are remembered (PRESENCE_RETENTION_SECONDS)"
     if scope == "platform":
         yield "its batch says the same with it as without it"
-    yield "what it was older than is not remembered any more"
+    yield "what was newer is no longer remembered"
 
 
 def _read_otherwise(memory: Memory, event: Event) -> Iterator[str]:
-    """Its batch says otherwise than the event, since it names the platform both ways."""
+    """The batch of the event, if it names the platform both online and offline, and by the rules contradicts it."""
     for batch in judgement.read_batches(memory):
         if batch.batch.operation_id == event.operation_id:
             for each in batch.readings:
@@ -59,7 +59,8 @@ def _read_otherwise(memory: Memory, event: Event) -> Iterator[str]:
                     and each.is_mixed
                     and each.is_online != (event.kind == "online")
                 ):
-                    yield f"its batch names {platform_name(each.platform_id)} both ways, and {RULES[each.rule]}"
+                    platform = platform_name(each.platform_id)
+                    yield f"its batch names {platform} both online and offline, and {RULES[each.rule]}"
 
 
 def _closed(memory: Memory, scope: Scope, name: str, ignored: Ignored) -> Iterator[str]:

@@ -15,7 +15,7 @@ from shared.why.truth import truth
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
-    """Times are Unix milliseconds; seqs are strings: JavaScript loses digits past 2^53; what is not known is null."""
+    """Times are Unix milliseconds. Seqs are strings, since JavaScript loses digits past 2^53. null: not known."""
     memory = facts.memory or Memory({})
     return {
         "user_id": facts.user_id,

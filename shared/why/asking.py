@@ -14,7 +14,7 @@ from shared.why.facts import OpenIMSays
 
 
 def ask(settings: Settings, user_id: str, seconds: float) -> OpenIMSays:
-    """seconds: for OpenIM and both servers together. What goes wrong is in the answer."""
+    """seconds: for OpenIM and both servers together. If something goes wrong, the answer says so."""
     try:
         return asyncio.run(asyncio.wait_for(_ask(settings, user_id, seconds / 2), seconds))
     except OpenIMError as error:
@@ -36,7 +36,7 @@ async def _ask(settings: Settings, user_id: str, redis_seconds: float) -> OpenIM
         async with OpenIM(settings.openim_api, settings.openim_secret, settings.openim_admin) as openim:
             answer = await Questions(openim, servers).ask([user_id])
             ours = answer.known.get(user_id)
-            # Of somebody whose key cannot be read it has asked nothing that counts.
+            # That question leaves out a user whose key cannot be read.
             shown = answer.theirs[user_id].platforms if ours else (await openim.platforms([user_id])).get(user_id, {})
             recorded = None if openim.is_old else (await openim.recorded([user_id])).get(user_id, [])
             return OpenIMSays(

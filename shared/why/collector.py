@@ -18,7 +18,8 @@ from shared.why import judgement, scans
 from shared.why.facts import Facts, Journal, OpenIMSays, Scan
 from shared.why.scans import Needle
 
-#: For OpenIM, which is asked beside all else; and where even giving up takes long, as with a name server that hangs.
+#: How long OpenIM may take, which is asked beside all else; and the most if even giving up takes long, as it does with
+#: a name server that hangs.
 OPENIM_SECONDS, OPENIM_MOST_SECONDS = 4.5, 5.0
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ T = TypeVar("T")
 def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -> Facts:
     """All that is known of a user. Raises RedisError if presence does not answer.
 
-    What else cannot be read is among the facts, as a trouble.
+    If anything else cannot be read, the facts have it as a trouble.
     """
     keys, needle, troubles = settings.keys, Needle(user_id), list[str]()
     asking = Probe("OpenIM", lambda: _ask(settings, user_id), OPENIM_MOST_SECONDS) if settings.openim_api else None
@@ -84,7 +85,7 @@ def _ask(settings: Settings, user_id: str) -> OpenIMSays:
 
 
 def _hash(client: Backend, key: bytes) -> tuple[Memory | None, str]:
-    """What the key remembers, and its type where it is no hash."""
+    """What the key remembers, and its type if it is not a hash."""
     try:
         fields: Any = client.hgetall(key)
     except ResponseError as error:
@@ -96,7 +97,7 @@ def _hash(client: Backend, key: bytes) -> tuple[Memory | None, str]:
 
 
 def _similar(client: Backend, settings: Settings, user_id: str) -> tuple[str, ...]:
-    """Ids that are known, and that somebody may have meant."""
+    """Known ids that the caller may have meant."""
     forms = dict.fromkeys(form(user_id) for form in (str.strip, str.lower, str.upper, str.capitalize, str.swapcase))
     forms.pop(user_id, None)
     keys = {form: settings.keys.user(form).encode("utf-8", "surrogatepass") for form in forms if form}
@@ -104,7 +105,7 @@ def _similar(client: Backend, settings: Settings, user_id: str) -> tuple[str, ..
 
 
 def _lease_by(due: float | None, remembered: Memory | None) -> int:
-    """How long leases are by what workers have written, in milliseconds: this program may not have their settings."""
+    """How long leases last, in milliseconds, by what workers wrote: this program may not have their settings."""
     online = [each.record for each in judgement.sessions(remembered) if each.is_online] if remembered else []
     began = min((record.lease_began_ms for record in online if record.lease_began_ms is not None), default=None)
     return max(0, int(due) - began) if due is not None and began is not None else 0

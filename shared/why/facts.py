@@ -15,7 +15,7 @@ Place = Literal["queued", "running", "retrying", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An event that is not applied. job_id: of its batch. error: why not, where it was tried. next_at_ms: its next try,
+    """An event that is not applied. job_id: of its batch. error: why not, if it was tried. next_at_ms: its next try, in
     Unix milliseconds, 0 if none is planned.
     """
 
@@ -28,7 +28,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """What a receiver's journal has that the queue does not: how many events, of whomever, received since when."""
+    """What a receiver's journal has and the queue does not. events: of all users. since_ms: when the oldest came."""
 
     receiver: str
     events: int
@@ -37,7 +37,7 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """How far a list was looked through, the newest first. back_to_ms: up to when, where it was not to its end."""
+    """How far a list was searched, the newest first. back_to_ms: how far back, if it was not searched to its end."""
 
     looked_at: int = 0
     is_whole: bool = True
@@ -64,11 +64,11 @@ class OpenIMSays:
 class Facts:
     """Times are Unix milliseconds.
 
-    at_ms: now, by the queue's server. prefix: of the keys. memory: None if the key is not there, or no hash.
-    key_type: what the key is where it is no hash, or "". similar: ids that are known, and differ in blanks or in upper
-    and lower case. is_empty: nothing of anybody was ever applied here. lease_ms: how long a session lasts unrenewed,
-    0: for ever. leases_held: why none runs out now, or "". retention_seconds: 0: for ever. changes: of the user, the
-    newest first, and so are `ignored`. workers: alive, None if that is not known. openim: None if
+    at_ms: now, by the queue's server. prefix: of the keys. memory: None if the key is absent, or not a hash. key_type:
+    the key's type if it is not a hash, or "". similar: known ids that differ only in blanks, or in upper and lower
+    case. is_empty: no event of any user was ever applied here. lease_ms: how long a session lasts without renewal; 0 is
+    for ever. leases_held: why no lease runs out now, or "". retention_seconds: 0 is for ever. changes, ignored: the
+    user's, the newest first. workers: how many are alive; None if that is not known. openim: None if
     PRESENCE_OPENIM_API is not set. troubles: what could not be read, so that the answer may lack it.
     """
 

@@ -1,4 +1,4 @@
-"""The rules of presence (docs/redis-keys.md), put to what is remembered of one user: what is online, and by what.
+"""The rules of presence (docs/redis-keys.md), applied to what is remembered of one user: what is online, and why.
 
 Pure. The store has the same rules in worker/store/lua; `tests/integration/test_why_agrees.py` compares the two.
 """
@@ -12,20 +12,20 @@ from shared.memory import Batch, Memory, Named, Record, Scope
 #: What closes a session: an offline event of that scope, the end of its lease, or that it was never opened.
 Cover = Literal["connection", "platform", "user", "lease", "never"]
 
-#: Why a batch says of a platform what it says. It names the platform
-#: - `online`, `offline`: only so
-#: - `kick_offs`: both ways, and all its offline events are kick-offs: online
-#: - `more_online`: online more often: online
-#: - `kept`: as often, it was online before, and nothing else of the user changes: online
-#: - `fewer_online`: offline more often: offline
-#: - `was_offline`, `others_change`: as often, but that does not hold: offline
+#: By which rule a batch says that a platform is online or offline. For that platform it has
+#: - `online`, `offline`: only such events
+#: - `kick_offs`: both, and all offline events are kick-offs: online
+#: - `more_online`: more online events: online
+#: - `kept`: as many of each; the platform was online before, and nothing else of the user changes: online
+#: - `fewer_online`: more offline events: offline
+#: - `was_offline`, `others_change`: as many of each, but the conditions of `kept` do not hold: offline
 Rule = Literal["online", "offline", "kick_offs", "more_online", "kept", "fewer_online", "was_offline", "others_change"]
 _ONLINE: tuple[Rule, ...] = ("online", "kick_offs", "more_online", "kept")
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A scope, judged. cover: what closes it, None if it is online; cover_seq: that event's, where it is one."""
+    """A scope, judged. cover: what closes it, None if it is online. cover_seq: the seq of that event, if it is one."""
 
     record: Record
     cover: Cover | None = None
@@ -38,7 +38,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a batch says of one platform. kick_offs: are among the offline events."""
+    """What a batch says of one platform. kick_offs: how many of the offline events are kick-offs."""
 
     platform_id: int
     online: int
@@ -71,7 +71,7 @@ def sessions(memory: Memory) -> list[Session]:
 
 
 def platforms(memory: Memory) -> list[int]:
-    """Ids of those that have an online session, ascending."""
+    """Ids of the platforms that have an online session, ascending."""
     return sorted({each.record.platform_id for each in sessions(memory) if each.is_online} - {0})
 
 
@@ -100,7 +100,7 @@ def _newest(record: Record) -> int:
 
 
 def read_batches(memory: Memory) -> list[ReadBatch]:
-    """The batches in their order, each with what it says after all before it."""
+    """The batches in their order, each with what it says given all before it."""
     marks, found = _before(memory), []
     for batch in memory.batches:
         readings = tuple(_read(batch, platform, marks) for platform in _platforms(batch.events))
@@ -137,12 +137,12 @@ class _Marks:
         self.note(reading.is_online, reading.platform_id, reading.seq)
 
     def is_online(self, platform_id: int) -> bool:
-        """Whatever its lease."""
+        """Whether the platform is online, whatever its lease."""
         return self.online.get(platform_id, -1) >= max(0, self.offline.get(platform_id, -1), self._user)
 
 
 def _before(memory: Memory) -> _Marks:
-    """What was before the batches: their sum, and what a release that knew no batches has written beside them."""
+    """The state before these batches: the sums of older ones, and what a release without batches wrote beside them."""
     marks = _Marks(memory.offline_seq("user"))
     for each in memory.sums:
         marks.note(True, each.platform_id, each.online_seq)

@@ -1,4 +1,4 @@
-"""What else a person should know of a user: what may still change the answer, and what to check. Pure."""
+"""What else a person should know about a user: what may still change the answer, and what to check. Pure."""
 
 from collections.abc import Iterator
 
@@ -23,11 +23,11 @@ from shared.why.words import (
     sentence,
 )
 
-#: OpenIM 3.8.2 and later repeats the online callback of everybody online every 20 minutes at the latest.
+#: OpenIM 3.8.2 and later repeats the online callback of each user online at least every 20 minutes.
 RENEWAL_MS = 1_300_000
-#: Of a lease: from here on its end is worth a word.
+#: A lease that ends within this time is mentioned.
 ENDS_SOON_MS = 60_000
-#: What the clocks of two machines may differ by.
+#: The clocks of two machines may differ by this much.
 CLOCK_MS = 1000
 
 _PLACES: dict[Place, str] = {
@@ -83,8 +83,8 @@ def _of_nothing(facts: Facts) -> Iterator[str]:
     """Of a user who is not known, or whose key is no hash."""
     if facts.key_type:
         yield (
-            "Nothing can be applied to this user until the key is renamed, or deleted with presence forget. What "
-            "failed meanwhile: presence failed requeue."
+            "Nothing can be applied to this user until the key is renamed, or deleted with presence forget. Then run "
+            "presence failed requeue for what failed meanwhile."
         )
         return
     if facts.is_empty:
@@ -99,23 +99,23 @@ def _of_nothing(facts: Facts) -> Iterator[str]:
     if not facts.is_empty:
         yield f"Check the spelling of the id and the key prefix, which is {safe(facts.prefix)}."
         yield (
-            "Did OpenIM send anything? Its log has each callback by operationID. A callback that was refused is in the "
-            "receiver's log, with the reason."
+            "Check whether OpenIM sent anything: its log has each callback by operationID. A callback that was refused "
+            "is in the receiver's log, with the reason."
         )
 
 
 def _of_memory(facts: Facts, memory: Memory) -> Iterator[str]:
     if memory.unreadable:
         names = listed([safe(name) for name in memory.unreadable])
-        yield f"These fields of the hash make no sense and were left out: {names}. Who else writes to this key?"
+        yield f"These fields of the hash make no sense and were left out: {names}. Another program may write to it."
     sessions = judgement.sessions(memory)
     yield from _of_stamps(facts, sessions)
     if status(facts) == "online":
         yield from _of_online(facts, [each for each in sessions if each.is_online])
     elif sessions and all(each.record.online_seq is None for each in sessions):
         yield (
-            "If this user was online before, online callbacks do not arrive: are they enabled in OpenIM, as offline "
-            "ones are?"
+            "If this user was online before, online callbacks do not arrive: check that they are enabled in OpenIM, as "
+            "offline callbacks are."
         )
     if memory.unsent:
         changes = counted(memory.unsent, "change")
@@ -123,7 +123,7 @@ def _of_memory(facts: Facts, memory: Memory) -> Iterator[str]:
 
 
 def _of_stamps(facts: Facts, sessions: list[Session]) -> Iterator[str]:
-    """Of the event with the highest stamp, where that is in the future."""
+    """About the event with the highest stamp, if that is in the future."""
     stamps = [
         (seq, f"The newest {kind} event of {named(each.record)}")
         for each in sessions
@@ -132,9 +132,9 @@ def _of_stamps(facts: Facts, sessions: list[Session]) -> Iterator[str]:
     seq, event = max(stamps, default=(0, ""))
     lead = lasting(seq - facts.at_ms)
     if seq > CLOCK_MOST:
-        yield f"{event} has seq {seq}, which is not a time and outdoes whatever OpenIM sends: {_anew(facts)}."
+        yield f"{event} has seq {seq}, which is not a time and prevails over whatever OpenIM sends: {_anew(facts)}."
     elif seq > facts.at_ms + ENDS_SOON_MS:
-        yield f"{event} is stamped {lead} in the future, and outdoes all events until then: {_anew(facts)}."
+        yield f"{event} is stamped {lead} in the future, and prevails over all events until then: {_anew(facts)}."
     elif seq > facts.at_ms + CLOCK_MS:
         yield f"{event} is stamped {lead} in the future: the clock of its gateway is ahead. Keep NTP running there."
 
@@ -156,7 +156,7 @@ def _of_online(facts: Facts, online: list[Session]) -> Iterator[str]:
 
 
 def _of_leases(facts: Facts, online: list[Session]) -> Iterator[str]:
-    """Of the one that ends first."""
+    """About the lease that ends first."""
     leased = [(each.record.lease_began_ms, named(each.record)) for each in online if each.record.lease_began_ms]
     if without := len(online) - len(leased):
         has = "session has" if without == 1 else "sessions have"
@@ -171,7 +171,7 @@ def _of_leases(facts: Facts, online: list[Session]) -> Iterator[str]:
 
 
 def _of_ignored(facts: Facts) -> Iterator[str]:
-    """The last event that came after the last change, said otherwise, and was stale."""
+    """The last stale event, if it came after the last change and contradicts the status."""
     for each in facts.ignored:
         event = each.event
         if each.outcome == "stale" and event.kind != status(facts) and event.received_at >= since_ms(facts):
@@ -180,7 +180,7 @@ def _of_ignored(facts: Facts) -> Iterator[str]:
 
 
 def _of_change(facts: Facts) -> Iterator[str]:
-    """What made the status what it is, where the reason is something newer."""
+    """What changed the status, if the reason names something newer."""
     change = facts.changes[0] if facts.changes else None
     if change and facts.memory and change.changed_at == since_ms(facts) and change.seq not in reason(facts):
         yield f"The status changed earlier, with the {described_change(change)}."

@@ -1,4 +1,4 @@
-"""The one sentence that says why, or two where a batch was read by a rule. Pure: facts in, words out."""
+"""The one sentence that says why, or two if a batch was read by a rule. Pure: facts in, words out."""
 
 from typing import NamedTuple, get_args
 
@@ -84,7 +84,7 @@ def _online(memory: Memory, facts: Facts, sessions: list[Session]) -> str:
     said = f"the last online event of {named(record)} is {event}, and no newer offline event covers it."
     if len(online) > 1:
         names = listed([named(each.record) for each in online])
-        said = f"{len(online)} sessions are online, {names}. Of the newest, {said}"
+        said = f"{len(online)} sessions are online, {names}. For the newest, {said}"
     if batch and batch[1].is_mixed:
         return f"{said} {_by_rule(*batch)}"
     covers = judgement.covers(memory, record.scope, record.name, record.platform_id)
@@ -123,7 +123,7 @@ def _closed(memory: Memory, facts: Facts, session: Session) -> str:
 
 
 def _closed_platform(memory: Memory, facts: Facts, session: Session) -> str:
-    """By an offline event of the platform: the session is the platform's own, or that of a connection on it."""
+    """Closed by an offline event of the platform: the session is the platform's own, or a connection's on it."""
     record, seq = session.record, session.cover_seq or 0
     platform, opened = platform_name(record.platform_id), at(record.online_seq or 0)
     event = _event(facts, "platform", str(record.platform_id), seq, "offline")
@@ -161,7 +161,7 @@ def deciding_batch(memory: Memory, platform_id: int, seq: int, *, is_online: boo
 
 
 class Source(NamedTuple):
-    """What is still known of an event. is_correction: it is one of ours, by `presence reconcile`."""
+    """What is still known of an event. is_correction: it came from `presence reconcile`."""
 
     operation_id: str = ""
     is_correction: bool = False

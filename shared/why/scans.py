@@ -1,4 +1,4 @@
-"""Looking for one user in what holds everybody's events: streams and the queue, each as far as the time allows."""
+"""Searches for one user in streams and the queue, which hold all users' events, as far as the time allows."""
 
 import json
 import time
@@ -24,11 +24,11 @@ from shared.redis.backend import Backend
 from shared.settings import Settings
 from shared.why.facts import Place, Scan, Waiting
 
-#: Of a user, the newest.
+#: At most this many of a user's entries are returned, the newest.
 FOUND_MOST = 10
 ENTRIES_MOST = 100_000
 JOBS_MOST = 1000
-#: For each of the three.
+#: For each of the three searches.
 SCAN_SECONDS = 1.0
 _ENTRIES, _JOBS = 1000, 20
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Needle:
-    """Tells quickly what cannot be about a user, before it is read."""
+    """Rules out quickly, before anything is decoded, what cannot be about a user."""
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
@@ -111,7 +111,7 @@ def waiting(client: Redis, settings: Settings, needle: Needle) -> tuple[tuple[Wa
 
 
 def _jobs(client: Redis, settings: Settings) -> dict[str, tuple[Place, int]]:
-    """Ids of jobs by where they are, with their next try; one that moves meanwhile is in one of the two places."""
+    """Each job's place and next try, 0 if none is planned. It is one transaction, so a job that moves is not missed."""
     queue = open_queue(client, settings)
     with client.pipeline() as transaction:
         transaction.zrange(queue.failed_job_registry.key, 0, JOBS_MOST)
@@ -133,7 +133,7 @@ def _jobs(client: Redis, settings: Settings) -> dict[str, tuple[Place, int]]:
 
 
 def _events(data: bytes, needle: Needle) -> list[Event]:
-    """The user's of a job; none of a job that is not ours."""
+    """The user's events in a job; none if the job is not ours."""
     try:
         text = zlib.decompress(data)
     except zlib.error:
@@ -148,7 +148,7 @@ def _events(data: bytes, needle: Needle) -> list[Event]:
 
 
 def _event(fields: Sequence[Any]) -> Event:
-    """The event, or what can be said of one that is none: that may be why it failed."""
+    """The event. If it is not valid, which may be why it failed, what can be read of it."""
     try:
         return EVENT.validate_python(fields)
     except ValidationError:

@@ -27,7 +27,7 @@ def where(platforms: Collection[int]) -> str:
 
 def _meaning(command: str, says: OpenIMSays) -> str:
     if not says.is_comparable:
-        return "what presence holds of this user cannot be compared with it"
+        return "what presence holds of this user cannot be compared with that"
     return _would(command, says.verdict) if says.verdict else "this agrees with presence"
 
 

@@ -9,7 +9,7 @@ from shared.logs.text import safe
 from shared.memory import Record, Scope
 from shared.platforms import platform_name
 
-#: A seq in here is a clock in milliseconds, of the years 2001 to 2286; OpenIM sends no other.
+#: A seq in this range is a time in milliseconds, from the years 2001 to 2286. OpenIM sends no others.
 CLOCK_LEAST, CLOCK_MOST = 10**12, 10**13
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -37,7 +37,7 @@ def is_clock(seq: int) -> bool:
 
 
 def stamped(seq: int, operation_id: str = "", is_correction: bool = False) -> str:
-    """What tells an event from others: its stamp, and its operationID or that it is a correction of ours."""
+    """What identifies an event: its stamp, and its operationID or that it is a correction of ours."""
     source = f"operationID {safe(operation_id)}" if operation_id else "a correction by presence reconcile"
     added = [source] if operation_id or is_correction else []
     if is_clock(seq):
@@ -46,7 +46,7 @@ def stamped(seq: int, operation_id: str = "", is_correction: bool = False) -> st
 
 
 def at(seq: int) -> str:
-    """The same in short: its stamp alone."""
+    """The same in short: only its stamp."""
     return f"of {instant(seq)}" if is_clock(seq) else f"with seq {seq}"
 
 

@@ -19,7 +19,7 @@ from openim_presence.reading import FIELDS
 from shared.events import Event
 from shared.redis.turn import Turn
 from shared.settings import Settings
-from shared.truth.ledger import Bookkeeper
+from shared.truth.ledger import LedgerWriter
 from worker.reconcile.doubtful import Doubtful
 from worker.reconcile.state import State
 from worker.store.store import Store
@@ -79,7 +79,7 @@ def test_the_page_has_every_key_there_is_and_no_other(server: Server, redis: Red
     for number in range(40):
         callback(receiver, "Offline", "carol", 3 + number, f"c{number}")
     wait_until(lambda: queue.exists("rq:queue:presence"))
-    Bookkeeper(queue, Keys("presence")).failed("OpenIM is away", 1)  # as `presence reconcile` does
+    LedgerWriter(queue, Keys("presence")).failed("OpenIM is away", 1)  # as `presence reconcile` does
     Doubtful(queue, Keys("presence")).add(["alice"], 1)
     State(queue, Keys("presence")).add(["alice"])  # as a worker does that compares with OpenIM
     Turn(queue, Keys("presence").reconciler, 60).take()

@@ -229,7 +229,7 @@ TROUBLES: dict[str, tuple[dict[str, Any], type[OpenIMError], str]] = {
     "token always ended": (
         {"errors": {"/user/get_users_online_token_detail": 1506}},
         OpenIMRefuses,
-        "ends our token again and again",
+        "keeps ending our token",
     ),
     "error of HTTP": ({"raw": lambda _: leaky(500)}, OpenIMAway, "with HTTP 500"),
     "bad request": ({"raw": lambda _: leaky(400)}, OpenIMRefuses, "HTTP 400"),

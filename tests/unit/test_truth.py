@@ -363,7 +363,7 @@ def test_nothing_is_opened_that_no_callback_would_close() -> None:
     found = old({C1: Mark(5, NEVER, False)}, {1: 1, 5: 1}, [(1, "c1")])
     assert found
     assert (found.kind, found.corrections) == ("platforms", ())
-    assert found.why == "which connection it is, the gateway alone knows"
+    assert found.why == "only the gateway knows which connection it is"
 
 
 @pytest.mark.parametrize(

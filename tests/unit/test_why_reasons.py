@@ -81,7 +81,7 @@ REASONS: dict[str, tuple[Facts, str, list[str]]] = {
     "online by several": (
         facts(online(p_5=f"{T} - 5", c_a=f"{T0} - 1")),
         "online",
-        ["2 sessions are online, Web and connection a (IOS). Of the newest, the last online event of Web"],
+        ["2 sessions are online, Web and connection a (IOS). For the newest, the last online event of Web"],
     ),
     "a tie goes to online": (
         facts(online(c_c1=f"{T} {T} 1")),
@@ -291,18 +291,18 @@ NOTES: dict[str, tuple[Facts, str]] = {
         "The lease of Web ended 40 s ago and has not run out yet: no receiver reports.",
     ),
     "no lease yet": (facts(online(p_5=f"{T} - 5"), lease_ms=20_000), "1 session has no lease yet"),
-    "only offline callbacks": (facts(user(p_5=f"- {T} 5")), "are they enabled in OpenIM"),
+    "only offline callbacks": (facts(user(p_5=f"- {T} 5")), "check that they are enabled in OpenIM"),
     "a clock a little ahead": (
         facts(user(p_5=f"- {NOW + 9000} 5")),
         "The newest offline event of Web is stamped 9 s in the future: the clock of its gateway is ahead.",
     ),
     "a clock far ahead": (
         facts(online(p_5=f"{NOW + 36_000_000} - 5")),
-        "is stamped 10 h in the future, and outdoes all events until then: presence forget alice starts afresh.",
+        "is stamped 10 h in the future, and prevails over all events until then: presence forget alice starts afresh.",
     ),
     "a seq beyond all clocks": (
         facts(user(u=f"- {SEQ_MAX} 0")),
-        f"of the user as a whole has seq {SEQ_MAX}, which is not a time and outdoes whatever",
+        f"of the user as a whole has seq {SEQ_MAX}, which is not a time and prevails over whatever",
     ),
     "a change that is not on the feed": (
         facts(user(outbox='["a"]\n["b"]')),
@@ -361,7 +361,7 @@ TRUTHS: dict[str, tuple[OpenIMSays, str]] = {
         "offline (its own record: online on IOS); this agrees with presence",
     ),
     "otherwise": (DIFFERS, "online on IOS (its own record: offline); presence reconcile alice would put it right"),
-    "heard of just now": (
+    "an event just now": (
         OpenIMSays((1,), verdict=replace(OTHERWISE, corrections=(), is_fresh=True)),
         "online on IOS; an event came just now, so ask again in a few seconds",
     ),
@@ -379,7 +379,7 @@ TRUTHS: dict[str, tuple[OpenIMSays, str]] = {
     ),
     "of a key that makes no sense": (
         OpenIMSays((1,), (1,), is_comparable=False),
-        "online on IOS; what presence holds of this user cannot be compared with it",
+        "online on IOS; what presence holds of this user cannot be compared with that",
     ),
 }
 
@@ -429,15 +429,15 @@ AGAINST: dict[str, tuple[memory.Memory | None, Event, str]] = {
     "its own batch": (
         user(p_5=f"- {T} 5", b_0=f"{T} n5.a,f5.b op"),
         web(ON, T),
-        "names Web both ways, and it was not online",
+        "names Web both online and offline, and it was not online",
     ),
     "a batch that says the same": (
         online(p_5=f"{T} - 5", b_0=f"{T} n5.a,n5.b,f5.c op"),
         web(OFF, T),
-        "names Web both ways",
+        "names Web both online and offline",
     ),
     "nobody": (None, web(ON, T0), "nothing was known of the user"),
-    "what is gone": (user(), web(OFF, T0, platform_id=0), "is not remembered any more"),
+    "what is gone": (user(), web(OFF, T0, platform_id=0), "is no longer remembered"),
 }
 
 

@@ -1,1 +1,1 @@
-"""Comparing presence with OpenIM by itself: everybody in turn, and at once where something was lost."""
+"""Compares presence with OpenIM regularly: all users in turn, and at once if something was lost."""

@@ -1,7 +1,7 @@
-"""Users of whom a batch said that a platform came and went: only OpenIM knows how that ended.
+"""Users for whom one batch named a platform both online and offline: only OpenIM knows how that ended.
 
-OpenIM 3.8.2 and later sends what happened within one second as one batch, in no order; docs/redis-keys.md has the rule
-by which it is read. If connections of one platform came and went in it, the rule may be wrong. So OpenIM is asked.
+OpenIM 3.8.2 and later sends what happened within one second as one batch, in no order; docs/redis-keys.md has the rules
+by which we read it. If connections of one platform came and others went, the rules may be wrong. So OpenIM is asked.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,15 +12,15 @@ from redis import Redis
 from openim_presence.keys import Keys
 from shared.events import KINDS, Event
 
-#: After so long OpenIM has done with what it called back.
+#: After this long, OpenIM itself has completed what it sent callbacks about.
 WAIT_MS = 2_000
-#: More than so many do not wait, and nobody for longer: under load these are the first to be left to the next period.
+#: At most this many users wait, and none for longer than this: under load, they are the first left to the next period.
 MOST = 10_000
 LONGEST_MS = 60_000
 
 
 def ambiguous(events: Iterable[Event]) -> set[str]:
-    """The users of these events of whose platforms one batch says both. A kick in it says by itself how it ended."""
+    """The users for whom one batch names a platform both online and offline. Kick-offs do not count: they are clear."""
     online: set[tuple[str, int, str]] = set()
     offline: set[tuple[str, int, str]] = set()
     for user_id, command, _, conn_id, platform_id, _, operation_id, *_ in events:
@@ -30,7 +30,7 @@ def ambiguous(events: Iterable[Event]) -> set[str]:
 
 
 class Doubtful:
-    """Who waits to be asked about, on the queue's server. Every method raises RedisError."""
+    """The users about whom OpenIM will be asked, on the queue's server. Every method raises RedisError."""
 
     def __init__(self, queue: Redis, keys: Keys) -> None:
         self._queue = queue
@@ -47,14 +47,14 @@ class Doubtful:
         self._count("dropped", len(names) - len(kept))
 
     def take(self, now_ms: int, most: int) -> list[str]:
-        """Who has waited for long enough; those who have for too long are dropped."""
+        """Those who have waited for long enough. Drops those who have waited for too long."""
         dropped: Any = self._queue.zremrangebyscore(self._key, "-inf", now_ms - LONGEST_MS)
         self._count("dropped", dropped)
         found: Any = self._queue.zrange(self._key, "-inf", now_ms, byscore=True, offset=0, num=most)
         return [user_id.decode(errors="replace") for user_id in found]
 
     def asked(self, user_ids: Sequence[str]) -> None:
-        """They were."""
+        """Notes that OpenIM was asked about these users."""
         self._queue.zrem(self._key, *user_ids)
         self._count("asked", len(user_ids))
 

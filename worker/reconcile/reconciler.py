@@ -1,8 +1,8 @@
 """A thread in every worker that compares presence with OpenIM; one of them has the turn.
 
-In every period it compares all who are shown online, in every tenth all of OpenIM's users, spread over the period. The
-list of those who are left is in Redis, so another worker goes on where one was killed. What was lost is looked for at
-once, see triggers.py.
+In every period it compares all users who are shown online, and in every tenth all of OpenIM's users, spread over the
+period. The list of those who are left is in Redis, so if a worker is killed, another goes on from there. After a loss
+it compares at once; see triggers.py.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from shared.settings import Settings, without_password
 from shared.truth import facts, people
 from shared.truth.comparison import Comparison
 from shared.truth.findings import Tally
-from shared.truth.ledger import Bookkeeper
+from shared.truth.ledger import LedgerWriter
 from shared.truth.questions import MOST_USERS, Servers
 from shared.truth.reach import Home, Reach
 from worker.reconcile.doubtful import WAIT_MS, Doubtful
@@ -39,19 +39,19 @@ from worker.reconcile.triggers import Urgent, look
 STEP_SECONDS = 1.0
 #: How long a worker that is gone keeps the turn; a question takes less.
 TURN_SECONDS = 30.0
-#: How often it looks whether anything was lost, and compares for that at the most.
+#: How often it checks whether anything was lost, and how often at most it compares because of that.
 LOOK_SECONDS = 5.0
 URGENT_SECONDS = 30.0
-#: A round is to be over when so much of the period is.
+#: A round should take this share of the period.
 SHARE = 0.9
-#: Every so many periods all of OpenIM's users are compared, the first time at once.
+#: All of OpenIM's users are compared in one of this many periods, beginning with the first.
 ALL_EVERY = 10
 
 log = logging.getLogger("worker.reconcile")
 
 
 class _NotOurs(Exception):
-    """The turn is another's, or the worker stops."""
+    """Another worker has the turn, or this one stops."""
 
 
 class Reconciler(threading.Thread):
@@ -68,11 +68,11 @@ class Reconciler(threading.Thread):
         self._turn = Turn(queue, settings.keys.reconciler, TURN_SECONDS)
         self._state = State(queue, settings.keys)
         self._doubtful = Doubtful(queue, settings.keys)
-        self._books = Bookkeeper(queue, settings.keys)
+        self._ledger = LedgerWriter(queue, settings.keys)
         where = without_password(settings.openim_api)
         self._outage = Outage(log, f"OpenIM's API, {where},", first_seconds=5.0, longest_seconds=60.0)
         self._rests_until = self._looked_at = self._urgent_at = -URGENT_SECONDS
-        #: Whether another may have had the turn, or nobody, since this worker last looked.
+        #: Whether another worker, or none, may have had the turn since this one last looked.
         self._took_over = True
 
     def run(self) -> None:
@@ -82,7 +82,7 @@ class Reconciler(threading.Thread):
             except (RedisError, Unavailable) as error:
                 log.debug("nothing is compared with OpenIM now: %s", error)  # the worker itself logs such outages
             except Exception:
-                log.exception("comparing with OpenIM failed; it is tried again")
+                log.exception("comparing with OpenIM failed; trying again")
 
     async def _serve(self) -> None:
         settings = self._settings
@@ -94,7 +94,7 @@ class Reconciler(threading.Thread):
         self._turn.give_up()
 
     async def step(self, openim: OpenIM) -> None:
-        """Whatever is to be done now. Raises RedisError, and _NotOurs if another has the turn."""
+        """Does what is due now. Raises RedisError, and _NotOurs if another worker has the turn."""
         if time.monotonic() < self._rests_until:
             return
         self._keep_turn()
@@ -104,7 +104,7 @@ class Reconciler(threading.Thread):
             await self._go_on(openim)
         except OpenIMError as error:
             self._rests_until = time.monotonic() + self._outage.failed(error)
-            self._books.failed(str(error), self._now_ms())
+            self._ledger.failed(str(error), self._now_ms())
 
     def _keep_turn(self) -> None:
         if self._stopping.is_set() or not self._turn.take():
@@ -115,7 +115,7 @@ class Reconciler(threading.Thread):
         self._servers.clock.ask()
         return self._servers.clock.now_ms()
 
-    # Everybody, in turn.
+    # All users, in turn.
 
     async def _go_on(self, openim: OpenIM) -> None:
         this, tally, _ = self._state.read()
@@ -133,7 +133,7 @@ class Reconciler(threading.Thread):
         self._tell(await comparison.finish())
 
     async def _begin(self, openim: OpenIM, last: Round) -> Round:
-        """Lists who is to be compared."""
+        """Lists the users to compare."""
         servers, state = self._servers, self._state
         this = Round(last.number + 1, self._now_ms())
         state.clear()
@@ -154,7 +154,7 @@ class Reconciler(threading.Thread):
         return this
 
     async def _pause(self, openim: OpenIM, this: Round, left: int) -> None:
-        """Until the next question, so that those who are left fill the period."""
+        """Waits until the next question is due, so that those who are left fill the period."""
         questions = -(-left // MOST_USERS)
         ends_ms = this.began_ms + SHARE * self._period_ms
         until = time.monotonic() + max(0.0, ends_ms - self._now_ms()) / 1000 / questions if questions else 0.0
@@ -169,16 +169,16 @@ class Reconciler(threading.Thread):
 
     def _tell(self, tally: Tally, why: str = "") -> None:
         self._outage.over()
-        self._books.compared(tally, self._now_ms())
+        self._ledger.compared(tally, self._now_ms())
         log.info(
             "compared %d users with OpenIM%s: %d ghosts, %d missing, %d on other platforms, %d unknown, %d too fresh",
             *(tally.compared, why, tally.ghost, tally.missing, tally.platforms, tally.unknown, tally.skipped),
         )
 
-    # At once.
+    # At once, after a loss.
 
     async def _look(self, openim: OpenIM) -> None:
-        """Compares those of whom something was lost since the last look."""
+        """Compares the users for whom something may have been lost since the last look."""
         if time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
@@ -203,7 +203,7 @@ class Reconciler(threading.Thread):
         self._took_over = False
 
     async def _ask_about_doubtful(self, openim: OpenIM) -> None:
-        """Asks at most one question. What came since the batch wins by its seq, so users with new events are asked."""
+        """Asks at most one question, also about users with newer events: those win by their seq."""
         if not (some := self._doubtful.take(self._now_ms(), MOST_USERS)):
             return
         fixes = bool(self._settings.reconcile_fix)
@@ -246,5 +246,5 @@ class Reconciler(threading.Thread):
 
 
 def _may_be_at(gone: frozenset[Name], homes: Sequence[Home]) -> bool:
-    """Of a session that a correction opened no gateway is known."""
+    """If a correction opened the session, no gateway is known, and it may be at any."""
     return not homes or any(home.name in gone for home in homes)

@@ -1,4 +1,4 @@
-"""What the next worker must know to go on where this one was, on the queue's server."""
+"""What another worker must know to go on where this one stopped, on the queue's server."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -17,8 +17,8 @@ PUSHED = 1000
 
 @dataclass(slots=True)
 class Round:
-    """One walk over users. began_ms: by the clock of the queue's server. is_listed: 1 when the list of those who are to
-    be compared is whole. wants_all: 1 if the next is about all of OpenIM's users, whatever its number.
+    """One pass over users. began_ms: by the clock of the queue's server. is_listed: 1 once the list of users to compare
+    is complete. wants_all: 1 if the next round is about all of OpenIM's users, whatever its number.
     """
 
     number: int = 0
@@ -62,7 +62,7 @@ class State:
     def _write(self, values: dict[Any, Any]) -> None:
         self._queue.hset(self._key, mapping=values)
 
-    # Who is still to be compared in this round.
+    # The users still to be compared in this round.
 
     def add(self, user_ids: Iterable[str]) -> None:
         remaining = iter(user_ids)
@@ -74,7 +74,7 @@ class State:
         return [user_id.decode(errors="replace") for user_id in found]
 
     def done(self, count: int) -> int:
-        """How many are left, without the first of them."""
+        """Removes the first `count` of them. How many are left."""
         self._queue.ltrim(self._todo, count, -1)
         left: Any = self._queue.llen(self._todo)
         return int(left)

@@ -1,4 +1,4 @@
-"""What calls for a comparison at once. Pure: no clock, no Redis."""
+"""What requires a comparison at once. Pure: no clock, no Redis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ AWAY_MS = 15_000
 class Seen:
     """What was known at the last look, at_ms. lost: batches of gateways that never came. away: no receiver reported.
 
-    gone: runs of gateway processes that have ended or are silent, each by address, pid and when it was heard first.
+    gone: runs of gateway processes that have ended or are silent, each by address, pid and the time of its first event.
     """
 
     at_ms: int = 0
@@ -29,7 +29,7 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class Urgent:
     """Which users to compare at once. online: all who are shown online. gone: those whose last callback came from these
-    processes. everybody: in the next period all of OpenIM's users, since online callbacks were lost as well.
+    processes. everybody: the next round must compare all of OpenIM's users, since online callbacks were lost as well.
     """
 
     online: bool = False
