@@ -19,7 +19,7 @@ class Keys:
         return f"{self.prefix}:{user_id}"
 
     def user_id(self, key: str) -> str:
-        """Whose hash that is."""
+        """The user whose hash has that key."""
         return key.removeprefix(f"{self.prefix}:")
 
     @property
@@ -64,7 +64,7 @@ class Keys:
 
     @property
     def reconcile(self) -> str:
-        """The hash of what comparisons with OpenIM came to; on the queue's Redis."""
+        """The hash of the results of comparisons with OpenIM; on the queue's Redis."""
         return f"{self.prefix}-reconcile"
 
     @property
@@ -74,7 +74,7 @@ class Keys:
 
     @property
     def doubtful(self) -> str:
-        """The sorted set of users whom only OpenIM can tell about, by when it is asked; on the queue's Redis."""
+        """The sorted set of users about whom OpenIM will be asked, by the time of that; on the queue's Redis."""
         return f"{self.prefix}-doubtful"
 
     @property

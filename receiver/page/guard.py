@@ -1,4 +1,4 @@
-"""Who may see the page: it names users, and the metrics beside it do not. Pure: no sockets, no clock."""
+"""Who may see the page: it names users, unlike the metrics beside it. Pure: no sockets, no clock."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ from shared.addresses import is_loopback
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What of a request decides. local: the address at which it arrived; the others are headers, None if absent."""
+    """What decides about a request. local: the address at which it arrived. The others are headers, None if absent."""
 
     local: str
     host: str | None = None
@@ -28,7 +28,7 @@ class Forbidden:
 
 
 class Guard:
-    """credentials: `user:password`, or "" if none are set. Then only this machine sees the page, and nobody acts."""
+    """credentials: `user:password`; if "", only this machine sees the page, and nobody may change anything."""
 
     def __init__(self, credentials: str) -> None:
         self._access = Access((), (), credentials) if credentials else None
@@ -46,9 +46,9 @@ class Guard:
                 return Forbidden(
                     403, "This page names users. Set PRESENCE_ADMIN_AUTH=user:password to see it from here."
                 )
-            # A page elsewhere can give its own name this address, and would then read what stands here.
+            # Another site can give its own name this address (DNS rebinding), and would then read this page.
             if not is_loopback(_name(asked.host)):
-                return Forbidden(403, "Ask for this page as localhost, or set PRESENCE_ADMIN_AUTH=user:password.")
+                return Forbidden(403, "Open this page as localhost, or set PRESENCE_ADMIN_AUTH=user:password.")
         else:
             try:
                 self._access.check("", (), asked.authorization)
@@ -60,7 +60,7 @@ class Guard:
 
 
 def _name(host: str | None) -> str:
-    """Of a Host header, without the port and the brackets."""
+    """The name in a Host header, without the port and the brackets."""
     try:
         return urlsplit(f"//{host or ''}").hostname or ""
     except ValueError:
@@ -68,7 +68,7 @@ def _name(host: str | None) -> str:
 
 
 def _is_foreign(asked: Asked, acts: bool) -> bool:
-    """Whether another site's page had a browser send this. What changes something must name its own page."""
+    """Whether another site's page may have had a browser send this. To change something, an Origin header is needed."""
     if asked.origin is None:
         return acts or asked.fetch_site in ("cross-site", "same-site")
     scheme, _, origin = asked.origin.partition("://")

@@ -1,4 +1,4 @@
-"""One reading for all who watch the page, and the last 15 minutes as points for its pictures."""
+"""One reading for all who watch the page, and the last 15 minutes as points for its charts."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from shared.settings import Settings
 WATCHED_SECONDS = 1.0
 UNWATCHED_SECONDS = 5.0
 HISTORY_SECONDS = 15 * 60
-#: Each holds a connection. More than this many people do not look at one receiver.
+#: Each stream holds a connection; no more people than this look at one receiver.
 STREAMS_MOST = 50
 
 log = logging.getLogger("receiver.page")
@@ -80,12 +80,12 @@ class Live:
                 async with self._ticks:
                     await self._ticks.wait()
                 if not self._closed:
-                    yield self._event  # one that reads slowly misses some
+                    yield self._event  # a slow reader misses some
         finally:
             self._streams -= 1
 
     async def now(self) -> dict[str, Any]:
-        """A reading taken for this question, with rates since the last one."""
+        """A reading taken now, with rates since the last one."""
         return self._status(await self._read(), self._last).as_json()
 
     async def close(self) -> None:
@@ -104,7 +104,7 @@ class Live:
             shown["callbacks"]["rate"] = _rate(self._last, reading)
         self._event = _encode("status", shown)
         self._last = reading
-        # Half a reading early is near enough: points need not drift apart.
+        # Half a reading early is near enough, and points do not drift apart.
         if not self._recorded or reading.at - self._recorded.at > UNWATCHED_SECONDS - WATCHED_SECONDS / 2:
             self._history.append(self._point(reading))
             self._recorded = reading
@@ -113,7 +113,7 @@ class Live:
         return Status(self._settings, reading.snapshot, before.snapshot if before else None, reading.local)
 
     def _point(self, reading: Reading) -> dict[str, Any]:
-        """What the pictures show of the time since the last point; null where it is not known."""
+        """What the charts show of the time since the last point; null if it is not known."""
         shown = self._status(reading, self._recorded).as_json()
         return {
             "at": shown["at"],

@@ -22,11 +22,11 @@ from shared.why.collector import look_up
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 FAILED_SHOWN = 100
-#: For one answer of a server, and for a whole step, that a person waits for.
+#: How long a person waits at most: for one answer of a server, and for a whole step.
 ANSWER_SECONDS = 3.0
 STEP_SECONDS = 6.0
 
-#: The page may load what stands beside it and nothing else, and no other page may frame it.
+#: The page may load its own files and nothing else, and no other page may frame it.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -50,12 +50,12 @@ class Page:
         self._guard = Guard(settings.admin_auth)
 
     def add_to(self, app: web.Application) -> None:
-        """Adds the routes. The readings begin with the application, and its streams end with it."""
+        """Adds the routes. Readings begin with the application, and streams end with it."""
         for path, (name, content_type) in _FILES.items():
             app.router.add_get(path, self._guarded(_file(name, content_type)))
         app.router.add_get("/api/status", self._guarded(self._status))
         app.router.add_get("/api/stream", self._guarded(self._stream))
-        # A browser takes /api/users/.. for /api/, so that the page asks for /api/users?id=.. instead.
+        # A browser turns /api/users/.. into /api/, so the page asks for /api/users?id=.. instead.
         app.router.add_get("/api/users", self._guarded(self._user))
         app.router.add_get("/api/users/{user:.+}", self._guarded(self._user))
         app.router.add_get("/api/failed", self._guarded(self._failed))
@@ -100,7 +100,7 @@ class Page:
     async def _user(self, request: web.Request) -> web.Response:
         user_id = request.match_info.get("user") or request.query.get("id", "")
         if not user_id:
-            return _sentence(400, "Say which user: /api/users/alice, or /api/users?id=alice.")
+            return _sentence(400, "Name a user: /api/users/alice, or /api/users?id=alice.")
 
         def read() -> dict[str, Any]:
             settings = self._settings
@@ -128,7 +128,7 @@ class Page:
             except (ValueError, TypeError, KeyError):
                 ids = None
             if not isinstance(ids, list) or not ids or not all(isinstance(each, str) for each in ids):
-                return _sentence(400, 'Say which: {"ids": ["..."]}, as /api/failed shows them.')
+                return _sentence(400, 'Name the batches: {"ids": ["..."]}, as /api/failed shows them.')
             return await self._on_failed(lambda batches: {"done": [each for each in ids if action(batches, each)]})
 
         return act
@@ -171,7 +171,7 @@ def _file(name: str, content_type: str) -> Handler:
 
 
 async def _step(step: Callable[[], dict[str, Any]]) -> web.Response:
-    """Runs what blocks in a thread; a server that is away is a sentence."""
+    """Runs a step that blocks, in a thread. If a server is away, the answer is a sentence."""
     try:
         return _json(await asyncio.wait_for(asyncio.to_thread(step), STEP_SECONDS))
     except TimeoutError:

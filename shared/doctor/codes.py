@@ -158,8 +158,8 @@ CODES = {
     ),
     "P026": Code(
         "note",
-        "PRESENCE_JOURNAL_FSYNC=always keeps an event until Redis has it, and Redis then loses up to a second of them "
-        "in a power cut.",
+        "PRESENCE_JOURNAL_FSYNC=always keeps an event only until Redis has it, and in a power cut Redis loses up to "
+        "the last second.",
         "redis-cli CONFIG SET appendfsync always, and the same in its configuration file.",
     ),
     # The journal

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from shared.doctor.codes import CODES, SEVERITIES, Severity
 
-#: not used: there is nothing to look at. cannot tell: there is, and it could not be looked at.
+#: not used: there is nothing to look at. cannot tell: there is something, but it could not be looked at.
 State = Literal["checked", "not used", "cannot tell"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """code: what is wrong, see shared/doctor/codes.py. seen: what was seen here, one sentence."""
+    """code: what is wrong, see shared/doctor/codes.py. seen: what was seen here, in one sentence."""
 
     code: str
     seen: str

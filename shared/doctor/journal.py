@@ -18,8 +18,8 @@ _VOLATILE = {"tmpfs": "in memory", "ramfs": "in memory", "overlay": "in the cont
 class JournalFacts:
     """path: absolute. exists: whether the directory is there. file_system: its type, "" if that is not known.
     free_bytes: for this user. trouble: why nothing can be written, or "". is_foreign: this user is not its owner, so
-    that `trouble` need not be the receiver's. lock_trouble: why locks do not work, or "". damaged: files set aside.
-    unreadable: files and folders that this user cannot read. waiting_files, waiting_bytes: of events.
+    the receiver may not have that `trouble`. lock_trouble: why locks do not work, or "". damaged: files set aside.
+    unreadable: files and folders that this user cannot read. waiting_files, waiting_bytes: of events that wait.
     """
 
     path: str
@@ -54,7 +54,7 @@ def look(facts: JournalFacts, settings: Settings, here: Readiness | None, *, is_
         yield Check("journal")
         yield from _of_access(facts)
     yield from _of_place(facts, settings)
-    if facts.damaged and not here:  # which says so by itself
+    if facts.damaged and not here:  # a receiver reports them itself
         yield Finding("P032", f"{facts.path} has damaged files: {_some(facts.damaged)}")
     if facts.waiting_bytes and not here:
         yield Finding("P038", f"{facts.waiting_bytes:,} bytes in {facts.path}, and no receiver on this machine")

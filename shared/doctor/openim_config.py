@@ -13,7 +13,7 @@ from shared.doctor.receiver import Certificate, Reach
 from shared.settings import Settings
 
 WHAT = "OpenIM's configuration"
-#: These send none of the three callbacks.
+#: These releases send none of the three callbacks.
 SILENT_RELEASES = ("3.0.0", "3.1.0", "3.8.0", "3.8.1")
 #: The last release that has no config center in etcd (pkg/common/cmd/root.go).
 LAST_WITHOUT_CENTER = (3, 8, 3)
@@ -27,7 +27,7 @@ _BARE |= {"no": False, "No": False, "NO": False, "off": False, "Off": False, "OF
 _NUMBER = re.compile(r"[-+]?(0x[0-9A-Fa-f]+|0o[0-7]+|0b[01]+|[0-9][0-9_]*(\.[0-9]*)?(e[-+]?[0-9]+)?)")
 #: What a template leaves to be filled in.
 _PLACEHOLDER = re.compile(r"\$\{?\w|\{\{")
-#: What Go leaves as it is in a path.
+#: What Go does not escape in a path.
 _IN_PATH = "/%:@!$&'()*+,;=~[]"
 _BAD_HOST = re.compile(r"[\^|{}`%\\]")
 #: What Go takes in `user:password` (net/url, validUserinfo).
@@ -73,8 +73,8 @@ def look(found: Found, reached: dict[Target, Reached], settings: Settings) -> It
     """reached: of each target that the files have."""
     for name, error in found.unreadable:
         if name == "config.yaml" and any(config.form == "3.7" for config in found.configs):
-            continue  # nobody reads it there
-        yield Finding("P071", f"{name} is no YAML that OpenIM can read: {error}")
+            continue  # no release reads it beside webhooks.yml
+        yield Finding("P071", f"{name} is not YAML that OpenIM can read: {error}")
     for sentence in found.misplaced:
         yield Finding("P072", sentence)
     if not found.configs:
@@ -87,7 +87,7 @@ def look(found: Found, reached: dict[Target, Reached], settings: Settings) -> It
         yield Finding("P070", f"there is more than one: {names}; all of them were looked at")
     yield Check(WHAT)
     yield from _of_release(found)
-    because = "variables IMENV_WEBHOOKS_* of its processes win over the file; those known here were heeded"
+    because = "its variables IMENV_WEBHOOKS_* override the file; those known here were taken into account"
     if any(config.form == "3.7" for config in found.configs):
         yield Check("the environment of OpenIM", "cannot tell", because)
     for config in found.configs:
@@ -151,16 +151,16 @@ def _target(config: Config) -> Iterator[Item | Target]:
 
 
 def _trouble(url: str) -> str:
-    """Why Go's net/url or net/http refuses it, or "". Python's reader is more lenient."""
+    """Why Go's net/url or net/http refuses it, or "". Python's parser is more lenient."""
     if any(ord(char) < 0x20 or char == "\x7f" for char in url):
         return "has a control character"
-    if " " in url:  # in the path Go would take it, but not what it may stand for here, a tab
+    if " " in url:  # Go would take a blank in the path, but this one may have been a tab, which Go refuses
         return "has a blank in it"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "cannot be read: its port is no port, or / ? # [ ] in a password is not percent-encoded"
+        return "cannot be read: its port is invalid, or / ? # [ ] in a password is not percent-encoded"
     if parts.scheme.lower() not in ("http", "https"):
         return f"begins with {parts.scheme}://" if "://" in url else "has no scheme"
     if not parts.hostname or port == 0:
@@ -210,9 +210,9 @@ def _of_reach(where: str, reached: Reached, *, has_credentials: bool) -> Iterato
     if reached.reach in ("silent", "not from here") or (reached.reach == "nobody" and "resolve" in reached.detail):
         yield Check(what, "cannot tell", f"this machine does not reach it: {reached.detail}")
     elif reached.reach == "nobody":
-        yield Finding("P075", f"{where} leads to nobody: {reached.detail}")
+        yield Finding("P075", f"{where} leads nowhere: {reached.detail}")
     elif reached.reach == "another program":
-        yield Finding("P075", f"{where} leads to something that is no receiver: {reached.detail}")
+        yield Finding("P075", f"{where} leads to a program that is not a receiver: {reached.detail}")
     elif reached.reach == "wrong credentials" and not has_credentials:  # else that was said already
         yield Finding("P076", f"the receiver at {where} wants other credentials than the URL has")
     if reached.certificate and reached.certificate.trouble:
@@ -224,7 +224,7 @@ def _of_callbacks(config: Config) -> Iterator[Item]:
     for kind, name in zip(KINDS, NAMES[config.form], strict=True):
         callback = config.callbacks[kind]
         if not callback.is_section:
-            yield Finding("P085", f"{name} in {config.where} has a value where enable: and timeout: should stand")
+            yield Finding("P085", f"{name} in {config.where} has a value instead of enable: and timeout:")
         switch = _switch(callback, config.form)
         if switch is None:
             yield Finding("P085", f"{name} in {config.where} has an enable that is neither true nor false")
@@ -253,7 +253,7 @@ def _of_timeout(callback: Callback, form: Form, where: str) -> Iterator[Item]:
     text = callback.timeout or Text()
     seconds = 0 if text in _NOTHING and not text.is_quoted else _number(text)
     if seconds is None or seconds >= 2**31 or (text.is_quoted and form != "3.7"):
-        yield Finding("P085", f"{where} has a timeout that is no whole number of seconds")
+        yield Finding("P085", f"{where} has a timeout that is not a whole number of seconds")
     elif seconds <= 0:
         yield Finding("P084", f"{where} has the timeout {seconds:g}")
 

@@ -1,6 +1,6 @@
-"""OpenIM's own files, of any release: where they say to whom callbacks go, and which.
+"""OpenIM's own files, of any release: which callbacks they enable, and where these go.
 
-Read off open-im-server: config/webhooks.yml and pkg/common/config/load_config.go (3.7 and later, by viper), and
+Sources in open-im-server: config/webhooks.yml and pkg/common/config/load_config.go (3.7 and later, by viper), and
 config/config.yaml (before). Pure: texts in, what OpenIM makes of them out.
 """
 
@@ -15,7 +15,7 @@ import yaml
 Form = Literal["2", "3.0", "3.7"]
 KINDS = ("online", "offline", "kick-off")
 
-#: For each form the file, the path to its section in there, the name of the URL, and those of the three callbacks.
+#: For each form: the file, the path to its section in the file, the name of the URL, and those of the three callbacks.
 FILES: dict[Form, str] = {"2": "config.yaml", "3.0": "config.yaml", "3.7": "webhooks.yml"}
 _PATHS: dict[Form, tuple[str, ...]] = {"2": ("callback",), "3.0": ("callback",), "3.7": ()}
 _URLS: dict[Form, str] = {"2": "callbackUrl", "3.0": "url", "3.7": "url"}
@@ -33,20 +33,20 @@ _DEEPEST = 4
 
 
 class Text(str):
-    """A scalar as it is written. is_quoted: then it is text for OpenIM, too, and no number or switch."""
+    """A scalar as it is written. is_quoted: to OpenIM, too, it is then text, and not a number or a switch."""
 
     is_quoted: bool = False
 
 
 class _Loader(yaml.SafeLoader):
-    """Every scalar is text, since each release reads `yes` in its own way; a key that stands twice is an error."""
+    """Every scalar is text, since each release reads `yes` in its own way; a repeated key is an error."""
 
     yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("^<<$"))]}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise yaml.MarkedYAMLError(problem=f"the key {twice} stands twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"the key {twice} is repeated", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
     def construct_text(self, node: yaml.ScalarNode) -> Text:
@@ -61,7 +61,7 @@ for _kind in ("str", "int", "float", "bool", "null"):  # these may be written wi
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Files that one OpenIM reads together: a directory, or one ConfigMap. where: for people.
+    """Files that one OpenIM reads together: a directory, or one ConfigMap. where: its name for people.
 
     is_contained: OpenIM runs in containers, by the look of it.
     """
@@ -82,7 +82,7 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What one OpenIM reads. ignored: variables that name no key of the file. overridden: those that count."""
+    """What one OpenIM reads. ignored: variables that name no key of the file. overridden: those that override a key."""
 
     where: str
     form: Form
@@ -95,8 +95,8 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """misplaced: settings that no release reads where they stand. unreadable: files, and why. release: as a file of
-    theirs says, "" if none does. hints: what the other files tell, see `_hints`.
+    """misplaced: sentences about settings that no release reads at their place. unreadable: files, and why. release:
+    as one of the files says, "" if none does. hints: what the other files tell, see `_hints`.
     """
 
     configs: tuple[Config, ...] = ()
@@ -107,7 +107,7 @@ class Found:
 
 
 def read(files: Mapping[str, bytes], environment: Mapping[str, str]) -> Found:
-    """files: by name, as they are in the directory; `version` is that of OpenIM's source, where it was found.
+    """files: by name, as they are in the directory; `version` is that of OpenIM's source, if it was found.
     environment: variables of OpenIM's processes, as far as they are known.
     """
     configs: list[Config] = []
@@ -145,9 +145,9 @@ def read(files: Mapping[str, bytes], environment: Mapping[str, str]) -> Found:
 
 
 def parse(text: bytes) -> tuple[list[Any], str]:
-    """Its documents, and why there are none or no more."""
+    """The documents in it, and the error that ended the reading, or ""."""
     documents: list[Any] = []
-    # A tab between words is a blank for OpenIM's reader and an error for this one; one that indents is one for both.
+    # OpenIM's parser takes a tab between words as a blank, and this one as an error; a tab that indents is an error.
     text = re.sub(rb"(?<=[^\s])[ \t]+", lambda blanks: blanks[0].replace(b"\t", b" "), text)
     try:
         documents.extend(yaml.load_all(text, _Loader))  # it is a SafeLoader
@@ -168,7 +168,7 @@ def _config_map(name: str, document: Mapping[str, Any]) -> Bundle:
 
 
 def _runs_containers(document: Mapping[str, Any]) -> bool:
-    """Whether it is a compose file that runs OpenIM itself, and not only what OpenIM needs."""
+    """Whether it is a compose file that runs OpenIM itself, and not only the servers that OpenIM needs."""
     services = document.get("services")
     each = services.values() if isinstance(services, dict) else ()
     return any(isinstance(service, dict) and "openim-server" in str(service.get("image", "")) for service in each)
@@ -243,7 +243,7 @@ def _values(form: Form, section: Mapping[str, Any]) -> dict[str, Text]:
 
 
 def _text(value: Any) -> Text:
-    """What is no scalar is text that fits nowhere."""
+    """The value as text. What is not a scalar becomes text that is never valid."""
     return value if isinstance(value, Text) else Text("[]")
 
 

@@ -14,7 +14,7 @@ SENDERS = 2
 CERTIFICATE_LEAST_DAYS = 14
 _DAY_SECONDS = 86_400
 
-#: ours: it answered as a receiver does. wrong credentials, not from here: it is one, and refuses us.
+#: ours: it answered as a receiver does. wrong credentials, not from here: it is a receiver, and refuses us.
 Reach = Literal["ours", "nobody", "silent", "another program", "wrong credentials", "not from here"]
 
 
@@ -39,8 +39,9 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class ReceiverFacts:
-    """frozen: that it takes connections on its admin port and says nothing, or "". url: as it may be shown.
-    detail: of `reach`. answers: None if that is not known, or nothing was answered. certificate: None without TLS.
+    """frozen: a sentence, if it takes connections on its admin port and does not answer; else "". url: as it may be
+    shown. detail: of `reach`. answers: None if that is not known, or nothing was answered. certificate: None without
+    TLS.
     """
 
     readiness: Readiness | None = None
@@ -53,7 +54,7 @@ class ReceiverFacts:
 
 
 def look(facts: ReceiverFacts, *, elsewhere: int, gateways: int, now: float) -> Iterator[Item]:
-    """elsewhere: receivers that report to the queue. gateways: OpenIM's that are known. now: Unix seconds."""
+    """elsewhere: how many receivers report to the queue. gateways: how many of OpenIM's we know. now: Unix seconds."""
     if facts.frozen:
         yield Finding("P048", facts.frozen)
     is_here = bool(facts.readiness or facts.frozen)

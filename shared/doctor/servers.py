@@ -10,7 +10,7 @@ from shared.redis.clock import SKEW_MOST_MS
 
 #: Presence is applied by a library of functions.
 PRESENCE_VERSION = (7, 0)
-#: A receiver keeps so long what it has pushed (receiver/relay/replay_window.py).
+#: A receiver keeps what it has pushed for this long (receiver/relay/replay_window.py).
 REPLICA_LAG_MOST_SECONDS = 5
 
 
@@ -19,10 +19,10 @@ class ServerFacts:
     """What one server in a role answered.
 
     role: "queue", "presence", or both. where: its URL, without a password. error: why nothing was heard, or "".
-    is_refusal: the server is there and does not let us in. infos: INFO of each primary. breaks_protocol: an answer
-    was none. is_cluster, has_replicas: what
-    the URL says. skew_ms: how far this machine's clock is ahead. denied: commands that our user may not call, and the
-    server's words. is_open: it asks for no password. config: what CONFIG GET said; None if it is forbidden.
+    is_refusal: the server is there and does not let us in. infos: INFO of each primary. breaks_protocol: an answer was
+    invalid. is_cluster, has_replicas: what the URL says. skew_ms: how far this machine's clock is ahead. denied:
+    commands that our user may not call, and the server's words. is_open: it asks for no password. config: what CONFIG
+    GET said; None if it is forbidden.
     """
 
     role: str
@@ -69,7 +69,7 @@ def _of_kind(facts: ServerFacts, info: Mapping[str, Any]) -> Iterator[Item]:
     if numbers and numbers[:2] < least:
         yield Finding("P015", f"{facts.name} is Redis {version}")
     elif reason := incompatibility(info, is_cluster=facts.is_cluster):
-        yield Finding("P018", f"{facts.name} does not suit: {reason}")
+        yield Finding("P018", f"{facts.name} cannot be used: {reason}")
     if numbers == (7, 0, 0) or facts.breaks_protocol:
         does = " and breaks the protocol" if facts.breaks_protocol else ""
         yield Finding("P016", f"{facts.name} is Redis {version}{does}")

@@ -1,4 +1,4 @@
-"""The whole system: what `presence status` says about it, and what only a doctor asks."""
+"""The whole system: what `presence status` says about it, and what only the doctor asks."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ from shared.observe.readiness import Readiness
 from shared.observe.snapshot import QueueState, Snapshot
 from shared.settings import Settings
 
-#: A gateway of OpenIM 3.8.2 and later repeats the online callback of no more users at a time.
+#: A gateway of OpenIM 3.8.2 and later repeats the online callback of at most this many users at a time.
 USERS_MOST = 26_000
-#: A gateway's clock may be ahead by so much, and its batches may be so long on the way.
+#: A gateway's clock may be ahead by this much, and its batches may take this long to arrive.
 LEAD_MOST_MS = 5_000
 DELAY_MOST_MS = 20_000
 

@@ -83,8 +83,8 @@ def test_figures_move_under_load(browser: Chrome, system: Receiver) -> None:
     wait_until(lambda: "Presence50users online" in text(browser, "flow"))
     wait_until(lambda: "user49" in text(browser, "changes"))
     wait_until(lambda: "callbackAfterUserOnlineCommand127.0.0.1" in text(browser, "callbacks"))
-    pictures = browser.find_elements(By.CSS_SELECTOR, "#pictures svg")
-    assert [re.sub("[0-9.]+", "N", each.get_attribute("aria-label") or "") for each in pictures][:1] == [
+    charts = browser.find_elements(By.CSS_SELECTOR, "#charts svg")
+    assert [re.sub("[0-9.]+", "N", each.get_attribute("aria-label") or "") for each in charts][:1] == [
         "users online: N now, N at most"
     ]
 

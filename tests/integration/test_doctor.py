@@ -251,7 +251,7 @@ def test_it_ends_in_time_whatever_hangs(run: Run, lasting: Server, tmp_path: Pat
     hung.set()
     assert took < 10
     assert set(findings(ran)) == {"P010", "P048", "P090"}, ran.output
-    assert findings(ran)["P090"] == "the probe of journal says nothing: no result within 5 s"
+    assert findings(ran)["P090"] == "the probe of journal gave no answer: no result within 5 s"
     assert unseen(ran)["journal"] == "no result within 5 s"
 
 
@@ -260,7 +260,7 @@ def test_a_defect_of_one_probe_hides_nothing_of_the_others(run: Run) -> None:
     with patch.object(examination, "_snapshots", side_effect=KeyError("x")):
         ran = run("--json")
     assert set(findings(ran)) == {"P090", "P010"}
-    assert "queue and workers says nothing: KeyError" in findings(ran)["P090"]
+    assert "queue and workers gave no answer: KeyError" in findings(ran)["P090"]
 
 
 # the journal
@@ -286,7 +286,7 @@ def test_the_journals_directory_is_tried(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flock", "words"),
     [
-        (lambda *_: None, "two got the same lock"),
+        (lambda *_: None, "two locks on one folder were granted"),
         (lambda *_: (_ for _ in ()).throw(OSError(37, "No locks available")), "No locks available"),
     ],
     ids=["that lock nothing", "that there are none"],

@@ -145,7 +145,7 @@ def test_anchors_and_capitals_are_read_as_openim_reads_them() -> None:
         (of_url("http://${CALLBACK_HOST}:10006/s3cret"), "P070", "placeholder"),
         (of_url("{{ .Values.url }}x"), "P071", "line 1"),
         (of_webhooks(("  enable", "\tenable")), "P071", "line 3: "),
-        (of_webhooks(("afterUserOffline", "afterUserOnline")), "P071", "afterUserOnline stands twice"),
+        (of_webhooks(("afterUserOffline", "afterUserOnline")), "P071", "afterUserOnline is repeated"),
         ({"webhooks.yml": b"url: \xff\xfe"}, "P071", "webhooks.yml"),
         ({"webhooks.yml": "a: " + "[" * 9000}, "P071", "webhooks.yml"),
         ({"webhooks.yml": "callback:\n" + "".join(f"  {line}\n" for line in WEBHOOKS.splitlines())}, "P072", "under"),

@@ -1,4 +1,4 @@
-// The page: one stream of readings for all its tabs, shown as text and pictures. Nothing is ever parsed as HTML.
+// The page: one stream of readings for all its tabs, shown as text and charts. Nothing is ever parsed as HTML.
 "use strict";
 
 const HISTORY_MS = 15 * 60 * 1000;
@@ -20,7 +20,7 @@ let failedAt = 0;
 
 // --- Text ---------------------------------------------------------------------------------------------------------
 
-// Control and format characters could hide or turn round what stands beside them: they are shown as their numbers.
+// Control and format characters could hide or reverse the text beside them, so they are shown as their numbers.
 const safe = (text) =>
   String(text ?? "").replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cs}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
 
@@ -54,7 +54,7 @@ function make(tag, text = "", ...children) {
   return element;
 }
 
-// A user's id keeps its own direction of writing to itself.
+// A user's id may be written from right to left: it must not turn the text around it.
 const id = (text) => make("bdi", safe(text) || "(empty)");
 
 const row = (...cells) => make("tr", "", ...cells.map((cell) => make("td", "", cell)));
@@ -76,12 +76,12 @@ function show(now) {
   }));
   $("notes").replaceChildren(...now.notes.map((text) => make("li", safe(text))));
   showFlow(now);
-  showPictures(now);
+  showCharts(now);
   showChanges(now);
   showCallbacks(now);
   showPrograms(now);
   const failed = now.queue ? now.queue.failed : null;
-  // One can fail while another is requeued: then the number stays, and the list is another.
+  // If one fails while another is requeued, the number stays the same, but the list changes.
   if (failed !== failedShown || (failed && Date.now() - failedAt > FAILED_MS)) {
     failedShown = failed;
     failedAt = Date.now();
@@ -110,14 +110,14 @@ function showFlow(now) {
   }));
 }
 
-const PICTURES = [
+const CHARTS = [
   ["users", "users online", (value) => number(value)],
   ["callbacks", "callbacks accepted a second", rate],
   ["events", "events applied a second", rate],
   ["lag", "99 of 100 events applied within", span],
 ];
 
-function showPictures(now) {
+function showCharts(now) {
   const point = {
     at: now.at, users: now.users_online, callbacks: now.callbacks?.rate ?? null,
     events: now.rates.events, changes: now.rates.changes, lag: now.lag_seconds_now?.p99 ?? null,
@@ -128,10 +128,10 @@ function showPictures(now) {
   const fixed = history.at(-1);
   history.push({ ...point, moving: fixed && now.at - fixed.at < POINT_MS });
   history = history.filter((each) => each.at > now.at - HISTORY_MS);
-  $("pictures").replaceChildren(...PICTURES.map(([name, title, text]) => picture(name, title, text, now.at)));
+  $("charts").replaceChildren(...CHARTS.map(([name, title, text]) => chart(name, title, text, now.at)));
 }
 
-function picture(name, title, text, now) {
+function chart(name, title, text, now) {
   const values = history.map((each) => each[name]);
   const known = values.filter((value) => value !== null && value !== undefined);
   const most = Math.max(1e-9, ...known);
@@ -185,7 +185,7 @@ function showCallbacks(now) {
   $("refused").hidden = !refused.length;
   $("refusals").replaceChildren(...refused.map((each) => make("li",
     `${number(each.count)} × ${each.status} ${safe(each.reason)}${each.detail ? ` (${safe(each.detail)})` : ""}; the last ` +
-    `${ago(each.at_ms, now.at)} from ${safe(each.peer)}${each.probe ? ", no OpenIM" : ""}`)));
+    `${ago(each.at_ms, now.at)} from ${safe(each.peer)}${each.probe ? ", not from OpenIM" : ""}`)));
 }
 
 function showPrograms(now) {
@@ -215,7 +215,7 @@ function showPrograms(now) {
 
 // --- Asking -------------------------------------------------------------------------------------------------------
 
-// location.origin has no password in it: a browser takes none in what a page asks for.
+// location.origin has no password: a browser refuses to fetch a URL that has one.
 async function ask(path, options = {}) {
   const answer = await fetch(location.origin + path, { signal: AbortSignal.timeout(8000), ...options });
   if (!answer.ok) throw new Error((await answer.text()).trim() || `the answer is ${answer.status}`);
@@ -236,7 +236,7 @@ async function lookUp(user) {
   }
 }
 
-// Whatever `presence why` says, as lists in lists: new facts need no change here.
+// Shows whatever `presence why` says as lists in lists, so new facts need no change here.
 function facts(value) {
   if (Array.isArray(value)) return make("ol", "", ...value.map((each) => make("li", "", facts(each))));
   // Numbers of this size are times; a seq is text.
@@ -255,7 +255,7 @@ async function showFailed() {
     const { failed, count, may_act: mayAct } = await ask("/api/failed");
     const more = count > failed.length ? ` The first ${number(failed.length)} of ${number(count)}:` : "";
     const how = mayAct ? "" : " Set PRESENCE_ADMIN_AUTH to requeue or drop them here; presence failed does it in a terminal.";
-    $("failed-note").textContent = count ? `Mend the cause, then requeue.${how}${more}` : "None.";
+    $("failed-note").textContent = count ? `Fix the cause, then requeue.${how}${more}` : "None.";
     $("failed").replaceChildren(...failed.map((each) => failedBatch(each, mayAct)));
   } catch (error) {
     $("failed-note").textContent = safe(error.message);
@@ -291,8 +291,8 @@ async function act(action, batch, item) {
 
 // --- Listening ----------------------------------------------------------------------------------------------------
 
-// A browser opens six connections to a host, so that one visible tab listens and tells the others. Browsers give locks
-// only to pages of this machine or with HTTPS; elsewhere each visible tab listens for itself.
+// A browser opens at most six connections to a host, so one visible tab listens and tells the others. Browsers give
+// locks only to pages of this machine or with HTTPS; without a lock each visible tab listens for itself.
 const channel = new BroadcastChannel(LOCK);
 channel.onmessage = ({ data: [name, data] }) => {
   if (name !== "new") hear(name, data);
@@ -316,7 +316,7 @@ function listen() {
       hear(name, data);
     });
   }
-  // After an answer that is no stream, such as a 503, a browser does not come back by itself.
+  // After an answer that is not a stream, such as a 503, a browser does not reconnect by itself.
   source.addEventListener("error", () => {
     if (source.readyState === EventSource.CLOSED) setTimeout(restart, ASK_MS);
   });
@@ -347,15 +347,15 @@ function restart() {
   if (!document.hidden) start();
 }
 
-// Where no reading comes, because the receiver is away or a proxy keeps the stream to itself, the page asks.
+// If no reading comes, because the receiver is away or a proxy holds the stream back, the page asks.
 async function watch() {
   if (document.hidden || Date.now() - heardAt < SILENT_MS) return;
-  if (Date.now() - startedAt > RESTART_MS) restart(); // after a sleep a connection can be dead without a word
+  if (Date.now() - startedAt > RESTART_MS) restart(); // after the machine slept, a connection can be dead without an error
   try {
     hear("status", { callbacks: null, ...(await ask("/api/status")) });
   } catch {
-    const since = heardAt ? `since ${clock(heardAt)}` : "yet";
-    $("connection").textContent = `No connection to the receiver ${since}. What you see is from then; this page tries again.`;
+    const since = heardAt ? `since ${clock(heardAt)}. What you see is from then` : "yet";
+    $("connection").textContent = `No connection to the receiver ${since}; this page tries again.`;
     if (!heardAt) $("health").textContent = "";
   }
 }

@@ -18,7 +18,7 @@ from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 from shared.settings import Settings
 from shared.timed import Probe
 
-#: All begin at once, so the whole takes no longer than the longest.
+#: All probes begin at once, so all together take no longer than the longest.
 SERVER_SECONDS = 8.0
 SYSTEM_SECONDS = 6.0
 RECEIVER_SECONDS = 8.0
@@ -57,7 +57,7 @@ def _examine(settings: Settings, openim: Path | None) -> Iterator[Item]:
     here = of_receiver.result()
     readiness = here.readiness if here else None
     for item in system.look(before, now, settings, readiness):
-        # The server's own probe has said more, and waited for longer.
+        # The server's own probe says more, and waits for longer.
         if not (unreachable and isinstance(item, Finding) and item.code == "P010"):
             yield item
     elsewhere = sum(not is_silent(each.at_ms, now.at_ms) for each in now.queue.receivers)
@@ -73,7 +73,7 @@ def _examine(settings: Settings, openim: Path | None) -> Iterator[Item]:
     for each in [*probes, of_openim] if of_openim else probes:
         if each.trouble:
             yield Check(each.name, "cannot tell", each.trouble)
-            yield Finding("P090", f"the probe of {each.name} says nothing: {each.trouble}")
+            yield Finding("P090", f"the probe of {each.name} gave no answer: {each.trouble}")
 
 
 def _snapshots(settings: Settings) -> tuple[Snapshot, Snapshot]:

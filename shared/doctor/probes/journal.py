@@ -60,7 +60,7 @@ def _try_lock(folder: Path) -> str:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return ""
-        return "two got the same lock"
+        return "two locks on one folder were granted"
     except OSError as error:
         return str(error.strerror)
     finally:

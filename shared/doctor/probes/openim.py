@@ -13,7 +13,7 @@ from shared.timed import Probe
 
 #: OpenIM's largest own file has 30 kB.
 _MOST_BYTES = 1_000_000
-#: A resolver may take much longer, and what the files say is known without it.
+#: A resolver may take much longer; what the files say is known without it.
 REACH_SECONDS = 5.0
 #: OpenIM's source says there which release it is, and may say there how it is run.
 _VERSION = Path("version/version")
@@ -45,7 +45,7 @@ def _texts(path: Path) -> dict[str, bytes]:
 def _read(file: Path) -> bytes:
     with file.open("rb") as opened:
         text = opened.read(_MOST_BYTES + 1)
-    if len(text) > _MOST_BYTES:  # half of it would be another file
+    if len(text) > _MOST_BYTES:  # a part of it could say something else
         raise OSError(f"{file} has more than {_MOST_BYTES:,} bytes")
     return text
 

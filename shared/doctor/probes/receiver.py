@@ -1,4 +1,4 @@
-"""Asks the receiver on this machine, on both its ports. It stores nothing for that."""
+"""Asks the receiver on this machine, on both its ports. The receiver stores nothing because of that."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ BETWEEN_SECONDS = 1.0
 
 
 def ask(settings: Settings) -> ReceiverFacts:
-    """Raises nothing that a receiver may cause."""
+    """Raises nothing, whatever the receiver does."""
     readiness, frozen = None, ""
     try:
         readiness = ask_receiver(settings)
@@ -42,7 +42,7 @@ def ask(settings: Settings) -> ReceiverFacts:
 
 
 def reach_of(target: Target) -> tuple[Reach, str]:
-    """GET, which a receiver refuses after it has looked at credentials, and before it would store anything."""
+    """Sends a GET, which a receiver refuses after it has checked credentials, and before it would store anything."""
     headers = {"Connection": "close"}
     if target.credentials:
         headers["Authorization"] = f"Basic {b64encode(target.credentials.encode()).decode()}"
@@ -79,12 +79,12 @@ def _connection(target: Target) -> http.client.HTTPConnection:
     if target.scheme == "http":
         return http.client.HTTPConnection(target.host, target.port, timeout=ANSWER_SECONDS)
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # that is looked at by itself
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # `certificate` checks it
     return http.client.HTTPSConnection(target.host, target.port, timeout=ANSWER_SECONDS, context=context)
 
 
 def _answers(settings: Settings) -> Answers | None:
-    """From two readings of its metrics; None if there was no answer yet, or no page."""
+    """From two readings of its metrics; None if nothing was answered yet, or the metrics cannot be read."""
     with suppress(OSError, ValueError):
         count_before, seconds_before = _read_answers(settings)
         began = time.monotonic()

@@ -17,8 +17,8 @@ from shared.settings import Settings, without_password
 ANSWER_SECONDS = 2.0
 _CONFIG = ("protected-mode", "bind", "appendonly", "appendfsync")
 
-#: What we and RQ call, with arguments that change nothing even if a command is run: keys that nobody can have, and for
-#: those that would make one, values that are refused. {rq}, {ours} and {user} are such keys.
+#: The commands that we and RQ call, with arguments that change nothing even if the command runs: {rq}, {ours} and
+#: {user} are keys that nobody can have, and a command that would make a key has a value that is refused.
 COMMANDS = {
     "queue": (
         *("WATCH {rq}", "TYPE {rq}", "EXISTS {rq}", "DEL {rq}", "EXPIRE {rq} 1", "PERSIST {rq}", "PEXPIRE {ours} 1"),
@@ -36,18 +36,18 @@ COMMANDS = {
         *("ZADD {ours} x m", "ZREM {ours} m", "ZSCORE {ours} m", "ZRANGE {ours} 0 0", "SCAN 0 COUNT 1", "INFO server"),
     ),
 }
-#: These make a key whatever their arguments are, so they are only queued, in a transaction that is thrown away.
+#: These make a key whatever their arguments are, so they are only queued, in a transaction that is discarded.
 _MAKES_A_KEY = ("SADD", "RPUSH")
 
 
 def ask(url: str, roles: tuple[str, ...], settings: Settings) -> ServerFacts:
-    """roles: "queue", "presence", or both where they are one server. Raises nothing."""
+    """roles: "queue", "presence", or both if they are one server. Raises nothing."""
     role, where = " and ".join(roles), without_password(url)
     client = connect(url, timeout=ANSWER_SECONDS)
     try:
         infos: list[dict[str, Any]] = []
         skew_ms, breaks_protocol = 0, False
-        with suppress(NoPermissionError):  # which is told with the other rights
+        with suppress(NoPermissionError):  # the rights below report it
             infos = client.at_each_primary(lambda primary: primary.info())
             skew_ms = client.at_each_primary(_skew_ms)[0]
         commands = [command for each in roles for command in COMMANDS[each]]
@@ -69,7 +69,7 @@ def ask(url: str, roles: tuple[str, ...], settings: Settings) -> ServerFacts:
             is_open="@" not in url and "password=" not in url,
             config=_config(client),
         )
-    except Exception as error:  # whatever it answered: who asks must hear of it
+    except Exception as error:  # whatever it answered must be reported
         refused_us = isinstance(error, AuthenticationError) or "NOAUTH" in str(error)
         return ServerFacts(role, where, error=str(error) or type(error).__name__, is_refusal=refused_us)
     finally:
@@ -83,7 +83,7 @@ def _skew_ms(client: Redis) -> int:
 
 
 def _config(client: Backend) -> Mapping[str, str] | None:
-    """Of the first server; one at a time, since Redis 6.2 takes no more."""
+    """The configuration of the first server; one name at a time, since Redis 6.2 takes no more."""
     try:
         found = client.at_each_primary(lambda primary: [primary.config_get(name) for name in _CONFIG])[0]
     except ResponseError:
@@ -92,7 +92,7 @@ def _config(client: Backend) -> Mapping[str, str] | None:
 
 
 def _denied(client: Redis, commands: Iterable[str], prefix: str) -> dict[str, str]:
-    """Which of them our user may not call, and in whose words.
+    """Which of the commands our user may not call, and the server's words.
 
     Redis looks at rights before it looks at arguments, and before it queues a command of a transaction; so this needs
     no right of its own, as ACL DRYRUN does, and works with every release. Raises RedisError.
@@ -121,6 +121,6 @@ def _denied(client: Redis, commands: Iterable[str], prefix: str) -> dict[str, st
             elif why := refusal(*(word.format(**keys) for word in words)):
                 denied[name] = why
     finally:
-        connection.disconnect()  # type: ignore[no-untyped-call]  # and so the transaction is thrown away
+        connection.disconnect()  # type: ignore[no-untyped-call]  # this discards the transaction
         client.connection_pool.release(connection)
     return denied
