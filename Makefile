@@ -1,4 +1,4 @@
-# The five commands people need. `make` alone lists them.
+# The six commands people need. `make` alone lists them.
 
 PYTHON ?= python3
 VENV := .venv/bin
@@ -26,4 +26,7 @@ lint: setup  ## check format, lint and types
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 
-.PHONY: help setup up fast test lint
+docs: setup  ## build the documentation site into site/; a broken link fails
+	.ci/docs site
+
+.PHONY: help setup up fast test lint docs

@@ -91,6 +91,23 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in anchors(linked), (page, target, anchor)
 
 
+def listed(readme: str) -> list[str]:
+    """What the table of documents links to, in its order."""
+    table = re.split(r"\n## (?:Documents|文档)[^\n]*", (ROOT / readme).read_text())[1].split("\n## ")[0]
+    return re.findall(r"\]\(([^)]+)\)", table)
+
+
+def test_the_table_of_documents_has_each_page_once() -> None:
+    """It is also the navigation of the site."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "openim_presence" / "README.md"]
+    start = {"README.md", "README.zh-CN.md"}
+    assert sorted(listed("README.md")) == sorted({str(page.relative_to(ROOT)) for page in pages} - start)
+
+
+def test_the_chinese_readme_lists_the_same_documents() -> None:
+    assert listed("README.zh-CN.md") == listed("README.md")
+
+
 def test_the_docs_show_the_programs_as_they_are() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         text = page.read_text()
