@@ -25,6 +25,7 @@ from receiver.http.body import Limit, MemoryBudget, ask_for
 from receiver.http.responses import answer
 from shared.errors import Unavailable
 from shared.logs.throttle import LogThrottle
+from shared.resolver import Resolver
 from shared.settings import Settings
 
 #: OpenIM waits 5 s as shipped.
@@ -76,7 +77,7 @@ class Forwarder:
         self._copies: asyncio.Queue[_Copy] | None = asyncio.Queue(MOST_COPIES) if settings.forward_ours else None
         self._copiers: list[asyncio.Task[None]] = []
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, resolver=Resolver()),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             max_line_size=head.MOST_BYTES,  # as of requests

@@ -17,6 +17,7 @@ from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 from shared.redis.backend import Backend
 from shared.redis.client import connect
 from shared.settings import Settings
+from shared.timed import in_thread
 
 #: Time for one answer of a server, and for all answers: a page must come within 2 s, whatever is down.
 ANSWER_SECONDS = 0.6
@@ -36,16 +37,8 @@ class _SingleFlight(Generic[T]):
     def begin(self) -> Future[T]:
         with self._lock:
             if self._running is None or self._running.done():
-                self._running = Future()
-                self._running.set_running_or_notify_cancel()  # a caller that gives up must not cancel it for others
-                threading.Thread(target=self._run, args=(self._running,), name="poller", daemon=True).start()
+                self._running = in_thread("poller", self._function)
             return self._running
-
-    def _run(self, future: Future[T]) -> None:
-        try:
-            future.set_result(self._function())
-        except Exception as error:
-            future.set_exception(error)
 
 
 class Poller:

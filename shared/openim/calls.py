@@ -16,6 +16,7 @@ from typing import Any, Self
 import aiohttp
 
 from shared.openim.errors import OpenIMAway, OpenIMError, OpenIMRefuses
+from shared.resolver import Resolver
 from shared.settings import without_password
 
 #: OpenIM's own limit for its calls, as shipped. A slower answer counts as none.
@@ -66,7 +67,11 @@ class Calls:
         self._resumes_at = 0.0
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CALL_SECONDS), trust_env=False)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=Resolver()),
+            timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
+            trust_env=False,
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:

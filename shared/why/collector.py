@@ -18,8 +18,7 @@ from shared.why import judgement, scans
 from shared.why.facts import Facts, Journal, OpenIMSays, Scan
 from shared.why.scans import Needle
 
-#: How long OpenIM may take, which is asked beside all else; and the most if even giving up takes long, as it does with
-#: a name server that hangs.
+#: How long OpenIM may take, which is asked beside all else; and the most with what both servers of ours take for that.
 OPENIM_SECONDS, OPENIM_MOST_SECONDS = 4.5, 5.0
 
 T = TypeVar("T")

@@ -1,6 +1,9 @@
 """A resolver that says nothing: programs stop, and commands give up, in good time."""
 
+import os
+import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from redis.exceptions import ConnectionError
-from support import Process, Worker, wait_until
+from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
 from shared.redis.client import connect, is_outage
 from shared.redis.connections import _LookUp
@@ -23,8 +26,8 @@ def silent(host, *arguments, **options):
         time.sleep(40)
     return own(host, *arguments, **options)
 socket.getaddrinfo = silent
-from worker.__main__ import main
-raise SystemExit(main())
+from {module} import {main}
+raise SystemExit({main}())
 """
 URLS = {"redis_url": "redis://presence.silent:6379/0", "queue_url": "redis+sentinel://sentinel.silent/main"}
 
@@ -33,7 +36,13 @@ class Deaf(Worker):
     """A worker to which the resolver says nothing."""
 
     def start(self) -> None:
-        self.command = [sys.executable, "-c", _SILENT]
+        self.command = [sys.executable, "-c", _SILENT.format(module="worker.__main__", main="main")]
+        super().start()
+
+
+class DeafReceiver(Receiver):
+    def start(self) -> None:
+        self.command = [sys.executable, "-c", _SILENT.format(module="receiver.__main__", main="main")]
         super().start()
 
 
@@ -42,6 +51,32 @@ def test_a_worker_stops_within_what_compose_gives_it(tmp_path: Path, keep: Calla
     keep(worker)
     wait_until(lambda: "the resolver has not found presence.silent within 2 s" in worker.text())
     assert worker.stop(8) == 0
+
+
+@on_one_server
+def test_a_receiver_stops_although_it_cannot_forward(
+    server: Server, tmp_path: Path, keep: Callable[[Process], Process]
+) -> None:
+    receiver = DeafReceiver(tmp_path, server.url, forward_url="http://business.silent:8080")
+    keep(receiver)
+    assert receiver.post("/x/callbackBeforeSendSingleMsgCommand", {"Content-Type": "application/json"}, b"{}")[0] == 502
+    assert receiver.stop(8) == 0
+
+
+@on_one_server
+@pytest.mark.parametrize("command", ["why", "reconcile"])
+def test_a_command_that_asks_openim_ends_in_good_time(server: Server, command: str) -> None:
+    openim = {"OPENIM_API": "http://openim.silent:10002", "OPENIM_SECRET": "openIM123", "REDIS_URL": server.url}
+    started_at = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", _SILENT.format(module="shared.cli", main="cli"), command, "alice"],
+        env={**os.environ, **{f"PRESENCE_{name}": value for name, value in openim.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - started_at < 30  # 5 s for OpenIM; the resolver takes 40
+    assert re.search(r"OpenIM.* (does not answer|no result) within", ran.stdout + ran.stderr)
 
 
 @pytest.mark.parametrize("url", [*URLS.values(), "redis+cluster://node.silent:7000,other.silent"])
