@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 OUTCOMES = ("applied", "duplicate", "stale", "failed")
+READINGS = ("kept", "closed")
 
 #: Upper bounds, in milliseconds, of the time from an event's receipt until it is applied; beyond the last is "inf".
 LAG_BOUNDS_MS = (
@@ -35,7 +36,8 @@ def lag_counts(received_at: Iterable[int], now_ms: int) -> dict[str, int]:
 class Stats:
     """What the hash says. lags: how many events fall under each bound, the last number is beyond all; not cumulated.
 
-    clock_ahead: events from gateways whose clock was ahead (worker/clock_ahead.py).
+    clock_ahead: events from gateways whose clock was ahead (worker/clock_ahead.py). ambiguous: how batches were read
+    that name a platform of a user both online and offline.
     """
 
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
@@ -44,6 +46,7 @@ class Stats:
     lags: tuple[int, ...] = (0,) * len(_LAG_FIELDS)
     lag_seconds: float = 0.0
     clock_ahead: int = 0
+    ambiguous: dict[str, int] = field(default_factory=lambda: dict.fromkeys(READINGS, 0))
 
     @property
     def events(self) -> int:
@@ -64,6 +67,7 @@ class Stats:
             tuple(map(number, _LAG_FIELDS)),
             number(_LAG_SUM) / 1000,
             number("clock_ahead"),
+            {name: number(f"ambiguous_{name}") for name in READINGS},
         )
 
     def lag_below(self, share: float, before: "Stats | None" = None) -> float | None:

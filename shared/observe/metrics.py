@@ -72,6 +72,7 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
         yield from _of_gateways(queue.gateways)
         yield from _of_ledger(queue.ledger, snapshot.at_ms)
         yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)
+    yield from _of_ambiguous(snapshot)
     if not presence.server.error:
         stats = presence.stats
         events = CounterMetricFamily("presence_events", "Events by outcome.", labels=["outcome"])
@@ -116,17 +117,27 @@ def _of_ledger(ledger: Ledger, now_ms: int) -> Iterator[Metric]:
     for kind in KINDS:
         drift.add_metric([kind], ledger.found[kind])
         put_right.add_metric([kind], ledger.put_right[kind])
-    ambiguous = CounterMetricFamily(
-        "presence_ambiguous_batches", "Users of whom a batch said that a platform came and went.", labels=["outcome"]
-    )
-    for outcome, count in ledger.doubtful.items():
-        ambiguous.add_metric([outcome], count)
-    yield from (drift, put_right, ambiguous)
+    yield from (drift, put_right)
     yield gauge(
         "presence_reconcile_age_seconds",
         "Since the last whole comparison with OpenIM.",
         seconds_since(ledger.compared_at_ms, now_ms),
     )
+
+
+def _of_ambiguous(snapshot: Snapshot) -> Iterator[Metric]:
+    queue, presence = snapshot.queue, snapshot.presence
+    counts: dict[str, int] = {} if presence.server.error else {**presence.stats.ambiguous}
+    if not queue.server.error:
+        counts |= queue.ledger.doubtful
+    ambiguous = CounterMetricFamily(
+        "presence_ambiguous_batches",
+        "Users of whom a batch said that a platform came and went: how it was read, and if OpenIM was asked.",
+        labels=["outcome"],
+    )
+    for outcome, count in counts.items():
+        ambiguous.add_metric([outcome], count)
+    yield ambiguous
 
 
 def of_log(lines_dropped: float) -> Metric:

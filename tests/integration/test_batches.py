@@ -8,6 +8,7 @@ from redis import Redis
 from support import on_one_server
 
 from shared.events import Event
+from shared.observe.counters import Stats
 from shared.settings import Settings
 from worker.store.store import Outcome, Store
 
@@ -100,6 +101,29 @@ def test_what_is_delivered_again_does_not_count_again(store: Store, redis: Redis
     assert platforms(redis) == ""
     store.apply([another])  # OpenIM named the platform twice
     assert platforms(redis) == "1"
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept", "closed"),
+    [
+        ([[on("b", 100), off("b", 100)]], 0, 1),
+        ([[on("a", 50)], [on("b", 100), off("b", 100)]], 1, 0),
+        ([[on("b", 100)], [off("b", 101), on("b", 100, 5)]], 0, 1),  # in two steps
+        ([[on("b", 100), off("b", 100), on("b", 100, 5), off("b", 100, 5), on("b", 100, 5)]], 1, 1),  # each platform
+        ([[on("b", 100), off("b", 100), on("c", 200), off("c", 200)]], 0, 2),  # each batch
+        ([[on(f"{seq}", seq) for seq in range(5)], [on("c", 200), off("c", 200)]], 1, 0),
+        ([[on(f"{seq}", seq), off(f"{seq}", seq)] for seq in range(9)], 0, 9),  # those that are summed up, too
+        ([[on("b", 100), kick("b", 110)]], 0, 0),  # a kick says how it ended
+        ([[on("b", 100), off("c", 100)]], 0, 0),
+        ([[on("", 100), off("", 100)]], 0, 0),
+    ],
+)
+def test_how_a_batch_that_says_both_was_read_is_counted(
+    store: Store, redis: Redis, steps: list[list[Event]], kept: int, closed: int
+) -> None:
+    for step in [*steps, steps[-1]]:  # what is delivered again does not count again
+        assert len(store.apply(step)) == len(step)
+    assert Stats.of(redis.hgetall("presence-stats")).ambiguous == {"kept": kept, "closed": closed}
 
 
 def test_an_online_event_that_a_newer_offline_event_covers_is_stale(store: Store, redis: Redis) -> None:

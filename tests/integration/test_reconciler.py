@@ -18,6 +18,8 @@ from support import Process, Server, Worker, on_one_server, wait_until
 
 from shared.events import Event
 from shared.events import encode as encode_event
+from shared.observe.metrics import of_snapshot
+from shared.observe.poller import Poller
 from shared.openim.client import OpenIM
 from shared.queue import enqueue_encoded, open_queue
 from shared.reports import Report, encode
@@ -91,6 +93,13 @@ def drop(world: World, *names: str) -> None:
 
 def found(world: World) -> ledger.Ledger:
     return ledger.read(world.redis.hgetall("presence-reconcile"))
+
+
+def ambiguous(world: World) -> dict[str, float]:
+    """presence_ambiguous_batches_total, by outcome."""
+    families = of_snapshot(Poller(Settings(redis_url=world.url)).poll())
+    samples = [sample for family in families for sample in family.samples if "ambiguous" in sample.name]
+    return {sample.labels["outcome"]: sample.value for sample in samples}
 
 
 def differing(world: World) -> list[str]:
@@ -288,6 +297,7 @@ def test_who_came_and_went_in_one_batch_is_asked_about_after_two_seconds(world: 
     assert len(about) < 20
     assert world.ours() == world.truth()
     assert found(world).doubtful == {"asked": 1, "dropped": 0}
+    assert ambiguous(world) == {"kept": 1, "closed": 0, "asked": 1, "dropped": 0}
     assert step(world, worker) == []
 
 

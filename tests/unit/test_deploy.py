@@ -53,7 +53,7 @@ def test_every_metric_of_the_contract_is_exported() -> None:
         *("presence_events_total", "presence_changes_total", "presence_lag_seconds", "presence_users_online"),
         *("presence_log_lines_dropped_total", "presence_gateway_batches_total", "presence_gateways"),
         *("presence_clock_ahead_total", "presence_drift_users", "presence_reconciled_total"),
-        "presence_reconcile_age_seconds",
+        *("presence_reconcile_age_seconds", "presence_ambiguous_batches_total"),
     }
     assert promised <= {re.sub("_(bucket|count|sum)$", "", name) for name in exported()}
     assert exported()["presence_callbacks_total"] == {"command", "shape", "outcome", "status"}

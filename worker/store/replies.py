@@ -7,7 +7,11 @@ from redis.exceptions import ResponseError
 
 OutcomeName = Literal["applied", "duplicate", "stale"]
 
+#: How a platform is read that one batch names both online and offline.
+Reading = Literal["kept", "closed"]
+
 _NAMES: dict[int, OutcomeName] = {ord("a"): "applied", ord("d"): "duplicate", ord("s"): "stale"}
+_READINGS: dict[int, Reading] = {ord("k"): "kept", ord("c"): "closed"}
 
 
 class OnCluster(NamedTuple):
@@ -22,9 +26,13 @@ class OnCluster(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """The reply to one call that applied a user's events. outcomes: one for each. flipped: the status changed."""
+    """The reply to one call that applied a user's events. outcomes: one for each. flipped: the status changed.
+
+    readings: of each platform that a batch of them names both online and offline.
+    """
 
     outcomes: tuple[OutcomeName, ...]
+    readings: tuple[Reading, ...]
     flipped: bool
     on_cluster: OnCluster | None
 
@@ -38,7 +46,7 @@ class Reviewed(NamedTuple):
 
 
 def read_applied(reply: list[Any]) -> Applied:
-    return Applied(_names(reply[0]), _flipped(reply), _on_cluster(reply))
+    return Applied(*_said(reply[0]), _flipped(reply), _on_cluster(reply))
 
 
 def read_reviewed(reply: list[Any]) -> Reviewed:
@@ -46,8 +54,9 @@ def read_reviewed(reply: list[Any]) -> Reviewed:
 
 
 @lru_cache(1000)  # most are one letter
-def _names(letters: bytes) -> tuple[OutcomeName, ...]:
-    return tuple(_NAMES[letter] for letter in letters)
+def _said(letters: bytes) -> tuple[tuple[OutcomeName, ...], tuple[Reading, ...]]:
+    names = tuple(_NAMES[letter] for letter in letters if letter in _NAMES)
+    return names, tuple(_READINGS[letter] for letter in letters[len(names) :])
 
 
 def is_missing_function(error: object) -> bool:

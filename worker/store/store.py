@@ -92,7 +92,10 @@ class Store:
         for (_, indexes), reply in zip(steps, replies, strict=True):
             for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
                 results[index] = result
-        self._count_applied(events, results, skew_ms, counts_lag)
+        readings = Counter(
+            f"ambiguous_{each}" for reply in replies if isinstance(reply, Applied) for each in reply.readings
+        )
+        self._count_applied(events, results, readings, skew_ms, counts_lag)
         return results
 
     def _arguments(self, events: Sequence[Event], indexes: Sequence[int], now_ms: int) -> list[object]:
@@ -113,10 +116,15 @@ class Store:
         return arguments
 
     def _count_applied(
-        self, events: Sequence[Event], results: Sequence[Outcome | Poison], skew_ms: int, counts_lag: bool
+        self,
+        events: Sequence[Event],
+        results: Sequence[Outcome | Poison],
+        readings: "Counter[str]",
+        skew_ms: int,
+        counts_lag: bool,
     ) -> None:
         outcomes = [(event, each) for event, each in zip(events, results, strict=True) if isinstance(each, Outcome)]
-        counts = Counter[str](each.name for _, each in outcomes)
+        counts = readings + Counter[str](each.name for _, each in outcomes)
         if counts_lag:
             received = (event.received_at for event, each in outcomes if each.name == "applied")
             counts.update(lag_counts(received, self._now_ms() + skew_ms))

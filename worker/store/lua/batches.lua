@@ -61,6 +61,24 @@ local function judge(state, batch)
   return counts
 end
 
+-- How this step reads each platform that a batch names both online and offline, a letter for each; where all its offline
+-- events are kicks, the batch is clear.
+local KEPT, CLOSED = 'k', 'c'
+
+local function readings(state)
+  local letters = ''
+  for _, batch in ipairs(state.batches or state.recent) do
+    if batch.verdicts and (batch.is_new or batch.is_changed) then
+      for _, verdict in ipairs(batch.verdicts) do
+        if verdict.online > 0 and verdict.offline > verdict.kicks then
+          letters = letters .. (verdict.says_online and KEPT or CLOSED)
+        end
+      end
+    end
+  end
+  return letters
+end
+
 local function say(record, is_online_said, seq)
   if is_online_said then
     record.on = highest(record.on, seq)

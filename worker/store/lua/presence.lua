@@ -3,7 +3,8 @@
 -- FUNCTION applies events of one user that came together.
 --   ARGV  1 to 5  the options, see `options_of`; then for each event nine values, see `events_in`
 --   Returns { outcomes } or, where the status changed, { outcomes, status }. `outcomes` has a letter for each event:
---   "a" applied, "d" duplicate, "s" stale.
+--   "a" applied, "d" duplicate, "s" stale; then one for each platform that a batch names both online and offline:
+--   "k" read as online, "c" as offline.
 --
 -- FUNCTION_review looks at a user whose lease is due, or all of whose settings have changed.
 --   ARGV  1 to 5  the options   6  ms: leases that end until then have run out
@@ -176,6 +177,7 @@ local function apply(keys, args)
     local earliest = not keys[2] and options.lease_ms > 0 and select(3, bound(state))
     return reply(keys, state, outcomes, '', earliest and earliest + options.lease_ms)
   end
+  outcomes = outcomes .. readings(state)
   forget_batches(state)
   state.seq, state.updated_at = newest.seq, updated_at
 
