@@ -1,7 +1,7 @@
-"""How much it costs to accept a callback, beside a bare aiohttp that does nothing: `python bench/accept.py`.
+"""What it costs to accept a callback, compared with a bare aiohttp that does nothing: `python bench/accept.py`.
 
 One receiver with everything on, a Redis that it relays to, and this generator, all on this machine. At the end a
-worker applies all of it, and nothing may be missing.
+worker applies all events, and none may be missing.
 """
 
 from load import Result, drive

@@ -1,11 +1,11 @@
 """How fast one worker applies a full queue: `python bench/apply.py`.
 
-Against one RQ job an event, which writes the same hash with HSET and nothing else, on RQ's SimpleWorker; and against
-the raw limit: the same function called through pipelines of 1,000 by a bare redis-py loop, no RQ and no validation.
-Then users who come and go, in batches as OpenIM 3.8.2 and later sends them, by a worker and by its store alone; there
-against the same callbacks without operationIDs, where each is a batch of its own. Then users with connections, as up to
-OpenIM 3.7. Then a worker's memory, and what one user, and one entry of the stream, cost Redis. What each kind of user
-costs the server is in bench/store.py.
+It is compared with one RQ job for each event, which writes the same hash with HSET and nothing else, on RQ's
+SimpleWorker; and with the raw limit: a bare redis-py loop that calls the same function through pipelines of 1,000,
+without RQ and validation. Then users come and go, in batches as OpenIM 3.8.2 and later sends them, through a worker and
+through its store alone; the store also gets these callbacks without operationIDs, so that each is a batch of its own.
+Then users have connections, as up to OpenIM 3.7. At the end: a worker's memory, and what one user and one entry of the
+stream cost Redis. bench/store.py measures what each kind of user costs the server.
 """
 
 import functools
@@ -46,7 +46,7 @@ def events(count: int, first: int = 0) -> list[Event]:
 
 
 def churned(users: int = EVENTS // 5) -> list[Event]:
-    """The callbacks of users who come and go, some five each."""
+    """The callbacks of users who come and go, about five each."""
     found: list[Event] = []
     for seq, batch in enumerate(churn.batches((f"user{n}" for n in range(users)), random.Random(1)), 1732345678901):
         for step, user_id, platform, operation_id in batch:
@@ -56,7 +56,7 @@ def churned(users: int = EVENTS // 5) -> list[Event]:
 
 
 def by_worker_with_connections(server: Server, directory: Path, users: int = 5000) -> float:
-    """Events/s, of users as those of OpenIM up to 3.7: 32 closed connections are remembered, and others come and go."""
+    """Events/s, of users as in OpenIM up to 3.7: each has 32 remembered closed connections, and others come and go."""
     server.client.flushall()
     lives = [connection_comes_and_goes(f"user{n}") for n in range(users)]
     store = Store(connect(server.url), Settings())
@@ -67,7 +67,7 @@ def by_worker_with_connections(server: Server, directory: Path, users: int = 500
 
 
 def by_store(server: Server, batch: list[Event]) -> float:
-    """Events/s that the store alone applies, as many at a time as a job has."""
+    """Events/s that the store alone applies, in steps as large as a job."""
     server.client.flushall()
     store = Store(connect(server.url), Settings())
     store.prepare()
@@ -84,7 +84,7 @@ def fill(client: Redis, batch: list[Event]) -> None:
 
 
 def by_worker(server: Server, directory: Path, batch: list[Event], **settings: str) -> float:
-    """Events/s that a worker with these settings applies; presence stays as it is before."""
+    """Events/s that a worker with these settings applies to presence as it is."""
     before = applied(server)
     fill(server.client, batch)
     server.client.set("rq:suspended", 1)  # so that the worker's own start is not counted
@@ -137,7 +137,7 @@ def by_single_jobs(server: Server, directory: Path) -> float:
 
 
 def run_single_jobs() -> None:
-    """As a process of its own: `apply.py URL`."""
+    """Runs as a process of its own: `apply.py URL`."""
     from rq import SimpleWorker
 
     client = Redis.from_url(sys.argv[1])

@@ -1,4 +1,4 @@
-"""The baseline: what aiohttp and uvloop can do at all. Answers the accepted callback's bytes and does nothing."""
+"""The baseline: what aiohttp and uvloop can do at all. Answers as to an accepted callback, and does nothing else."""
 
 import asyncio
 import sys

@@ -18,8 +18,8 @@ USERS = 1000
 GATEWAYS = 16
 SENDERS = 2
 BATCHES_A_SECOND = 50
-#: What a sender needs between two callbacks of one user, on average. In tests/recordings a user's batch takes 2 ms, and
-#: one in ten takes 11 ms or more, since the senders have callbacks of others between them.
+#: The mean time that a sender takes between two callbacks of one user. In tests/recordings a user's batch takes 2 ms,
+#: and one in ten takes 11 ms or more, since the senders send callbacks of other users in between.
 BETWEEN_SECONDS = 0.004
 
 
@@ -56,7 +56,7 @@ class Senders:
 
 
 async def play(port: int, server: Server, im: Gateways, change: str, phones: list[Connection]) -> int:
-    """Something happens to one user after another. Returns how many of them readers were told about."""
+    """Something happens to one user after another. Returns for how many of them the feed had a change."""
     senders, before = Senders(port), applied(server)
     server.client.delete("presence-changes")
     for number, phone in enumerate(phones):
@@ -91,7 +91,7 @@ def measure(directory: Path, server: Server, processes: int) -> None:
         replaced = asyncio.run(play(receiver.port, server, im, "replaced", phones))
         assert server.client.hget("presence-stats", "users_online") == b"%d" % USERS
         print(
-            f"{processes} process{'es' if processes > 1 else ''}: flips that were none told of {kicked} of {USERS} "
+            f"{processes} process{'es' if processes > 1 else ''}: false flips on the feed: {kicked} of {USERS} "
             f"users kicked, {replaced} of {USERS} replaced, {second} of {USERS} with a second connection",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""What one event costs the event loop: a line in our journal against a commit in SQLite.
+"""What one event costs the event loop: a line in our journal, compared with a commit in SQLite.
 
 Both survive a SIGKILL and neither waits for the disk: SQLite in WAL mode with synchronous=OFF and no
 checkpoint on this thread. Alternating runs, medians: `python bench/journal.py`.

@@ -17,7 +17,7 @@ LEASE = {"ONLINE_LEASE_SECONDS": "1800"}
 
 
 def online(renewal: int = 0) -> list[Event]:
-    """An online event of each user, as v3.8 sends it; the renewals come ten minutes after one another."""
+    """An online event of each user, as v3.8 sends it; renewals come ten minutes apart."""
     command, seq = "callbackAfterUserOnlineCommand", time.time_ns() // 1_000_000 + 600_000 * renewal
     return [
         Event(f"user{n}", command, seq + n, "", 2, "Android", f"{seq + n}-user{n}", seq + n)  # type: ignore[arg-type]

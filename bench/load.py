@@ -25,7 +25,7 @@ BATCH_CALLBACKS = 64
 
 
 def request(callback: Callback, seq: int) -> bytes:
-    """What a gateway of 3.8.2 or later makes of one callback."""
+    """The HTTP request of a gateway of 3.8.2 or later for one callback."""
     step, user_id, platform_id, operation_id = callback
     encoded = step.encode(), operation_id.encode()
     body = _BODY % (user_id.encode(), encoded[0], seq, platform_id, encoded[1])
@@ -33,7 +33,7 @@ def request(callback: Callback, seq: int) -> bytes:
 
 
 def callbacks(step: str, first: int, most: int | None) -> Iterator[Callback]:
-    """One callback for each of so many users; or, for the step Session, all of users who come and go."""
+    """One callback for each of this many users; or, for the step Session, all callbacks of users who come and go."""
     numbers = itertools.islice(itertools.count(first + 1), most)
     if step == "Session":
         for batch in churn.batches((f"user{number}" for number in numbers), random.Random()):
@@ -46,7 +46,7 @@ def callbacks(step: str, first: int, most: int | None) -> Iterator[Callback]:
 
 @dataclass
 class Result:
-    """seconds: of each answer, where they were asked for."""
+    """seconds: how long each answer took, if that was asked for."""
 
     answers: int = 0
     accepted: int = 0
@@ -63,7 +63,7 @@ class Result:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends the next request when the last one's answer is there."""
+    """Sends the next request when the last one is answered."""
 
     def __init__(self, run: "_Run") -> None:
         self.run = run
@@ -140,10 +140,10 @@ def drive(
     most: int | None = None,
     step: str = "Offline",
 ) -> Result:
-    """Sends until the seconds are over, or all callbacks of the most users are; these are numbered from first + 1.
+    """Sends until the seconds are over, or all callbacks of `most` users are sent; users are numbered from first + 1.
 
-    step: Online, Offline, KickOff, or Session for users who come and go. rate: requests/s over all connections, 0 for
-    as many as there is an answer to.
+    step: Online, Offline, KickOff, or Session for users who come and go. rate: requests/s over all connections; 0: each
+    connection sends as soon as it has an answer.
     """
 
     async def main() -> Result:

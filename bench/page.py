@@ -1,4 +1,4 @@
-"""What ten people who watch the page cost OpenIM: p99 of an answer with them and without, `python bench/page.py`."""
+"""What ten people who watch the page cost OpenIM: an answer's p99 with and without them, `python bench/page.py`."""
 
 import http.client
 import threading
@@ -15,7 +15,7 @@ WATCHERS = 10
 
 @contextmanager
 def watched(port: int) -> Iterator[None]:
-    """Streams are open and read."""
+    """Keeps streams open, and reads them."""
     connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(WATCHERS)]
 
     def read(connection: http.client.HTTPConnection) -> None:

@@ -1,7 +1,7 @@
 """A new installation is filled from OpenIM: `presence reconcile --all` with 100,000 users online, and then `--online`.
 
-`python bench/reconcile.py` prints how long each takes, and what OpenIM is asked. The OpenIM is that of the tests, whose
-answers come from a table: a real one needs more for them.
+`python bench/reconcile.py` prints how long each takes, and what OpenIM is asked. OpenIM is the stand-in of the tests,
+which answers from a table: a real one takes longer.
 """
 
 import json

@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Bare(Process):
-    """bench/bare.py."""
+    """The server of bench/bare.py."""
 
     def __init__(self, directory: Path) -> None:
         self.port = free_port()
@@ -81,7 +81,7 @@ def resident_mb(program: Process, peak: bool = False) -> float:
 
 
 def row(name: str, values: list[float], unit: str = "", baseline: list[float] | None = None) -> None:
-    """The median, the spread, and the median of the ratios to the baseline's run of the same round."""
+    """Prints the median, the spread, and the median of the ratios to the baseline in the same round."""
     line = f"{name:<44} {statistics.median(values):>10,.2f} {unit:<4} ({min(values):,.2f} to {max(values):,.2f})"
     if baseline:
         ratios = [value / other for value, other in zip(values, baseline, strict=True)]

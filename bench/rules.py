@@ -1,7 +1,7 @@
 """How often presence is wrong, by "a tie goes to online" and by the rule of batches: `python bench/rules.py`.
 
-Plays the recordings of real OpenIM servers to the model that presence is tested against, and compares with OpenIM's own
-record at each pause.
+It plays the recordings of real OpenIM servers to the model that presence is tested against, and compares the result
+with OpenIM's own record at each pause.
 """
 
 import sys
@@ -16,7 +16,7 @@ from shared.events import Event
 
 
 def tie(events: list[Event]) -> list[int]:
-    """The platforms that are online where each event is a batch of its own."""
+    """The platforms that are online if each event is a batch of its own."""
     return model.platforms(event._replace(operation_id="") for event in events)
 
 

@@ -1,8 +1,8 @@
 """What one event costs the server, by what is remembered of its user: `python bench/store.py [CHECKOUT]`.
 
 CHECKOUT: another checkout of this repository, to compare with in alternating rounds on one server. The microseconds
-are the server's own for FCALL, from `INFO commandstats`; the ratios are to a platform that comes and goes, and of the
-other checkout to this one. Below each, the bytes of such a user's hash.
+are the server's own for FCALL, from `INFO commandstats`. One ratio compares with a platform that comes and goes, the
+other compares the other checkout with this one. Below each are the bytes of such a user's hash.
 """
 
 import subprocess
@@ -26,7 +26,7 @@ LEASE_SECONDS = 1800
 ON, OFF = "callbackUserOnlineCommand", "callbackUserOfflineCommand"
 START_MS = 1732345678901
 
-#: What one user sends for ever, from the n-th event on; and how many of these are sent before it is measured.
+#: The endless events of a user with this id.
 Life = Callable[[str], Iterator[Event]]
 
 
@@ -36,7 +36,7 @@ def _event(user: str, command: str, n: int, conn_id: str = "", platform: int = 2
 
 
 def _connection(user: str, n: int) -> str:
-    """As OpenIM makes them: an MD5 in hexadecimal."""
+    """A connection id as OpenIM makes it: an MD5 in hexadecimal."""
     return f"{hash((user, n)) & (2**64 - 1):016x}{n:016x}"
 
 
@@ -69,7 +69,7 @@ def _after_connections(user: str, closed: int, online: int, then: Callable[[int]
 
 
 def platform_after_connections(user: str) -> Iterator[Event]:
-    """OpenIM was upgraded to 3.8.2 or later."""
+    """A user from before OpenIM was upgraded to 3.8.2 or later."""
     return _after_connections(user, 40, 0, lambda n: _event(user, OFF if n % 2 else ON, n))
 
 
@@ -107,7 +107,7 @@ class Release:
         self.name, _, self.source = text.partition("\n")
 
     def microseconds(self, server: Server, life: Life, before: int, settings: Settings) -> float:
-        """The server's, for one event."""
+        """The server's microseconds for one event."""
         library.NAME, library.SOURCE = self.name, self.source
         server.client.flushall()
         store = Store(connect(server.url), settings)

@@ -1,7 +1,7 @@
 """A gateway restarts: 100,000 users online, then all offline from 8 gateways of 2 connections, two workers.
 
-`python bench/storm.py` prints how long until the last is offline, and how much memory that took at its peak. Before
-that, how fast users come and go as phones do, in and out within a second, replaced, kicked and moved.
+`python bench/storm.py` prints how long it takes until the last user is offline, and the peak of memory. Before that, it
+prints how fast users can come and go as phones do: in and out within a second, replaced, kicked and moved.
 """
 
 import time

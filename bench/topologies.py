@@ -1,6 +1,6 @@
-"""How many events/s one worker's store applies behind Sentinels and on a Cluster, against one Redis.
+"""How many events/s one worker's store applies behind Sentinels and on a Cluster, compared with one Redis.
 
-Alternating rounds, in each one online event of each of EVENTS new users, then a renewal of each. All servers (one
+Rounds alternate; each has one online event of each of EVENTS new users, then a renewal of each. All servers (one
 Redis; a primary, a replica and three Sentinels; three primaries with a replica each) share the machine with the
 worker: `python bench/topologies.py`.
 """

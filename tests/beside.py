@@ -45,7 +45,7 @@ class World:
             self.openim.im.close(self.connections[user].pop())
 
     def call_back(self, *, minutes_ago: float = 1, lost: bool = False) -> None:
-        """What the gateways have to say, at that time."""
+        """Delivers what the gateways send, at that time."""
         at = time.time_ns() // 1_000_000 - int(minutes_ago * MINUTE)
         for gateway in range(len(PIDS)):
             events = [
@@ -68,7 +68,7 @@ class World:
                 note(self.redis, Keys("presence"), events, at)
 
     def reconcile(self, *arguments: str, code: int = 0, **more: Any) -> list[dict[str, Any]]:
-        """What it prints as JSON, after the workers have done what it wants."""
+        """Runs `presence reconcile` and the workers. The JSON lines that it printed."""
         result = self.run(*arguments, "--json", **more)
         assert result.exit_code == code, result.output
         self.work()
@@ -83,7 +83,7 @@ class World:
         return CliRunner().invoke(cli, ["reconcile", *arguments], env=environment, **more)
 
     def work(self, **settings: Any) -> None:
-        """What a worker does with what is on the queue."""
+        """Applies what is on the queue, as a worker does."""
         queue = open_queue(self.redis, Settings())
         worker = SimpleWorker([queue], connection=self.redis, serializer=JSONSerializer, job_class=BatchJob)
         with (
@@ -103,7 +103,7 @@ class World:
         return found
 
     def truth(self) -> dict[str, list[int]]:
-        """The same as the gateways say that run, whether the API reaches them or not."""
+        """The same as the running gateways know it, whether the API reaches them or not."""
         found: dict[str, set[int]] = {}
         for gateway in self.openim.im._gateways:
             for user, connections in gateway.connections.items():

@@ -11,13 +11,13 @@ from support import Process, Receiver, Server, Worker
 
 from shared.cli import embedded
 
-# An example that takes 200 ms says that the machine is busy, and nothing about what is tested.
+# An example that takes 200 ms shows that the machine is busy, and nothing about the code.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
 
 
 def _binaries() -> list[Path]:
-    """The bundled Valkey always; a Redis of the machine's own as well, where there is one."""
+    """The bundled Valkey always; a Redis of the machine's own as well, if there is one."""
     found = [embedded.find_server()]
     if redis := shutil.which("redis-server"):
         found.append(Path(redis))

@@ -1,4 +1,4 @@
-"""A batch that has failed for good, as a worker leaves it at the end of its tries."""
+"""A batch that has failed for good, as a worker leaves it after its last try."""
 
 from datetime import UTC, datetime
 
@@ -14,7 +14,7 @@ EVENT = ["bad", "callbackUserOfflineCommand", 2**53 + 1, "", 0, "", "op-7", 7]
 
 
 def fail(queue: Queue, redis: Redis, job_id: str = "batch-0") -> None:
-    """Its event could not be applied, because the user's key is no hash."""
+    """Its event could not be applied, because the user's key is not a hash."""
     redis.set("presence:bad", "not a hash")
     job = enqueue_alone(queue, EVENT, job_id, BatchMeta(7), "why")
     queue.remove(job)

@@ -1,4 +1,4 @@
-"""What may happen to one user, for tests by example: events in batches, late, doubled, delivered again."""
+"""What may happen to one user, for hypothesis: events in batches, late, doubled, delivered again."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +15,12 @@ ON, OFF, KICK = (
 )
 COMMANDS = st.sampled_from([ON, ON, OFF, OFF, KICK])
 PLATFORMS = st.integers(1, 3)
-#: Some near one another, some just within and just out of a batch, some that a double cannot tell apart.
+#: Some are close together, some just inside and just outside a batch, some so large that a double confuses them.
 BASES = (0, 3, 59_998, 60_000, 119_999, 2**53 - 2, SEQ_MAX - 60_002, SEQ_MAX - 2)
 
 
 def of_batch(command: Any, seq: int, platform_id: int, operation_id: str, number: int = 0) -> Event:
-    """number: tells apart callbacks that are alike."""
+    """number: distinguishes callbacks that are otherwise equal."""
     event_id = f"{command}{seq}-{number}" if operation_id else ""
     return Event("u", command, seq, "", platform_id, "", operation_id, 1 + seq % 60_000, event_id)
 
@@ -50,9 +50,9 @@ def unbatched(draw: st.DrawFn, seqs: st.SearchStrategy[int] = NEAR_BASES) -> Eve
 
 @st.composite
 def many_batches(draw: st.DrawFn) -> list[list[Event]]:
-    """Five to ten batches, one after another, some of which have the operationID of one that was a minute earlier.
+    """Five to ten batches, one after another, some with the operationID of a batch a minute earlier.
 
-    Here and there one event of the whole user stands in place of a batch.
+    Here and there an event of the whole user takes the place of a batch.
     """
     history: list[list[Event]] = []
     base = 0
@@ -81,7 +81,7 @@ def anything(draw: st.DrawFn) -> list[Event]:
 
 
 def up_to_four_late(history: Sequence[Sequence[Event]], shuffler: random.Random) -> list[Event]:
-    """The events of all batches in an order in which no event comes when four later batches have begun to come."""
+    """The events of all batches, in an order in which no event comes after four later batches have begun."""
     waiting = [list(batch) for batch in history]
     begun: set[int] = set()
     order = []
@@ -105,7 +105,7 @@ def deliveries(events: Sequence[Event], shuffler: random.Random, most: int = 5) 
 
 
 def again(events: Sequence[Event], shuffler: random.Random) -> list[Event]:
-    """Some of the events, in another order: what a relay or a queue delivers once more."""
+    """Some of the events, in another order, as a relay or a queue may deliver them again."""
     return shuffler.sample(events, shuffler.randint(0, len(events)))
 
 

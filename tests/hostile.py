@@ -1,6 +1,6 @@
-"""Peers of every bad kind at one port, each coming back when it is cut off: `python tests/hostile.py PORT COUNT`.
+"""Bad peers of every kind at one port, each reconnecting when it is cut off: `python tests/hostile.py PORT COUNT`.
 
-A program of its own, so that its work is not in the way of whoever measures.
+It is a program of its own, so that its work does not disturb the measurements of a test.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def slow_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Sends as much as is taken and reads nothing."""
+    """Sends as much as the receiver takes, and reads nothing."""
     writer.transport.pause_reading()
     while True:
         writer.write(WHOLE * 100)

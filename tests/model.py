@@ -1,21 +1,21 @@
 """Presence in plain Python, written straight from the rules: a function of a set of events. Slow, and meant to be read.
 
-Without leases and bounds: `sessions`, `platforms`. `Memory` adds that only four batches of a user are remembered one
-by one, `Leased` adds leases that run out and users that are forgotten. `Bounded` has the bounds on connections, 32
+`sessions` and `platforms` know neither leases nor bounds. `Memory` adds that only four batches of a user are remembered
+one by one. `Leased` adds leases that run out and users who are forgotten. `Bounded` has the bounds on connections, 32
 closed ones and 256 sessions a user, and neither batches nor leases.
 
 What the rules leave open is decided here:
-- A batch begins with its lowest seq: where events with one operationID reach over 60 s or more, the batch takes what is
-  less than 60 s above its lowest seq, and the rest makes the next batch.
-- "Online before the batch" looks at earlier batches and at offline events of the whole user, whatever their seq. It
-  looks neither at connections nor at leases.
+- A batch begins with its lowest seq. If events with one operationID span 60 s or more, the batch takes those less than
+  60 s above its lowest seq, and the rest makes the next batch.
+- "Online before the batch" considers earlier batches, and offline events of the whole user whatever their seq. It
+  considers neither connections nor leases.
 - Events that come together are remembered together; only then are batches beyond four summed up, oldest first. So a
   batch that is delivered again as a whole is read as a whole.
-- An online event that is older than the batches remembered, and has exactly the seq at which a batch that was summed up
-  named its platform both online and offline and said offline, was counted in that. Otherwise one callback delivered
-  twice would open what its batch has closed, for ever. An event without an operationID is no part of any batch.
-- A lease begins when the online event that raised its session's seq was received. Where an offline event raises it, as
-  in batches that end in one, the lease goes on.
+- A batch that was summed up may have named a platform both online and offline, and said offline. An online event that
+  is older than the batches remembered, and has exactly the seq of such a batch, was counted in it. Otherwise one
+  callback delivered twice would open for ever what its batch closed. An event without an operationID is in no batch.
+- A lease begins when the online event that raised its session's seq was received. If an offline event raises the seq,
+  as in batches that end with one, the lease goes on.
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ EXPIRED = -1
 class Mark:
     """What is known of a platform: its highest online and offline seq.
 
-    mixed: the highest seq at which a batch said offline that named the platform both online and offline.
+    mixed: the highest seq of a batch that named the platform both online and offline, and said offline.
     """
 
     on: int = NEVER
@@ -80,7 +80,7 @@ def scope_of(event: Event) -> Scope:
 
 
 class Memory:
-    """What is remembered of one user. remembered: how many batches, one by one; None: all."""
+    """What is remembered of one user. remembered: how many batches are kept one by one; None: all."""
 
     def __init__(self, events: Iterable[Event] = (), remembered: int | None = None) -> None:
         self._remembered = remembered
@@ -114,7 +114,7 @@ class Memory:
         self._batched = [event for event in self._batched if event not in oldest]
 
     def marks(self) -> dict[int, Mark]:
-        """What all batches together say of each platform."""
+        """What all batches together say about each platform."""
         marks = dict(self._sums)
         for batch in batches(self._batched):
             for platform, said in self._read(batch, marks).items():
@@ -136,7 +136,7 @@ class Memory:
         return {scope: opening for scope, opening in self.heard_of().items() if self._is_open(scope, opening, marks)}
 
     def heard_of(self) -> dict[Scope, Opening]:
-        """The same of sessions that are or were online: their highest online seqs."""
+        """The sessions that are or were online, each with its highest online seq."""
         found = {("platform", platform): Opening(mark.on, platform) for platform, mark in self.marks().items()}
         for event in self._others:
             if event.kind == "online":  # the one with the highest seq says which platform a connection is on
@@ -153,7 +153,7 @@ class Memory:
 
 
 def identity(event: Event) -> tuple[object, ...]:
-    """The same for each delivery of one callback. Receivers of older releases gave them no id."""
+    """What all deliveries of one callback have in common. Receivers of older releases gave events no id."""
     same = is_kick_off(event), event.kind, event.platform_id, event.seq
     return (*same, event.operation_id, event.id or event.received_at) if event.operation_id else same
 
@@ -163,12 +163,12 @@ def is_kick_off(event: Event) -> bool:
 
 
 def key(batch: list[Event]) -> Key:
-    """By which batches come one after another."""
+    """The order of batches."""
     return newest_seq(batch), batch[0].operation_id
 
 
 def batches(events: list[Event]) -> list[list[Event]]:
-    """One user's events of platforms, batch by batch, in the order of the batches; in each as they came."""
+    """One user's events of platforms, batch by batch in their order; in each batch, in the order in which they came."""
     found: list[list[Event]] = [[event] for event in events if not event.operation_id]
     named = sorted((event for event in events if event.operation_id), key=lambda event: event.operation_id)
     for _, group in groupby(named, key=lambda event: event.operation_id):
@@ -181,7 +181,7 @@ def batches(events: list[Event]) -> list[list[Event]]:
 
 
 def read(batch: list[Event], online: set[int]) -> dict[int, Mark]:
-    """What a batch says of each platform that it names. online: the platforms that were, before it."""
+    """What a batch says about each platform that it names. online: the platforms that were online before it."""
     named: dict[int, list[Event]] = {}
     for event in batch:
         named.setdefault(event.platform_id, []).append(event)
@@ -232,7 +232,7 @@ class Leased:
         return sorted({opening.platform_id for opening in self.sessions(user).values()} - {0})
 
     def has_summed_up(self, users: Iterable[str]) -> bool:
-        """Whether what they sent may count again when it is delivered again."""
+        """Whether a second delivery of what the user sent may count again."""
         return any(self._memory[user].has_summed_up for user in users)
 
     def lease_ends(self, user: str) -> int | None:
@@ -240,7 +240,7 @@ class Leased:
         return min((self._began[user][scope] + self._lease for scope in self.sessions(user)), default=None)
 
     def apply(self, events: Iterable[Event]) -> None:
-        """Events of one user that come together are one step, put down to the last that changed the status."""
+        """Applies events of one user that come together as one step. Its change names the last event that made it."""
         by_user: dict[str, list[Event]] = {}
         for event in events:
             by_user.setdefault(event.user_id, []).append(event)
@@ -294,7 +294,7 @@ class Record:
 
 
 class Bounded:
-    """One user of whom so many closed connections and online sessions are remembered; without batches and leases."""
+    """One user, with limits on remembered closed connections and online sessions; without batches and leases."""
 
     def __init__(self, closed: int = 32, online: int = 256) -> None:
         self._closed, self._online = closed, online
@@ -354,5 +354,5 @@ class Bounded:
 
 
 def _name(scope: Scope) -> str:
-    """Of two sessions with one seq, that with the lower name is forgotten first."""
+    """If two sessions have the same seq, the one with the lower name is forgotten first."""
     return f"{scope[0][0]}:{scope[1]}"

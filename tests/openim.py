@@ -1,6 +1,6 @@
-"""An OpenIM for the tests: its REST interface over gateways that can be killed, cut off and restarted.
+"""A stand-in for OpenIM: its REST interface over gateways that can be killed, cut off and restarted.
 
-Its answers have the form of those in tests/samples/rest.json, which are a real one's.
+Its answers have the form of those in tests/samples/rest.json, which came from a real OpenIM.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ from aiohttp import web
 from shared.cli.gateways import Connection, Gateways, _Gateway
 
 SECRET, ADMIN = "openIM123", "imAdmin"
-#: Stands in every token of a user, and must stand nowhere else.
+#: Part of every user's token; it must appear nowhere else.
 TOKEN = "eyJhbGciOiJIUzI1NiIs"
-#: Past so many connections in one answer a real one fails inside, and says that nobody is online.
+#: With more connections in one answer, a real OpenIM fails internally and says that nobody is online.
 MOST_CONNECTIONS = 12_000
 NAMES = {1: "IOS", 2: "Android", 5: "Web"}
 
 
 @dataclass
 class OpenIM:
-    """Switches may be turned while it serves.
+    """Its fields may be changed while it serves.
 
     im: the gateways. away: numbers of those that the API does not reach. is_old: the forms and paths up to 3.8.0.
-    limited: so many calls are answered with 429, and `retry_after`. seconds: that each call takes. raw: what is
-    answered to a question instead, by its path. errors: errCodes, by path. users: all there are. asked: what was.
+    limited: how many calls are answered with 429 and `retry_after`. seconds: how long each call takes. raw: bodies to
+    answer instead, by path. errors: errCodes, by path. users: all that exist. asked: the questions so far.
     """
 
     im: Gateways
@@ -49,10 +49,10 @@ class OpenIM:
     _tokens: dict[str, str] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
 
-    # What happens to it.
+    # What can happen to it.
 
     def end_tokens(self, code: int = 1506) -> None:
-        """As a login of the same admin elsewhere does."""
+        """Ends all tokens, as a login of the same admin elsewhere does."""
         self._ended |= dict.fromkeys(self._tokens, code)
 
     def kill(self, number: int) -> None:
@@ -67,7 +67,7 @@ class OpenIM:
         self.away.discard(number)
 
     def forget_record(self) -> None:
-        """As after half an hour without a gateway that renews it."""
+        """Forgets OpenIM's own record, as it does after half an hour without a gateway that renews it."""
         self.im._record.clear()
 
     def paths(self) -> list[str]:
@@ -171,7 +171,7 @@ def token(connection: Connection) -> str:
 
 @contextmanager
 def serving(*pids: int, tls: ssl.SSLContext | None = None) -> Iterator[OpenIM]:
-    """One with a gateway process for each of these pids, until the end of the `with`."""
+    """Serves an OpenIM with a gateway process for each of these pids, until the end of the `with`."""
     fake = OpenIM(Gateways(*pids))
     loop, is_up = asyncio.new_event_loop(), threading.Event()
 
@@ -205,7 +205,7 @@ def serving(*pids: int, tls: ssl.SSLContext | None = None) -> Iterator[OpenIM]:
 
 
 def shape(value: Any) -> Any:
-    """What has the same form has the same shape: names and types, without what stands there."""
+    """The form of a JSON value: its names and types, without the values."""
     if isinstance(value, dict):
         return {name: shape(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Stands in for psycopg where a recipe runs on SQLite: copied beside the recipe as `psycopg.py`."""
+"""Stands in for psycopg when a recipe runs on SQLite: it is copied beside the recipe as `psycopg.py`."""
 
 import re
 import sqlite3

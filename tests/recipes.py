@@ -1,6 +1,6 @@
-"""The programs of examples/, run as they stand.
+"""The programs of examples/, run as they are.
 
-The documents show some of them. `python tests/recipes.py` puts them there again after a change.
+The documents show some of them. `python tests/recipes.py` copies them there again after a change.
 """
 
 import os
@@ -46,7 +46,7 @@ def write(directory: Path, name: str, port: int, **constants: str) -> Path:
 
 
 def command(path: Path) -> list[str]:
-    """What runs the program; skips the test, and says why, where the machine does not have it."""
+    """The command that runs the program. If the machine does not have it, skips the test and says why."""
     return {".py": _python, ".go": _go, ".mjs": _node}[path.suffix](path)
 
 
@@ -74,7 +74,7 @@ def _node(path: Path) -> list[str]:
 
 
 def run(path: Path, *arguments: str) -> str:
-    """What the program prints."""
+    """Runs the program. What it prints."""
     done = subprocess.run(
         [*command(path), *arguments], cwd=path.parent, capture_output=True, text=True, timeout=30, check=False
     )

@@ -1,4 +1,4 @@
-"""The recordings of a real OpenIM in tests/recordings, and how a presence of ours is compared with its record."""
+"""The recordings of a real OpenIM in tests/recordings, and the comparison of our presence with its record."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """calls: in the order in which they came. pauses: when all was quiet, and whom OpenIM's record had online then."""
+    """calls: in the order in which they came. pauses: when nothing happened, and who was online in OpenIM's record."""
 
     openim: str
     acts: int
@@ -72,10 +72,10 @@ Wrong = tuple[str, int, Literal["ghost", "false offline"]]
 
 @dataclass
 class Comparison:
-    """Platforms of users that we show otherwise than OpenIM's record, looked at at each pause.
+    """Platforms that we show differently from OpenIM's record, compared at each pause.
 
-    A platform that went wrong counts once, at the first pause that shows it, until it has been right or wrong in the
-    other way. now: those wrong at the last pause.
+    A wrong platform counts once, at the first pause that shows it, until it was right, or wrong in the other way. now:
+    those that are wrong at the last pause.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -99,7 +99,7 @@ class Comparison:
 
 
 def compare(recording: Recording, rule: Callable[[list[Event]], list[int]]) -> Comparison:
-    """Plays the calls to a rule that says which platforms of one user are online, by all of her events so far."""
+    """Plays the calls to a rule: which platforms of one user are online, given all of the user's events so far."""
     events: dict[str, list[Event]] = {}
     comparison, ours = Comparison(), {}
     for piece, record in recording.pieces():

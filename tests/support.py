@@ -25,17 +25,17 @@ from worker.store import library
 SAMPLES = Path(__file__).parent / "samples"
 ROOT = Path(__file__).parent.parent
 
-#: For tests that ask nothing of a server that one would do otherwise than another: the bundled Valkey alone.
+#: For tests in which all servers behave alike: they run only against the bundled Valkey.
 on_one_server = pytest.mark.parametrize("shared_server", [embedded.find_server()], indirect=True, ids=["valkey"])
 
-#: Options of redis-py's clients that give replies another form.
+#: Options of redis-py's clients that change the form of replies.
 REPLY_FORMS: list[dict[str, Any]] = [{}, {"protocol": 2}, {"protocol": 3}, {"protocol": 3, "decode_responses": True}]
 if "legacy_responses" in inspect.signature(Redis.__init__).parameters:
     REPLY_FORMS.append({"legacy_responses": False})
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
-    """The condition's first true value; fails the test where there is none in time."""
+    """The condition's first true value. Fails the test if there is none in time."""
     give_up_at = time.monotonic() + seconds
     while True:
         if value := condition():
@@ -71,12 +71,12 @@ class Process:
         self.popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL, whatever state it is in."""
+        """Sends SIGKILL, whatever state it is in."""
         self.popen.kill()
         self.popen.wait()
 
     def stop(self, seconds: float = 20.0) -> int:
-        """SIGTERM; the exit code."""
+        """Sends SIGTERM. The exit code."""
         self.popen.terminate()
         return self.popen.wait(seconds)
 
@@ -85,7 +85,7 @@ class Process:
 
 
 def with_constants(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
-    """Has the functions of worker/store/lua go by other constants."""
+    """Makes the functions of worker/store/lua use other constants."""
     source = library.SOURCE
     for name, value in constants.items():
         source, found = re.subn(rf"(?m)^local {name} = \d+", f"local {name} = {value}", source)
@@ -186,7 +186,7 @@ class Receiver(Process):
 
 
 class Hasty(Receiver):
-    """The same with other limits, such as `{"http.connections.HEAD_SECONDS": 1}`: no test waits for the real ones."""
+    """A receiver with other limits, such as `{"http.connections.HEAD_SECONDS": 1}`: no test waits for the real ones."""
 
     def __init__(self, directory: Path, redis_url: str, limits: dict[str, float], **settings: str) -> None:
         lines = [f"import receiver.{name.rpartition('.')[0]}" for name in limits]
@@ -210,7 +210,7 @@ class Worker(Process):
 
 
 def load_samples(kind: str) -> list[dict[str, Any]]:
-    """The recorded payloads: one file a shape or a refusal."""
+    """The recorded payloads: one file for each shape and each refusal."""
     samples = []
     for path in sorted((SAMPLES / kind).glob("*.json")):
         sample = json.loads(path.read_text())

@@ -20,9 +20,9 @@ from shared.cli.openim import request
 from shared.redis.client import connect
 
 SLOTS = 16384
-#: So long a server may be silent before others take it for dead.
+#: How long a server may be silent before others take it for dead.
 SILENCE_MS = "1000"
-#: Passwords, so that whatever connects shows that it can; that of Sentinels is another.
+#: There are passwords, so that every connection shows that it can log in; Sentinels have another one.
 SECRET, SENTINEL_SECRET = "geheim", "auch-geheim"
 _REPLICATED = {
     "repl_diskless_sync_delay": "0",
@@ -78,7 +78,7 @@ class ClusterServers:
         return len(command(node, "NODES").splitlines()) == len(self.nodes)
 
     def wait(self, nodes: list[Server]) -> None:
-        """Until each of these nodes finds the cluster whole, and each primary among them has its replica."""
+        """Waits until each of these nodes finds the cluster whole, and each primary among them has its replica."""
         wait_until(lambda: all(map(self._is_well, nodes)), what="the cluster to be whole")
 
     def _is_well(self, node: Server) -> bool:
@@ -94,7 +94,7 @@ class ClusterServers:
 
 
 def command(node: Server, *words: Any) -> Any:
-    """A CLUSTER command, and its reply as it came."""
+    """Sends a CLUSTER command. Its reply, unparsed."""
     connection = node.client.connection_pool.get_connection()
     try:
         connection.send_command("CLUSTER", *words)
@@ -122,11 +122,11 @@ class Watched:
         self.url = f"redis+sentinel://:{SECRET}@{hosts}/{self.SERVICE}/0?sentinel_password={SENTINEL_SECRET}"
         wait_until(lambda: all(map(self._sees_all, self.clients)), what="the Sentinels to find each other")
         for client in self.clients:
-            self._debug(client, 2000)  # as ever: four times that is how long an old primary may go on as one
+            self._debug(client, 2000)  # the default: an old primary may go on as one for four times that
 
     @staticmethod
     def _debug(client: Redis, publish_period_ms: int) -> bool:
-        """How often a Sentinel says that it is there, and what of the servers it knows."""
+        """Sets how often a Sentinel announces itself, and what it knows of the servers."""
         try:
             client.execute_command("SENTINEL", "DEBUG", "publish-period", publish_period_ms, "info-period", 1000)
         except RedisError:
@@ -144,13 +144,13 @@ class Watched:
         return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
 
     def is_replica(self, server: Server) -> bool:
-        """By what it says itself."""
+        """Whether that server says that it is a replica."""
         with suppress(RedisError):
             return bool(server.client.execute_command("ROLE")[0] == b"slave")
         return False
 
     def primary_port(self) -> int:
-        """That of whom the first Sentinel takes for the primary."""
+        """The port of the server that the first Sentinel takes for the primary."""
         return int(self.clients[0].sentinel_get_master_addr_by_name(self.SERVICE)[1])
 
     def kill(self) -> None:
@@ -179,8 +179,8 @@ class SentinelServer(Process):
 class Flips(threading.Thread):
     """Events over HTTP, at a steady rate, whatever becomes of the servers.
 
-    Half of them are of some users who go online and offline in turn, each event with a higher seq than the one before;
-    half are the only ones of their users, so that not one of these can be lost unnoticed.
+    Half of them are of a few users who go online and offline in turn, each event with a higher seq than the last. The
+    other half are the only events of their users, so that none of them can be lost unnoticed.
     """
 
     USERS = 50
@@ -212,13 +212,13 @@ class Flips(threading.Thread):
                 assert b'"actionCode":0' in answer, answer
                 self.accepted += 1
                 self.last[user] = (seq + number, step.lower())
-        except BaseException as error:  # the test thread is to hear of it
+        except BaseException as error:  # the test's thread must learn of it
             self.error = error
         finally:
             connection.close()
 
     def go_on(self, seconds: float) -> None:
-        """Until so many seconds' worth of events more have been accepted."""
+        """Waits until this many more seconds' worth of events have been accepted."""
         enough = self.accepted + int(seconds * self.RATE)
         wait_until(lambda: self.accepted >= enough or self.error, what="the events to flow")
 
@@ -229,7 +229,7 @@ class Flips(threading.Thread):
             raise self.error
 
     def not_applied(self, client: Redis) -> set[str]:
-        """The users of whom presence does not say what was accepted last; all while it does not answer."""
+        """The users for whom presence does not show what was accepted last; all users while it does not answer."""
         try:
             return {
                 user.user_id
@@ -241,7 +241,7 @@ class Flips(threading.Thread):
 
 
 def changes(client: Redis) -> dict[str, list[tuple[str, str, int]]]:
-    """Of each user the entries of the stream: status, previous status, seq."""
+    """For each user the entries of the stream: status, previous status, seq."""
     found: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     entries: Any = client.xrange("presence-changes")
     for _, fields in entries:

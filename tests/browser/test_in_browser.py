@@ -167,7 +167,7 @@ def test_without_a_password_nobody_acts(
 
 
 def test_the_eighth_tab_works_as_the_first(browser: Chrome, system: Receiver) -> None:
-    """A browser opens six connections to a host."""
+    """A browser opens at most six connections to a host."""
     for _ in range(8):
         browser.switch_to.new_window("window")
         opened(browser, system)
@@ -187,7 +187,7 @@ def test_it_says_that_the_receiver_has_gone_and_comes_back(browser: Chrome, syst
 
 
 def test_it_comes_back_after_a_sleep(browser: Chrome, system: Receiver) -> None:
-    """As when a lid is closed: neither the browser nor its timers run."""
+    """When a laptop's lid is closed, neither the browser nor its timers run."""
     opened(browser, system)
     asleep = descendants(browser.service.process.pid)
     for pid in asleep:
@@ -201,7 +201,7 @@ def test_it_comes_back_after_a_sleep(browser: Chrome, system: Receiver) -> None:
 
 
 def descendants(pid: int) -> set[int]:
-    """The ids of all processes that it has started, and that these have."""
+    """The ids of all processes that a process has started, directly or not."""
     listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = {int(child): int(parent) for child, parent in map(str.split, listed.splitlines())}
     found = {pid}
@@ -234,7 +234,7 @@ def test_it_asks_for_nothing_while_nobody_sees_it(browser: Chrome, system: Recei
 
 
 class Buffering:
-    """A proxy that passes an answer on when it has all of it: never, for a stream."""
+    """A proxy that passes an answer on only when it is complete, so never a stream."""
 
     def __init__(self, upstream: int) -> None:
         class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A worker that dies, as by `kill -9`, at one step of its first job: `dying_worker.py STEP`."""
+"""A worker that dies, as if by `kill -9`, at one step of its first job: `dying_worker.py STEP`."""
 
 import os
 import signal

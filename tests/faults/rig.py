@@ -21,13 +21,13 @@ from shared.cli.openim import request
 
 RATE = 500  # events/s, the load of docs/promises.md
 CONNECTIONS = 4
-#: So many users' changes are on the stream for certain, and read in no time.
+#: The changes of this many users are certainly still on the stream, and are read quickly.
 FEED_MOST = 100_000
 
 
 @dataclass
 class Report:
-    """What one scenario came to. recovery_seconds: from all being well again to all being applied."""
+    """The result of one scenario. recovery_seconds: from the repair until everything was applied."""
 
     scenario: str
     accepted: int = 0
@@ -85,7 +85,7 @@ class Load(threading.Thread):
                 body = await response.read()
         except (aiohttp.ClientError, TimeoutError):
             self.unanswered += 1
-            await asyncio.sleep(0.02)  # nobody is there
+            await asyncio.sleep(0.02)  # no receiver listens
             return
         self.seconds.append(time.perf_counter() - began)
         if response.status == 200 and b'"actionCode":0' in body:
@@ -142,7 +142,7 @@ class Rig:
         return load
 
     def seconds_of_load(self, load: Load, seconds: float) -> None:
-        """Lets the load go on until so many seconds' worth of events were tried."""
+        """Lets the load go on until this many seconds' worth of events were tried."""
         tried = self._tried(load) + int(seconds * load.rate)
         wait_until(lambda: self._tried(load) >= tried, 60 + 3 * seconds, "the load to go on")
 
@@ -151,11 +151,11 @@ class Rig:
         return len(load.seconds) + load.unanswered
 
     def healed(self) -> None:
-        """From here on nothing is broken: recovery is counted from now."""
+        """Notes that nothing is broken any more: the time of the recovery begins now."""
         self.healed_at = time.monotonic()
 
     def wait_until_applied(self, server: Server, within: float = 30.0) -> None:
-        """Ends the load and waits until presence says of every user what was accepted last of it."""
+        """Ends the load, and waits until presence shows every user as the last accepted event says."""
         for load in self.loads:
             load.stop()
         expected = {user: status for load in self.loads for user, status in load.accepted.items()}
@@ -172,7 +172,7 @@ class Rig:
 
     @staticmethod
     def _check_feed(server: Server, expected: dict[str, str]) -> None:
-        """Each user had one event, and so one change: it is on the stream once, whatever was killed."""
+        """Checks the stream: each user had one event, so it has one change of each, whatever was killed."""
         if len(expected) > FEED_MOST:
             return  # the stream is trimmed
         entries: list[Any] = server.client.xrange("presence-changes")
@@ -210,7 +210,7 @@ class Rig:
 
 @contextmanager
 def rig(scenario: str, seed: int, *, long: bool = False) -> Iterator[Rig]:
-    """A rig in a directory of its own; afterwards nothing of it runs or remains."""
+    """A rig in a directory of its own. Afterwards none of its programs runs, and no file remains."""
     directory = Path(tempfile.mkdtemp(prefix=f"faults-{scenario}-"))
     made = Rig(scenario, directory, random.Random(f"{scenario}-{seed}"), long)
     try:

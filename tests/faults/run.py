@@ -1,6 +1,6 @@
-"""Breaks things for long: `python tests/faults/run.py --rounds 10 --seed 7`.
+"""Long runs of the fault scenarios: `python tests/faults/run.py --rounds 10 --seed 7`.
 
-Prints a line a scenario and, at the end, what it all came to; a failure names the seed that repeats it.
+Prints a line for each scenario, and the totals at the end. A failure names the seed that repeats it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What breaks, one function for a row of docs/promises.md. Each ends by comparing accepted with applied."""
+"""What breaks: one function for each row of docs/promises.md. Each ends by comparing accepted with applied."""
 
 import signal
 import sys
@@ -83,7 +83,7 @@ def redis_out_of_memory(rig: Rig) -> None:
 
 
 def redis_loading(rig: Rig) -> None:
-    """Restarts with each key of its file taking long to load, during which it answers LOADING."""
+    """Restarts Redis so that its keys take long to load; meanwhile it answers LOADING."""
 
     def restart_slowly(server: Server) -> None:
         server.client.bgrewriteaof()  # into the form of which loading can be delayed
@@ -125,7 +125,7 @@ def _redis_away(rig: Rig, leave: Callable[[Server], object], come_back: Callable
 
 
 def redis_loses_its_last_second(rig: Rig) -> None:
-    """SIGKILL, and the end of its append-only file cut off, as when a machine loses power."""
+    """Kills Redis and cuts off the end of its append-only file, as a power cut does."""
     server = rig.server()
     receiver = rig.receiver(server.url)
     load = rig.load(receiver)
@@ -165,7 +165,7 @@ def worker_killed_again_and_again(rig: Rig) -> None:
 
 
 def worker_killed_at_each_step(rig: Rig) -> None:
-    """Workers that die at the very places that are hardest to hit by chance."""
+    """Workers die at the places that are hardest to hit by chance."""
     server = rig.server()
     receiver = rig.receiver(server.url)
     rig.load(receiver, rate=50)
@@ -218,7 +218,7 @@ def worker_frozen(rig: Rig) -> None:
 
 
 def presence_away_under_a_job(rig: Rig) -> None:
-    """Presence on a server of its own goes away and comes back; the queue's stays."""
+    """Presence is on a server of its own, which goes away and comes back; the queue's server stays."""
     queue, presence = rig.server("queue"), rig.server("presence")
     receiver = rig.receiver(presence.url, queue_url=queue.url)
     worker = rig.worker(presence.url, queue_url=queue.url)
@@ -333,7 +333,7 @@ def journal_file_damaged(rig: Rig) -> None:
 
 
 def backlog_of_a_long_outage(rig: Rig) -> None:
-    """Answers and memory while the journal grows, and while it is read back beside new events."""
+    """Checks answers and memory while the journal grows, and while it is read back beside new events."""
     server = rig.server()
     server.kill()
     receiver = rig.receiver(server.url)
@@ -358,7 +358,7 @@ def backlog_of_a_long_outage(rig: Rig) -> None:
 
 
 def _fill(rig: Rig, journal: Path, events: int) -> None:
-    """Leaves the journal of a receiver that is gone, as large as hours of Redis being away make it."""
+    """Writes the journal of a receiver that is gone, as large as it gets if Redis is away for hours."""
     from receiver.journal.journal import Journal
     from shared.events import Event, encode
 
@@ -379,7 +379,7 @@ def _fill(rig: Rig, journal: Path, events: int) -> None:
     left._writer.folder.release()
 
 
-#: These promise how fast answers are, and so have the machine to themselves.
+#: These promise how fast answers are, so each runs alone on the machine.
 TIMED: tuple[Scenario, ...] = (
     redis_frozen,
     redis_refuses_connections,

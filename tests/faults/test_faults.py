@@ -8,7 +8,7 @@ from rig import rig
 from scenarios import SCENARIOS, TIMED, Scenario
 
 SEED = 20261123
-#: Most wait most of the time, for what is broken to be noticed.
+#: Most scenarios mostly wait, until the fault is noticed.
 AT_ONCE = 3
 
 UNTIMED = [scenario for scenario in SCENARIOS if scenario not in TIMED]
@@ -22,7 +22,7 @@ def run(scenario: Scenario) -> None:
 
 @pytest.fixture(scope="module")
 def under_way(request: pytest.FixtureRequest) -> Iterator[dict[Scenario, Future[None]]]:
-    """Those that were asked for, several at once."""
+    """The scenarios that were asked for, run several at a time."""
     asking = [item for item in request.session.items if "under_way" in getattr(item, "fixturenames", ())]
     wanted = [item.callspec.params["scenario"] for item in asking]  # type: ignore[attr-defined]  # pytest.Function's
     with ThreadPoolExecutor(AT_ONCE) as pool:

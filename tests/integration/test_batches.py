@@ -1,4 +1,4 @@
-"""What a real OpenIM 3.8.2 and later sends within one second, and what is made of it."""
+"""What a real OpenIM 3.8.2 and later sends within one second, and what presence concludes from it."""
 
 import random
 from itertools import permutations
@@ -67,7 +67,7 @@ def flips(redis: Redis) -> list[tuple[str, str]]:
         ([], [on("b", 100), kick("b", 110)], "1"),  # 2.3.2: the kick-off comes after the new connection
         ([], [kick("b", 110)], ""),
         ([], [on("b", 100), kick("b", 110), off("b", 110)], ""),
-        # As many of both where it was online, but something else of the user changes: so this changed as well.
+        # As many of both, and it was online; but something else of the user changes, so this changed as well.
         ([on("a", 50)], [on("b", 100), off("b", 100), off("b", 100, 5)], ""),
         ([on("a", 50)], [on("b", 100), off("b", 100), on("b", 100, 5)], "5"),
         ([on("a", 50), on("c", 51, 5)], [on("b", 100), off("b", 100), on("b", 100, 5)], "1,5"),

@@ -1,4 +1,4 @@
-"""How many connections of a user are remembered; and a step that reads a part of them ends as one that reads all."""
+"""How many connections of a user are remembered. A step that reads a part of them has the same result as a full one."""
 
 import itertools
 import random
@@ -37,7 +37,7 @@ def connections(fields: dict[str, str]) -> set[str]:
 
 
 class Phones:
-    """Connections that come and go as OpenIM's do, with what is unusual in between: late, again, of platforms."""
+    """Connections that come and go as OpenIM's do, and in between unusual events: late, repeated, of platforms."""
 
     def __init__(self, chance: random.Random, unusual: float) -> None:
         self._chance, self._unusual = chance, unusual
@@ -115,13 +115,13 @@ def test_the_newest_are_remembered_with_the_bounds_as_they_are(redis: Redis) -> 
 
 @on_one_server
 def test_steps_of_many_connections_read_a_part(redis: Redis) -> None:
-    """All are read once in a while, when a queue of those that are to be forgotten next is made."""
+    """All are read only once in a while, to make the queue of those that are to be forgotten next."""
     store = Store(redis, Settings())
     numbers = itertools.count()
     while "t:c8" not in user(redis):
         n = next(numbers)
         apply(store, [event(ON, 3 * n, f"c{n}", 1), event(OFF, 3 * n + 1, f"c{n}")])
-    redis.hset("presence:u", f"c:c{n}", "no record")  # whoever reads it fails
+    redis.hset("presence:u", f"c:c{n}", "no record")  # reading it fails
     for n in itertools.islice(numbers, 3):
         assert apply(store, [event(ON, 3 * n, f"c{n}", 1)]) == ["applied"]
         assert apply(store, [event(OFF, 3 * n + 1, f"c{n}")]) == ["applied"]

@@ -1,6 +1,6 @@
 """The consumer groups of docs/change-feed.md: killed or left behind, they miss nothing without noticing it.
 
-test_group.py has what only the library does, such as an answer that was lost on its way.
+test_group.py tests what only the library does, such as surviving the loss of an answer.
 """
 
 import re

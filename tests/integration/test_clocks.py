@@ -1,4 +1,4 @@
-"""Machines whose clocks differ. Each program here has a clock of its own, off by so many seconds."""
+"""Machines whose clocks differ. Each program here has its own clock, which is off by some seconds."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from shared.settings import Settings
 
 Keep = Callable[[Process], Process]
 
-#: All that our programs and RQ ask for the time of day, wherever a module has it by name.
+#: Every function that our programs and RQ ask for the time of day, in each module that imports it by name.
 _PROGRAM = """
 import datetime, sys, time
 import rq

@@ -173,7 +173,7 @@ def test_a_primary_that_does_not_know_the_functions_gets_them(
     servers.primaries[1].client.function_flush()
     assert set(store.apply([event(user, "Offline", 2) for user in users])) <= {
         Outcome("applied", True),
-        Outcome("duplicate"),  # where the function was known, the first try had applied it
+        Outcome("duplicate"),  # if the server knew the function, the first try had applied it
     }
     assert {user.status for user in presence.read(cluster, users)} == {"offline"}
 
@@ -186,7 +186,7 @@ def test_a_slot_on_the_move_is_followed(servers: ClusterServers, store: Store, c
     store.apply([event("{moving}0", "Online", 1), event("elsewhere", "Online", 1)])
     command(target, "SETSLOT", slot, "IMPORTING", names[source])
     command(source, "SETSLOT", slot, "MIGRATING", names[target])
-    # Half-way: users that the source does not have are asked for at the target.
+    # Half-way: the target is asked about users whom the source does not have.
     store.apply([event("{moving}1", "Online", 1), event("elsewhere", "Offline", 2)])
     assert target.client.execute_command("CLUSTER COUNTKEYSINSLOT", slot) == 1
     source.client.migrate("127.0.0.1", target.port, "presence:{moving}0", 0, 5000, auth=SECRET)
@@ -316,7 +316,7 @@ def test_users_need_no_more_rights_than_the_page_says(
 
 
 def rights(user: str) -> list[str]:
-    """The words that give a user what docs/redis-servers.md says."""
+    """The ACL rules that docs/redis-servers.md gives to a user."""
     lines = recipes.text("users.sh").splitlines()
     (line,) = (each for each in lines if f"SETUSER {user} " in each)
     return shlex.split(line)[1:]
@@ -351,7 +351,7 @@ def test_nothing_accepted_is_lost_when_a_primary_is_killed(
 
 
 def chains_end_at(cluster: Any, flips: Flips) -> bool:
-    """Each user's changes are a chain, apart from repeats, and the last one is the last event that was accepted."""
+    """Each user's changes are a chain, apart from repeats, and end with the last event that was accepted."""
     found = changes(cluster)
     for user, (_, status) in flips.last.items():
         entries = list(dict.fromkeys(found[user]))  # some may come again

@@ -31,9 +31,9 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 OURS = ("receiver", "worker")
-#: What runs without being asked for.
+#: The services that run by default.
 CORE = {name: service for name, service in SERVICES.items() if "profiles" not in service}
-#: For whatever a test waits for; it takes a second or two.
+#: How long a test waits for anything; it takes a second or two.
 PATIENCE_SECONDS = 30.0
 
 
@@ -208,7 +208,7 @@ class Stack:
         if service == "redis":
             command += ["--port", str(self.redis_port), "--bind", "127.0.0.1"]
         with (home / "log").open("wb") as log:
-            # Not in the source tree: what is installed runs, and not what happens to lie there.
+            # Not in the source tree: the installed packages must run, and not the sources beside them.
             process = subprocess.Popen(
                 command, cwd=home, env=self._environment(service), stdout=log, stderr=subprocess.STDOUT
             )
@@ -221,7 +221,7 @@ class Stack:
             return False
 
     def health(self, service: str) -> "subprocess.CompletedProcess[str]":
-        """What Docker would find, asking as it would ask."""
+        """What Docker's health check would find."""
         kind, *command = SERVICES[service]["healthcheck"]["test"]
         assert kind == "CMD"
         if service == "redis":
@@ -290,7 +290,7 @@ class Stack:
 
 
 def _free_ports(count: int) -> set[int]:
-    """Below those that the kernel gives to clients: no connection takes one before its server does."""
+    """Ports below those that the kernel gives to clients, so that no connection takes one before its server does."""
     ports: set[int] = set()
     while len(ports) < count:
         port = random.randrange(20_000, 32_000)

@@ -1,4 +1,4 @@
-"""docs/redis-keys.md against what is really there, both ways."""
+"""docs/redis-keys.md has every key that exists, and every key that it has exists."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ RETENTION_SECONDS = 3600
 
 
 def found(client: Redis) -> dict[str, str]:
-    """Every key and its type, users' under one name."""
+    """Every key and its type; users' keys count as one."""
     names = {key.decode(): client.type(key).decode() for key in client.scan_iter()}
     return {
         "presence:<userID>" if name.startswith("presence:") else name: kind.replace("zset", "sorted set")

@@ -30,7 +30,7 @@ pytestmark = on_one_server
 
 
 class Gateway:
-    """Events as a worker applies them."""
+    """Applies events as a worker does."""
 
     def __init__(self, redis: Redis) -> None:
         self.store = Store(redis, Settings())

@@ -1,4 +1,4 @@
-"""Presence put right after OpenIM was asked: a correction does what it says, and whatever was sent later wins."""
+"""Presence corrected after OpenIM was asked: a correction does what it says, and whatever was sent later wins."""
 
 import random
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def shown(redis: Redis, user: str = "u") -> list[int]:
 
 
 def ask(redis: Redis, truth: set[int], now: int = NOW) -> Verdict | None:
-    """The verdict where OpenIM's record agrees with what it says, so that all is proven."""
+    """The verdict if OpenIM's record agrees with its answer, so that all is proven."""
     return judge(known(redis), Theirs(dict.fromkeys(truth, 1), recorded=sorted(truth)), Reach({}, now), now)
 
 
@@ -54,7 +54,7 @@ def callback(kind: str, seq: int, platform_id: int, conn_id: str = "") -> Event:
 
 @dataclass
 class Step:
-    """Callbacks that come together, and then perhaps a question that OpenIM answers so."""
+    """Callbacks that come together, and then perhaps a question to OpenIM with its answer."""
 
     callbacks: list[Event]
     truth: set[int] | None
@@ -62,7 +62,7 @@ class Step:
 
 @st.composite
 def plans(draw: st.DrawFn) -> list[Step]:
-    """Callbacks in any order, some twice, with questions in between. Each is a batch of its own, so says one thing."""
+    """Callbacks in any order, some twice, with questions in between. Each callback is a batch of its own."""
     base = draw(st.sampled_from([0, NOW - 1000, 2**53 - 4, SEQ_MAX - 20]))
     seqs = draw(st.lists(st.integers(base, base + 12), min_size=1, max_size=8, unique=True))
     sent = [callback(draw(st.sampled_from(["online", "offline"])), seq, draw(st.integers(1, 3))) for seq in seqs]
@@ -81,7 +81,7 @@ def test_the_callback_that_was_sent_later_wins_always(redis: Redis, plan: list[S
     redis.flushall()
     store = Store(redis, Settings())
     heard: list[Event] = []
-    #: Of each platform, the highest seq that a question found there, and put right.
+    #: For each platform, the highest seq that a question found there and corrected.
     corrected: dict[int, int] = {}
     for number, step in enumerate(plan):
         assert all(isinstance(each, Outcome) for each in store.apply(step.callbacks))
@@ -138,7 +138,7 @@ def test_where_sessions_are_connections_each_is_put_right(
 def test_a_correction_holds_though_all_before_it_is_delivered_again(
     redis: Redis, history: list[Event], truth: set[int], seed: int
 ) -> None:
-    """Whatever is remembered of her: batches, their sum, connections, events of the whole user."""
+    """Whatever is remembered of the user: batches, their sums, connections, events of the whole user."""
     redis.flushall()
     store, shuffler = Store(redis, Settings()), random.Random(seed)
     history = [event._replace(user_id="u", received_at=1) for event in history]
@@ -160,7 +160,7 @@ def test_a_correction_holds_though_all_before_it_is_delivered_again(
 
 
 def test_a_correction_is_no_part_of_a_batch_that_was_summed_up(redis: Redis) -> None:
-    """One that named the platform both online and offline, and said offline, leaves its seq alone to know it by."""
+    """If that batch named the platform both online and offline, and said offline, only its seq is remembered."""
     store = Store(redis, Settings())
     mixed = [
         histories.of_batch(kind, 10, 1, "op0", number) for number, kind in enumerate([histories.ON, histories.OFF])

@@ -41,7 +41,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 def run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Where no receiver runs, unless the test says on which ports."""
+    """Runs the doctor. No receiver runs, unless the test names its ports."""
     for module in (examination, receivers):
         monkeypatch.setattr(module, "BETWEEN_SECONDS", 0.01)
     nobody = str(free_port())
@@ -60,12 +60,12 @@ def ports(receiver: Receiver) -> dict[str, str]:
 
 
 def findings(ran: Ran) -> dict[str, str]:
-    """What was seen, by code."""
+    """What each finding saw, by code."""
     return {each["code"]: each["seen"] for each in json.loads(ran.stdout)["findings"]}
 
 
 def unseen(ran: Ran) -> dict[str, str]:
-    """Why something was not looked at."""
+    """Why something was not checked."""
     return {each["what"]: each["because"] for each in json.loads(ran.stdout)["checks"] if each["state"] != "checked"}
 
 
@@ -139,7 +139,7 @@ def test_a_server_that_is_away_or_has_another_password_is_told_apart(run: Run, t
 
 @on_one_server
 def test_what_we_call_is_what_is_asked_for(server: Server, tmp_path: Path, keep: Keep) -> None:
-    """A life of two programs, against the list: what they called is on it, and asking for it changes no key."""
+    """Everything that a receiver and a worker call is on the list, and trying the list changes no key."""
     queue = Server(tmp_path / "queue")
     keep(queue)
     server.client.config_resetstat()
@@ -208,7 +208,7 @@ def test_a_server_that_may_lose_things_is_named(run: Run, tmp_path: Path, keep: 
 
 @on_one_server
 def test_the_protocol_error_of_redis_7_0_0_is_named(run: Run) -> None:
-    """A server that answers as 7.0.0 does where it cannot save: refusals of writes end in an empty line too many."""
+    """This server answers as 7.0.0 does when it cannot save: refusals of writes end with an extra empty line."""
 
     class Answers(StreamRequestHandler):
         def handle(self) -> None:

@@ -1,7 +1,7 @@
 """The Compose project on a real container engine: built, started, killed, stopped, and started again.
 
-Not in the plain run, since an engine that happens to be up would be given two minutes of work: `pytest -m engine -n 0`.
-Needs Docker with Compose 2.24, and an engine whose published ports are on this machine's loopback.
+The plain run leaves it out, since it would give an engine two minutes of work: `pytest -m engine -n 0`. It needs Docker
+with Compose 2.24, and an engine whose published ports are on this machine's loopback.
 """
 
 import json
@@ -38,14 +38,14 @@ WORKERS = 3
 PROCESSES = 2
 CREDENTIALS = "openim:pa$$ #1"
 AUTHORIZATION = {"Authorization": f"Basic {b64encode(CREDENTIALS.encode()).decode()}"}
-#: For whatever a test waits for; mostly the next health check, once in 15 s.
+#: How long a test waits for anything; mostly that is the next health check, once in 15 s.
 PATIENCE_SECONDS = 60.0
 #: What docker-compose.yml gives receivers and workers.
 GRACE_SECONDS = 15.0
 
 
 def why_not() -> str:
-    """Why no engine can be used here, or ""."""
+    """Why no engine can be used here; "" if one can."""
     if not shutil.which("docker"):
         return "there is no docker command"
     for command in (["docker", "info"], ["docker", "compose", "version"]):
@@ -59,7 +59,7 @@ def why_not() -> str:
 
 
 def free_port() -> int:
-    """Below those that the kernel gives to clients."""
+    """A port below those that the kernel gives to clients."""
     while True:
         port = random.randrange(20_000, 32_000)
         with suppress(OSError), socket() as probe:
@@ -88,7 +88,7 @@ class Compose:
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
     def compose(self, *arguments: str, timeout: float = 90) -> str:
-        """What it prints; its failure is the test's."""
+        """Runs it. What it prints; if it fails, the test fails."""
         ran = self.run(["docker", "compose", "-p", self.name, *arguments], timeout)
         if ran.returncode:
             pytest.fail(f"docker compose {' '.join(arguments)}: {ran.stdout[-2000:]}{ran.stderr[-2000:]}")
@@ -139,12 +139,12 @@ class Project(Compose):
         (self.directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
 
     def up(self) -> None:
-        """Until it takes callbacks."""
+        """Starts it, and waits until it takes callbacks."""
         self.compose("up", "-d", "--quiet-pull")
         self.wait_for("a receiver that accepts", lambda: self.send("somebody"))
 
     def send(self, user: str) -> bool:
-        """She comes online, says this machine: whether that was accepted."""
+        """Sends from this machine that the user is online. Whether that was accepted."""
         name = "callbackAfterUserOnlineCommand"
         body = {
             "userID": user,
@@ -162,30 +162,30 @@ class Project(Compose):
         return False
 
     def page(self, headers: dict[str, str]) -> int:
-        """What /api/status of the receiver's admin port says to this machine."""
+        """What /api/status on the receiver's admin port answers this machine."""
         return answer(Request(f"http://127.0.0.1:{self._settings['PRESENCE_ADMIN_PORT']}/api/status", headers=headers))
 
     def shell(self, command: str) -> "subprocess.CompletedProcess[str]":
-        """In a shell on this machine that has read .env, as .env.example shows."""
+        """Runs a command in a shell on this machine that has read .env, as .env.example shows."""
         return self.run(["sh", "-c", f"set -a; . ./.env; {command}"], 20)
 
     def status(self, user: str) -> str | None:
-        """From this machine, as any service beside the containers; None also where Redis does not answer."""
+        """A user's status, read from this machine as other services do; None also if Redis does not answer."""
         with suppress(RedisError), Redis(port=self._redis_port, decode_responses=True, socket_timeout=5) as redis:
             status: str | None = redis.hget(f"presence:{user}", "status")
             return status
         return None
 
     def containers(self, service: str) -> set[str]:
-        """The ids of those that run."""
+        """The ids of the running containers."""
         return set(self.compose("ps", "-q", service).split())
 
     def every(self, template: str) -> list[str]:
-        """That line of each container, also of those that ended."""
+        """One field of each container, also of those that ended."""
         return self.compose("ps", "-a", "--format", template).splitlines()
 
     def inspect(self, what: str, template: str) -> str:
-        """Of a container or a network."""
+        """One field of a container or a network."""
         return self.run(["docker", "inspect", "-f", template, what], 20).stdout.strip()
 
     def gateway(self) -> str:
@@ -222,7 +222,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 @pytest.fixture
 def project(running: Project) -> Project:
-    """As `up -d` leaves it, whatever the test before did to it."""
+    """The project as `up -d` leaves it, whatever the previous test did to it."""
     running.up()
     return running
 
@@ -327,7 +327,7 @@ def test_all_stop_in_time_and_say_that_all_is_well(project: Project) -> None:
 
 
 def test_allowed_networks_see_this_machine_as_the_gateway_and_a_container_as_itself(project: Project) -> None:
-    """What docs/access.md says of Docker's proxy."""
+    """What docs/access.md says about Docker's proxy."""
     project.configure(PRESENCE_ALLOWED_NETWORKS=project.gateway())
     try:
         project.up()
@@ -339,7 +339,7 @@ def test_allowed_networks_see_this_machine_as_the_gateway_and_a_container_as_its
 
 @pytest.fixture
 def openim(project: Project, tmp_path: Path) -> Iterator[Compose]:
-    """In OpenIM's place: its network, a Redis of the same name as ours, and a container that is told whom to call."""
+    """Stands in for OpenIM: its network, a Redis with the same name as ours, and a container that knows our URL."""
     shutil.copy(ROOT / "deploy" / "openim" / "docker-compose.override.yaml", tmp_path)
     server = {
         "image": f"{project.name}-receiver",

@@ -41,7 +41,7 @@ def change(user: str, **fields: str) -> dict[Any, Any]:
 
 
 class Following:
-    """A feed of either flavour, called in the same way."""
+    """A feed, blocking or asyncio, called in the same way."""
 
     def __init__(self, port: int, flavour: str, after: str | None = None, **form: Any) -> None:
         self._loop = asyncio.new_event_loop() if flavour == "asyncio" else None

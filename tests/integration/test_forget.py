@@ -1,4 +1,4 @@
-"""`presence forget`: a user is gone, her readers know, and her next callback begins anew."""
+"""`presence forget`: a user is gone, readers learn of it, and the user's next callback starts afresh."""
 
 import pytest
 from click.testing import CliRunner

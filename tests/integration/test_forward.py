@@ -1,4 +1,4 @@
-"""OpenIM's other callbacks, passed on to a real server: byte for byte, and to nobody's harm where that one hangs."""
+"""OpenIM's other callbacks, passed on to a real server: byte for byte, and without harm to others if that one hangs."""
 
 import http.client
 import json
@@ -35,7 +35,7 @@ class Request:
 
 
 class Upstream:
-    """A business server: keeps what it is sent, and answers with `answer`, or never where that is empty.
+    """A business server: keeps what it is sent, and answers with `answer`, or never if that is empty.
 
     is_hasty: it answers before it has read the body.
     """
@@ -84,7 +84,7 @@ class Upstream:
                 except OSError:
                     return
                 if self.answer.startswith(b"HTTP/1.0"):
-                    return  # its end is the answer's end; a kept one closed without a word would cost the next request
+                    return  # its end is the answer's end; if it were kept and then closed, the next request would fail
 
     def close(self) -> None:
         self._listener.close()
@@ -315,7 +315,7 @@ def resident_mb(receiver: Receiver) -> float:
 
 def test_ours_are_copied_after_they_were_accepted(upstream: Upstream, start: Callable[..., Receiver]) -> None:
     receiver = start(forward_ours="1", forward_url=f"{upstream.url}/up")
-    upstream.answer = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"  # and nobody minds
+    upstream.answer = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"  # which has no effect
     assert receiver.post("/callbackExample/callbackUserOfflineCommand", JSON, OURS)[0] == 200
     assert receiver.post("/callbackExample", {}, OURS)[0] == 415
     wait_until(lambda: upstream.requests, what="the copy")

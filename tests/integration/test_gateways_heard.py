@@ -35,7 +35,7 @@ def event(number: int, seq: int, pid: int = 7, peer: str = "10.0.0.7", kind: str
 
 
 def hear(redis: Redis, number: int, at: int, pid: int = 7) -> None:
-    """A batch that is sent, received and worked on at one time."""
+    """A batch that is sent, received and applied at one time."""
     note(redis, KEYS, [event(number, at, pid), event(number, at, pid, kind="Offline")], at)
 
 
@@ -80,7 +80,7 @@ def test_processes_of_days_ago_are_forgotten_when_a_new_one_comes(redis: Redis) 
 
 
 def test_the_sums_never_go_back(redis: Redis) -> None:
-    """Prometheus would take it for a start from 0, and alert."""
+    """Prometheus would take a lower sum for a restart from 0, and alert."""
 
     def sums() -> tuple[int, int]:
         found = shown(redis, at + LOST_MS + 1)

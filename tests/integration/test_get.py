@@ -40,7 +40,7 @@ def start(server: Server, *arguments: str, **streams: int) -> "subprocess.Popen[
 
 
 def run(server: Server, *arguments: str, given: str | None = None, exit_code: int = 0) -> list[str]:
-    """The same in this process, which is quicker: the lines of its output."""
+    """Runs the command in this process, which is quicker. The lines of its output."""
     result = CliRunner().invoke(get, arguments, given, {"PRESENCE_REDIS_URL": server.url})
     assert (result.exit_code, result.stderr) == (exit_code, "")
     return result.stdout.splitlines()

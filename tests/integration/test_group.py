@@ -1,4 +1,4 @@
-"""The library's consumer group: cut off, left behind, in whatever flavour, it misses nothing without saying so."""
+"""The library's consumer group, blocking or asyncio: cut off or left behind, it misses nothing without saying so."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ STREAM = "presence-changes"
 
 
 class Consumer:
-    """A consumer of either flavour, called in the same way."""
+    """A consumer, blocking or asyncio, called in the same way."""
 
     def __init__(self, port: int, flavour: str, name: str, **options: Any) -> None:
         form = options.pop("form", {})
@@ -51,13 +51,13 @@ class Consumer:
         self._call(self._group.ack(done))
 
     def ready(self) -> "Consumer":
-        """Begun, as at the very first start."""
+        """Acknowledges the first Missed, as at the very first start."""
         self.missed("the group mailer is new")
         assert self.poll() == []
         return self
 
     def missed(self, why: str, acknowledged: bool = True) -> Missed:
-        """The polls say why changes may be missing, until all users have been read, as they are now."""
+        """Expects every poll to say why changes may be missing; then acknowledges that all users were read."""
         for _ in range(2):
             with pytest.raises(Missed, match=why) as raised:
                 self.poll()
@@ -303,7 +303,7 @@ def test_a_poll_that_is_cancelled_loses_nothing(server: Server) -> None:
 
 
 def _before(monkeypatch: pytest.MonkeyPatch, command: str, do: Callable[[], Any]) -> None:
-    """Does something right before the command is sent for the first time, by either flavour."""
+    """Does something right before a client, blocking or asyncio, sends the command for the first time."""
     done = threading.Event()
 
     def once(words: Any) -> None:
@@ -322,9 +322,9 @@ def _before(monkeypatch: pytest.MonkeyPatch, command: str, do: Callable[[], Any]
 
 
 def _lose_one_answer(monkeypatch: pytest.MonkeyPatch, command: str, retried: bool) -> list[str]:
-    """Lets the connection break once the server has carried the command out.
+    """Breaks the connection once the server has carried out the command.
 
-    retried: redis-py then repeats it by itself, as its clients do by default.
+    retried: redis-py then repeats the command by itself, as its clients do by default.
     """
     lost: list[str] = []
     sent: list[str] = []

@@ -1,4 +1,4 @@
-"""Heads of requests: as large as proxies make them, too large, or no HTTP; counted and logged like other refusals."""
+"""Heads of requests: as large as proxies make them, too large, or not HTTP; counted and logged like other refusals."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
 
 
 def ask(receiver: Receiver, *pieces: bytes) -> bytes:
-    """The answer to what comes in these pieces, a moment apart."""
+    """Sends these pieces, a moment apart. The answer."""
     with socket.create_connection(("127.0.0.1", receiver.port), 10) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answer = b""
@@ -124,7 +124,7 @@ def resident_mb(receiver: Receiver) -> float:
 
 
 def counted(receiver: Receiver, status: int) -> float:
-    """Refusals of what was no request."""
+    """How many refusals were of input that was not a request."""
     with urllib.request.urlopen(f"http://127.0.0.1:{receiver.admin_port}/metrics") as page:
         text = page.read().decode()
     labels = f'{{command="other",outcome="refused",shape="none",status="{status}"}}'

@@ -1,4 +1,4 @@
-"""The edge, over real sockets: what was recorded goes in, the contract's answers come out."""
+"""The receiver's port, over real sockets: recorded requests go in, the contract's answers come out."""
 
 import json
 import socket
@@ -53,7 +53,7 @@ def edge(receivers: Any) -> Receiver:
 
 
 def raw(edge: Receiver, data: bytes, *, and_close: bool = False) -> bytes:
-    """Whatever is answered until the receiver closes; it is asked to, or we close first."""
+    """Everything that is answered until the receiver closes. It is asked to close, or we close first."""
     with socket.create_connection(("127.0.0.1", edge.port), 10) as connection:
         connection.sendall(data)
         if and_close:

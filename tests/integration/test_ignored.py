@@ -1,4 +1,4 @@
-"""Events that changed nothing are written down, and those that are applied are not."""
+"""Events that changed nothing are recorded, and those that are applied are not."""
 
 import pytest
 from redis import Redis

@@ -17,7 +17,7 @@ from worker.store.store import Outcome, Store
 ON, OFF = "callbackAfterUserOnlineCommand", "callbackAfterUserOfflineCommand"
 Keep = Callable[[Process], Process]
 
-#: Ten seconds; the clock of these tests is what they say.
+#: Ten seconds; these tests set the clock themselves.
 LEASED = Settings(online_lease_seconds=10)
 
 
@@ -187,7 +187,7 @@ def test_who_is_renewed_stays_online_and_who_is_not_does_not(
 
     wait_until(ghost_is_gone)
     assert changes(redis)[-1]["command"] == "lease_expired"
-    workers[0].kill()  # whoever had the turn, the other has it soon
+    workers[0].kill()  # if this one had the turn, the other has it soon
     post(receiver, "ghost")
     wait_until(ghost_is_gone)
     assert [c["status"] for c in changes(redis) if c["user_id"] == "ghost"] == ["online", "offline"] * 2

@@ -33,7 +33,7 @@ def get(port: int, page: str) -> tuple[int, str]:
 
 
 def scrape(port: int) -> Samples:
-    """Each sample by its name and its labels' values, in the order of their names."""
+    """Each sample, by its name and the values of its labels in the order of their names."""
     status, text = get(port, "/metrics")
     assert status == 200
     return {
@@ -106,7 +106,7 @@ def test_a_scrape_without_redis_says_so_in_time(tmp_path: Path, keep: Callable[[
     post(receiver, "alice")
     post(receiver, "bob")
     wait_until(lambda: scrape(receiver.admin_port).get(("presence_relay_pushes_total", "failed"), 0) > 0)
-    time.sleep(0.6)  # the mark is half a second early
+    time.sleep(0.6)  # the watermark is half a second early
     started = time.monotonic()
     found = scrape(receiver.admin_port)
     assert time.monotonic() - started < 2

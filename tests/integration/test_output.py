@@ -1,4 +1,4 @@
-"""Standard output and error that are closed, full, or read by nobody hold no program up, and change no exit code."""
+"""If standard output or error is closed, full, or not read, no program is held up and no exit code changes."""
 
 import fcntl
 import os
@@ -28,7 +28,7 @@ class Up(Process):
 
 
 def write_to(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every program that the test starts writes there."""
+    """Lets every program that the test starts write there."""
 
     def start(self: Process) -> None:
         self.popen = subprocess.Popen(
@@ -40,7 +40,7 @@ def write_to(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _nobody_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A pipe that takes not one byte more."""
+    """A pipe that does not take one more byte."""
     ours, theirs = os.pipe()
     fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     os.write(theirs, b"x" * PIPE_BYTES)

@@ -41,7 +41,7 @@ Ask = Callable[..., tuple[int, Any]]
 
 
 def ask(port: int, path: str, headers: dict[str, str] | None = None, body: Any = None) -> tuple[int, Any]:
-    """The status, and the JSON or text."""
+    """Sends a request. The status, and the JSON or the text."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("POST" if body is not None else "GET", path, body and json.dumps(body), headers or {})

@@ -1,4 +1,4 @@
-"""Peers that are slow, silent, deaf, too many or mad: OpenIM is served all the same."""
+"""Peers that are slow, silent, too many, read nothing, or send nonsense: OpenIM is still served."""
 
 import http.client
 import random
@@ -54,7 +54,7 @@ def ask(connection: socket.socket) -> bytes:
 
 
 def drip_until_cut(connection: socket.socket, data: bytes) -> bytes:
-    """What was answered; fails where nobody minds that it comes a byte at a time."""
+    """Sends a byte at a time until it is cut off. What was answered; fails if it is not cut off."""
     connection.settimeout(0.2)
     for at in range(50):
         try:
@@ -161,7 +161,7 @@ def test_two_hundred_hostile_peers_do_not_hold_up_a_good_one(tmp_path: Path, kee
 
 
 def p99_ms(receiver: Receiver) -> float:
-    """Of 400 answers at about 200/s, over two kept connections as a gateway has; each must be right."""
+    """The p99 of 400 answers at about 200/s, over two kept connections as a gateway has; each must be right."""
     kept = [http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10) for _ in range(2)]
     body = WHOLE.partition(b"\r\n\r\n")[2]
     times = []
@@ -178,7 +178,7 @@ def p99_ms(receiver: Receiver) -> float:
 
 
 def mutated(rng: random.Random) -> bytes:
-    """A good request, or two, with a few bytes turned, taken out, doubled, or put in."""
+    """A good request, or two, with a few bytes changed, removed, doubled or inserted."""
     data = bytearray(rng.choice([WHOLE, WHOLE * 2, HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n0\r\n\r\n"]))
     spice = [
         *(b"\r\n", b"\0", b"\xff", b"%", b"://", b"?", b"HTTP/1.0", b"Content-Length: 9\r\n", b"Connection: close\r\n"),

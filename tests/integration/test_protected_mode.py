@@ -12,7 +12,7 @@ from shared.redis.client import connect
 
 
 def own_address() -> str:
-    """An address of this machine that is not loopback: to the server, whoever comes from it is elsewhere."""
+    """An address of this machine that is not loopback: a server takes a client from there for another machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing

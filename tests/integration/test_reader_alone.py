@@ -86,7 +86,7 @@ missed
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """What it prints; the test fails with all of it where the command does."""
+    """Runs a command. What it prints; if it fails, the test fails with that."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -94,7 +94,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both distributions by name, built from a copy: building leaves things beside the sources."""
+    """Both distributions by name, built from a copy, since building leaves files beside the sources."""
     copy = tmp_path_factory.mktemp("copy")
     for name in BUILT_FROM:
         if (ROOT / name).is_dir():
@@ -108,7 +108,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That of a fresh environment with the reader alone."""
+    """The Python of a fresh environment with only the reader."""
     venv = tmp_path_factory.mktemp("alone") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", venv)

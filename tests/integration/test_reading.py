@@ -1,4 +1,4 @@
-"""The read module: many users in a few round trips, whatever client, whatever is wrong with one of them."""
+"""The read module: many users in a few round trips, with any client, even if something is wrong with one of them."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def client(request: pytest.FixtureRequest, server: Server) -> Iterator[redis.Red
 
 @pytest.fixture(params=["sync", "asyncio"])
 def read(request: pytest.FixtureRequest, client: redis.Redis) -> Callable[..., list[Presence]]:
-    """`read` or `read_all` of either flavour, as a list."""
+    """`read` or `read_all`, blocking or asyncio, as a list."""
     options = client.get_connection_kwargs()
 
     async def gather(name: str, *arguments: object) -> list[Presence]:

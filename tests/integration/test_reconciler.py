@@ -47,14 +47,14 @@ def world(redis: Redis, server: Server) -> Iterator[World]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds in no time, and a look at each step."""
+    """Makes rounds take no time, and every step look."""
     monkeypatch.setattr(reconciler, "SHARE", 0.0)
     monkeypatch.setattr(reconciler, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(reconciler, "URGENT_SECONDS", 0.0)
 
 
 def report(world: World, seconds_ago: float = 0) -> None:
-    """A receiver says that it is there."""
+    """Reports as a receiver does."""
     at = time.time_ns() // 1_000_000 - int(seconds_ago * 1000)
     world.redis.hset("presence-receivers", "r", encode(Report("r", at, at, 0, 0)))
 
@@ -65,7 +65,7 @@ def of(world: World, seconds: int = 3600, **settings: Any) -> Reconciler:
 
 
 def step(world: World, *workers: Reconciler) -> list[str]:
-    """One step of each; whom OpenIM was asked about."""
+    """One step of each worker. The users about whom OpenIM was asked."""
     world.openim.asked.clear()
 
     async def stepping(worker: Reconciler) -> None:
@@ -80,13 +80,13 @@ def step(world: World, *workers: Reconciler) -> list[str]:
 
 
 def asked(world: World) -> list[str]:
-    """About whom, without those who were only asked about as witnesses: in the order of the questions."""
+    """The users in the questions, without those who were only witnesses, in the order of the questions."""
     questions = [question["userIDs"] for path, question in world.openim.asked if path.endswith("token_detail")]
     return list(dict.fromkeys(user for question in questions for user in question))
 
 
 def drop(world: World, *names: str) -> None:
-    """They leave, and nobody here hears of it."""
+    """The users leave, and their callbacks are lost."""
     world.go(names)
     world.call_back(lost=True)
 
@@ -254,7 +254,7 @@ def test_after_our_receivers_were_away_all_who_are_online_are_compared_at_once(w
 @pytest.mark.usefixtures("quick")
 def test_after_a_batch_was_lost_all_who_are_online_are_compared_at_once(world: World) -> None:
     worker = of(world)
-    world.go(["a9"])  # where only online callbacks are known to come, a number that is missing says nothing
+    world.go(["a9"])  # if only online callbacks are known to come, a missing number shows nothing
     world.call_back()
     step(world, worker)
     drop(world, "a5")
@@ -266,7 +266,7 @@ def test_after_a_batch_was_lost_all_who_are_online_are_compared_at_once(world: W
 
 @pytest.mark.usefixtures("quick")
 def test_who_came_and_went_in_one_batch_is_asked_about_after_two_seconds(world: World) -> None:
-    """Three changes within a second: what ended last, only OpenIM knows."""
+    """After three changes within a second, only OpenIM knows the last one."""
     worker = of(world)
     step(world, worker)
     world.come(["new", "new"])
@@ -360,7 +360,7 @@ def test_openim_is_away_and_back(world: World, caplog: pytest.LogCaptureFixture)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("seed", range(3))
 def test_after_churn_of_which_half_was_lost_nothing_differs(world: World, seed: int) -> None:
-    """Users come, leave, are kicked, move; callbacks are lost, and in the end a gateway starts again."""
+    """Users come, leave, are kicked and move; callbacks are lost, and at the end a gateway restarts."""
     chance, worker = random.Random(seed), of(world)
     world.go(["a9"])
     world.call_back()
@@ -390,7 +390,7 @@ def test_after_churn_of_which_half_was_lost_nothing_differs(world: World, seed: 
     world.come(["a1"], gateway=1)
     world.call_back(minutes_ago=0.9)
     step(world, worker)
-    # At once all but those who moved to that gateway unheard, and whom OpenIM showed online as we did.
+    # Corrected at once: all but those whose move to that gateway was lost, whom OpenIM showed online as we did.
     assert len(differing(world)) < 10
     next_period(world)
     step(world, worker)

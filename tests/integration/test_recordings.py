@@ -18,7 +18,7 @@ SENDERS = 2  # of each gateway
 
 
 async def play(port: int, calls: Iterable[Call], later_ms: int) -> None:
-    """Posts the calls as their gateways would, as fast as it goes: two at a time from each, in the order recorded."""
+    """Posts the calls as their gateways would, as fast as possible: two at a time from each, in the recorded order."""
     gateways = sorted(calls, key=gateway_of)  # which keeps the order within each
 
     async def sender(waiting: Iterable[Call]) -> None:

@@ -1,4 +1,4 @@
-"""What a receiver says of itself in Redis, what it keeps, and what it takes over."""
+"""What a receiver reports about itself in Redis, what it keeps, and what it takes over."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class InProcess:
         self.journal.close(keep_folder=not self.relay.signed_off)
 
     def die(self) -> None:
-        """As a killed process: the kernel releases its lock, and nobody signs off."""
+        """Ends as a killed process does: the kernel releases its lock, and its report stays."""
         self.relay._deadline = 0.0
         self.relay.stop(0)
         assert self.journal._writer.folder
@@ -157,7 +157,7 @@ def test_what_cannot_be_read_holds_the_watermark_whatever_else_is_pushed(
 
 @on_one_server
 def test_processes_that_restart_in_an_outage_all_have_their_room(server: Server, tmp_path: Path, keep: Keep) -> None:
-    """Each has used more than half of its limit: one that took over what the other had would refuse."""
+    """Each has used more than half of its limit, so if one counted what it took over, it would refuse events."""
     url, limit = f"redis://127.0.0.1:{free_port()}", 66_000
     receiver = Receiver(tmp_path, url, processes="2", journal_max_bytes=str(limit))
     keep(receiver)

@@ -1,4 +1,4 @@
-"""A resolver that says nothing: programs stop, and commands give up, in good time."""
+"""A resolver that does not answer: programs stop, and commands give up, in good time."""
 
 import os
 import re
@@ -33,7 +33,7 @@ URLS = {"redis_url": "redis://presence.silent:6379/0", "queue_url": "redis+senti
 
 
 class Deaf(Worker):
-    """A worker to which the resolver says nothing."""
+    """A worker whose resolver does not answer."""
 
     def start(self) -> None:
         self.command = [sys.executable, "-c", _SILENT.format(module="worker.__main__", main="main")]

@@ -21,7 +21,7 @@ from worker.store.store import Outcome, Poison, Store
 
 
 def abandon(redis: Redis, job_class: type[Job]) -> tuple[Queue, SimpleWorker]:
-    """A queue whose one job was begun by a worker that is gone, and whose execution has expired."""
+    """A queue with one job, begun by a worker that is gone; its execution has expired."""
     queue = Queue("q", connection=redis, serializer=JSONSerializer, job_class=job_class)
     job = queue.enqueue("builtins.len", [1], result_ttl=0, retry=Retry(max=3))
     worker = SimpleWorker([queue], connection=redis, serializer=JSONSerializer, job_class=job_class)
@@ -44,7 +44,7 @@ def test_an_abandoned_job_can_be_finished(redis: Redis) -> None:
 
 
 def test_rq_still_needs_the_workaround(redis: Redis) -> None:
-    """When this fails, RQ has been mended: remove `BatchJob` from shared/queue.py."""
+    """If this fails, RQ has been fixed: remove `BatchJob` from shared/queue.py."""
     _, worker = abandon(redis, Job)
     worker.work(burst=True, logging_level="CRITICAL", max_jobs=1)
     assert redis.keys("rq:job:*")

@@ -44,7 +44,7 @@ def promoted(watched: Watched) -> bool:
 
 
 def check(flips: Flips, client: Redis) -> None:
-    """All that was accepted is applied, and each user's changes are a chain that ends there."""
+    """Checks that all that was accepted is applied, and that each user's changes are a chain that ends with it."""
     wait_until(lambda: not flips.not_applied(client), 30, "all events to be applied")
     for user, entries in changes(client).items():
         statuses = ["", *(status for status, _, _ in entries)]

@@ -1,4 +1,4 @@
-"""What the programs say of servers that are not as they should be."""
+"""What the programs say about servers that are not as they should be."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -16,7 +16,7 @@ from worker.store.store import Poison, Store
 
 LEASE_SECONDS, RETENTION_SECONDS = 10, 1000
 USERS = ("alice", "bob")
-#: Unix milliseconds, of today: what was received longer ago than users are remembered opens nothing.
+#: Unix milliseconds of today, since an event received longer ago than users are remembered opens nothing.
 NOW = time.time_ns() // 1_000_000_000 * 1000
 
 
@@ -56,7 +56,7 @@ class Presence(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def apply_again(self, data: st.DataObject) -> None:
-        """A batch whose worker was killed, a push whose answer was lost."""
+        """Delivers a batch again, as after a killed worker, or a push whose answer was lost."""
         if self.applied:
             again = data.draw(st.lists(st.sampled_from(self.applied), max_size=4))
             before = self.model.changes.copy()
@@ -72,7 +72,7 @@ class Presence(RuleBasedStateMachine):
 
     @rule()
     def review_all(self) -> None:
-        """As after a change of settings: it must change nothing."""
+        """Reviews all users, as after a change of settings: it must change nothing."""
         self.store.review(list(self.store.user_ids()), 0, NOW + 99_000)
 
     @rule(user=st.sampled_from(USERS))

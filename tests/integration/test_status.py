@@ -1,4 +1,4 @@
-"""`presence status` and `presence failed`, against what is really there."""
+"""`presence status` and `presence failed` say what is really there."""
 
 import json
 import os
@@ -295,7 +295,7 @@ def test_what_is_not_among_the_failed_is_left_alone(run: Run, queue: Queue, redi
 
 
 def test_a_requeue_that_is_cut_short_has_lost_nothing(run: Run, queue: Queue, redis: Redis) -> None:
-    """All is one transaction: what Redis refuses in it, or does not get, leaves the batch where it was."""
+    """It is one transaction: if Redis refuses a part of it, or does not get it, the batch stays where it was."""
     fail(queue, redis)
     redis.delete("rq:queue:presence")
     with patch("redis.client.Pipeline.execute", side_effect=KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""A receiver that is told to stop, and one that takes its place: no request on its way is lost."""
+"""A receiver that is told to stop, and one that takes its place: no request is lost on its way."""
 
 import asyncio
 import errno
@@ -24,7 +24,7 @@ Keep = Callable[[Process], Process]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One of this file's own: which kind it is makes no difference here."""
+    """A server for this file alone: the kind of server makes no difference here."""
     server = Server(tmp_path_factory.mktemp("server"))
     yield server
     server.kill()
@@ -57,7 +57,7 @@ def ask(connection: socket.socket, data: bytes = WHOLE) -> bytes:
 
 
 def tell_to_stop(receiver: Receiver) -> None:
-    """And waits until nobody listens any more: from then on each answer is its connection's last."""
+    """Sends SIGTERM, and waits until nobody listens: from then on each answer is its connection's last."""
     receiver.popen.terminate()
     wait_until(lambda: not listens(receiver.port))
 
@@ -69,7 +69,7 @@ def listens(port: int) -> bool:
 
 
 def is_last(answer: bytes) -> bool:
-    """Taken, and said to be the last on its connection."""
+    """Whether the callback was accepted, and the answer says that it is the last on its connection."""
     return answer.startswith(b"HTTP/1.1 200 ") and b"connection: close" in answer.lower()
 
 
@@ -254,7 +254,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
 class Nginx(Process):
-    """With the lines of docs/access.md, but for ports and paths."""
+    """nginx with the lines of docs/access.md, except for ports and paths."""
 
     def __init__(self, directory: Path, first: int, second: int) -> None:
         self.port = free_port()

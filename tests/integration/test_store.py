@@ -38,7 +38,7 @@ def event(
     operation_id: str = "",
     event_id: str = "",
 ) -> Event:
-    """Without an operationID each is a batch of its own."""
+    """An event without an operationID, so that each is a batch of its own."""
     return Event(user, command, seq, conn_id, platform_id, "", operation_id, at or seq, event_id)  # type: ignore[arg-type]
 
 
@@ -348,7 +348,7 @@ def test_what_is_older_than_the_retention_opens_nothing(redis: Redis) -> None:
     late = now - 101_000
     assert apply(store, event(ON, 5, "a", 1, at=late), event(ON, 6, platform_id=1, at=late)) == ["stale", "stale"]
     assert user(redis) == {}
-    # An offline event as old makes the user known, and yet nothing as old may open a session.
+    # An offline event of that age makes the user known, but no event of that age may open a session.
     assert apply(store, event(OFF, 4, at=late), event(ON, 5, "a", 1, at=late)) == ["applied", "stale"]
     assert apply(store, event(ON, 7, "a", 1, at=now - 99_000)) == ["applied"]
     assert user(redis)["status"] == "online"

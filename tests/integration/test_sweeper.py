@@ -1,4 +1,4 @@
-"""What is done although no event triggers it, by a sweeper of the test's own."""
+"""What is done without an event that triggers it, by a sweeper of the test's own."""
 
 import logging
 import threading

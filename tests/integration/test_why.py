@@ -1,4 +1,4 @@
-"""`presence why`, against real servers: what it finds of a user, and what it says where it could not look."""
+"""`presence why`, against real servers: what it finds about a user, and what it says if it could not look."""
 
 import json
 import signal
@@ -46,7 +46,7 @@ def run(server: Server) -> Run:
 
 @pytest.fixture
 def ask(run: Run) -> Callable[..., dict[str, Any]]:
-    """What it says for programs."""
+    """The command's JSON."""
 
     def ask_(user: str, exit_code: int = 0, **environment: str) -> dict[str, Any]:
         result = run(user, "--json", **environment)

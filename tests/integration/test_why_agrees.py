@@ -1,4 +1,4 @@
-"""What `presence why` reads in a user's hash is what the store wrote there, whatever happened to the user."""
+"""`presence why` reads in a user's hash what the store wrote there, whatever happened to the user."""
 
 import random
 

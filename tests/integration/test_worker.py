@@ -127,7 +127,7 @@ def test_a_queue_of_a_wrong_type_loses_no_job_that_waits_to_be_tried_again(worke
 def test_a_worker_is_the_same_one_after_an_outage(
     server: Server, redis: Redis, tmp_path: Path, keep: Callable[[Process], Process]
 ) -> None:
-    """Or `presence status` would show what it was before as a worker that is silent."""
+    """Otherwise `presence status` would show it twice, once as a silent worker."""
     worker = Worker(tmp_path, server.url)
     keep(worker)
     before = wait_until(lambda: redis.smembers("rq:workers"))

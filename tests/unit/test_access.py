@@ -1,4 +1,4 @@
-"""Who may send: networks, proxies, credentials; and settings that are half a lock."""
+"""Who may send: networks, proxies, credentials; and settings that protect only by halves."""
 
 from base64 import b64encode
 from ipaddress import ip_network
@@ -35,12 +35,12 @@ def status(environment: dict[str, str], peer: str | None, forwarded: list[str], 
     ("peer", "forwarded", "client"),
     [
         ("192.0.2.1", [], "192.0.2.1"),
-        ("192.0.2.1", ["198.51.100.1"], "192.0.2.1"),  # a stranger's say counts for nothing
+        ("192.0.2.1", ["198.51.100.1"], "192.0.2.1"),  # what a stranger claims does not count
         ("10.0.0.1", [], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["192.0.2.7, 198.51.100.1"], "198.51.100.1"),  # the left one is the client's own
         ("10.0.0.1", ["198.51.100.1, 10.0.0.2 ,\t10.0.0.3"], "198.51.100.1"),
-        ("10.0.0.1", ["198.51.100.1", "10.0.0.2"], "198.51.100.1"),  # a line of each proxy
+        ("10.0.0.1", ["198.51.100.1", "10.0.0.2"], "198.51.100.1"),  # one line from each proxy
         ("10.0.0.1", ["10.0.0.9,10.0.0.2"], "10.0.0.9"),
         ("10.0.0.1", ["rubbish, 198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["198.51.100.1, rubbish"], None),

@@ -1,4 +1,4 @@
-"""Who may import whom, room by room."""
+"""Which room may import which."""
 
 import ast
 import sys
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("openim_presence", "receiver", "worker", "shared")
 
-#: For each room the others that it may know. All but the reader may know shared's own modules as well.
+#: For each room, the others that it may import. All but the reader may import shared's own modules as well.
 ROOMS: dict[str, set[str]] = {
     "openim_presence": set(),
     "shared": {"openim_presence", "shared.logs", "shared.redis"},
@@ -53,10 +53,10 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 
-#: The others ask Redis and OpenIM.
+#: The other modules of these rooms ask Redis and OpenIM.
 PURE_OF_WHY = ("judgement", "facts", "words", "reasons", "against", "truth", "notes", "answer")
 
-#: What some modules must not know of the world outside, so that they can be tested without it.
+#: What some modules must not import, so that they can be tested without the world outside.
 FORBIDDEN = [
     ("receiver/callback.py", {"aiohttp", "redis", "rq", "os", "time"}),
     ("receiver/page/guard.py", {"aiohttp", "asyncio", "os", "time"}),
@@ -86,7 +86,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room(name: str) -> str:
-    """The folder that a dotted name leads to, "" where it is none of ours."""
+    """The folder that a dotted name leads to; "" if it is not ours."""
     parts = name.split(".")
     rooms = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     return next((each for each in rooms if each in ROOMS), "")
@@ -112,7 +112,7 @@ def test_a_room_knows_only_those_it_may(name: str) -> None:
 
 
 def test_whether_it_is_a_cluster_is_decided_in_one_place() -> None:
-    """`connect` chooses; all others ask the client what they need to know. Except for its own room and tests."""
+    """`connect` chooses, and everything else asks the client, except its own room and tests."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             if path.parent != ROOT / "shared" / "redis":

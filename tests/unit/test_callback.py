@@ -22,7 +22,7 @@ from receiver.callback import (
 from receiver.http import answers
 from shared.events import EVENT, Event, encode
 
-#: Refused by what the request says besides its URL and body; tests/integration/test_http.py has them.
+#: These are refused because of more than URL and body; tests/integration/test_http.py has them.
 OUTSIDE = ("method-", "too-large", "content-type-text", "content-type-form", "content-type-latin1")
 OUTSIDE += ("content-type-jsonp", "content-type-absent", "content-encoding", "content-type-before")
 
@@ -30,7 +30,7 @@ OUTSIDE += ("content-type-jsonp", "content-type-absent", "content-encoding", "co
 def judge(
     target: str, body: bytes, header: str | None = None, prefix: str = "", peer: str = ""
 ) -> tuple[Presence, Event] | OtherCallback | Refusal:
-    """What becomes of a request: the event that is stored, another's callback, or why neither."""
+    """What becomes of a request: the event that is stored, a foreign callback, or why it is neither."""
     try:
         check_path(target, prefix)
         route = read_route(target)
@@ -105,7 +105,7 @@ def test_texts_have_a_limit(field: str, most: int) -> None:
 
 
 def test_what_is_large_in_a_field_that_is_read_is_not_built() -> None:
-    """It took pydantic seconds for 10 MB, and everybody else waited."""
+    """pydantic took seconds for 10 MB, and all other requests waited."""
     array = b"[" + b'{"a":0},' * 1_200_000 + b"0]"
     for field in (b"userID", b"operationID", b"callbackCommand"):
         for command in (b"callbackUserOfflineCommand", b"callbackBeforeSendSingleMsgCommand"):
@@ -117,7 +117,7 @@ def test_what_is_large_in_a_field_that_is_read_is_not_built() -> None:
 
 
 def seconds_to_skip(body: bytes) -> float:
-    """What this machine needs to see whether it is JSON at all."""
+    """How long this machine takes to find out whether it is JSON at all."""
     began = perf_counter()
     msgspec.json.decode(body, type=msgspec.Raw)
     return perf_counter() - began
@@ -144,7 +144,7 @@ FILLER = b"x" * SKIM_BYTES
 
 @named([sample for kind in ("accepted", "refused", "foreign") for sample in load_samples(kind)])
 def test_a_large_body_is_judged_as_a_small_one(sample: dict[str, Any]) -> None:
-    """Where it is an object at all, so that something can be added that nobody reads."""
+    """If the body is an object, so that a field can be added that nobody reads."""
     body = sample["body"].strip()
     if sample["name"].startswith(OUTSIDE) or not (body.startswith(b"{") and body.endswith(b"}") and len(body) > 2):
         return

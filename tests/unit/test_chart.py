@@ -1,4 +1,4 @@
-"""The Helm chart agrees with the program. `.ci/chart` renders it and validates what comes out; that needs helm."""
+"""The Helm chart agrees with the program. `.ci/chart` renders it and validates the result; that needs helm."""
 
 import json
 import re

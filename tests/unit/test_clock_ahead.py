@@ -1,4 +1,4 @@
-"""Which seqs are a clock that is ahead."""
+"""Which seqs show a clock that is ahead."""
 
 import pytest
 
@@ -19,9 +19,9 @@ def event(seq: int, received_at: int = RECEIVED_AT) -> Event:
         (RECEIVED_AT + 8 * 60 * MINUTE, RECEIVED_AT),
         (RECEIVED_AT + MINUTE + 1, RECEIVED_AT),
         (RECEIVED_AT + MINUTE, RECEIVED_AT + MINUTE),  # what clocks may differ by
-        (RECEIVED_AT - 8 * 60 * MINUTE, RECEIVED_AT - 8 * 60 * MINUTE),  # behind: nothing is known of that
+        (RECEIVED_AT - 8 * 60 * MINUTE, RECEIVED_AT - 8 * 60 * MINUTE),  # behind: or merely late
         (10**13, RECEIVED_AT),
-        (10**13 + 1, 10**13 + 1),  # no clock in milliseconds
+        (10**13 + 1, 10**13 + 1),  # not a time in milliseconds
         (2**63 - 1, 2**63 - 1),
         (1, 1),
     ],

@@ -1,4 +1,4 @@
-"""The rules and the dashboard ask for metrics that exist, and every alert has its place in the documents."""
+"""The alert rules and the dashboard ask for metrics that exist, and every alert is in the documents."""
 
 import json
 import re
@@ -133,7 +133,7 @@ def test_a_unit_starts_its_program_with_settings_that_it_takes(name: str, progra
     assert service["ExecStart"] == f"/opt/openim-presence/bin/presence {program}"
     variable, _, value = service["Environment"].replace("%i", "1").partition("=")
     assert load({variable: value}) != load({})
-    # By these Compose's containers are stopped, too.
+    # Compose stops its containers with these, too.
     grace = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][program]["stop_grace_period"]
     assert service["TimeoutStopSec"] + "s" == grace
 
@@ -145,7 +145,7 @@ def test_the_journal_is_where_the_unit_may_write() -> None:
 
 
 def test_the_units_differ_only_where_the_programs_do() -> None:
-    """What keeps one from harm keeps the other, too."""
+    """What protects one protects the other, too."""
     receiver, worker = (
         dict(unit(name)["Service"]) for name in ("presence-receiver.service", "presence-worker@.service")
     )

@@ -1,4 +1,4 @@
-"""What the documents name exists, and what exists is named."""
+"""Everything that the documents name exists, and everything that exists is named there."""
 
 import os
 import re
@@ -78,7 +78,7 @@ def test_architecture_names_files_rooms_and_tests_that_exist() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as they are on GitHub: lower case, words joined with hyphens, no punctuation."""
+    """The anchors of a page's headings as GitHub makes them: lower case, words joined with hyphens, no punctuation."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""What the doctor makes of facts: each code by facts that bring it, and it alone."""
+"""What the doctor concludes from facts: for each code, facts that cause it and no other."""
 
 import re
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def gateways(*processes: Gateway) -> Gateways:
 
 REPLICA = {"ip": "10.0.0.9", "port": 6379, "state": "online", "lag": 0}
 
-#: code, what was seen, words of it.
+#: A code, the facts, and words from the finding.
 CASES: list[tuple[str, Iterator[Item], str]] = [
     ("P002", of_settings(ADMIN_PORT="10006"), "PRESENCE_PORT and PRESENCE_ADMIN_PORT are both 10006"),
     ("P002", of_settings(WORKER_ADMIN_PORT="10016"), "PRESENCE_ADMIN_PORT and PRESENCE_WORKER_ADMIN_PORT"),

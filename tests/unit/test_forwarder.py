@@ -1,4 +1,4 @@
-"""Copies of our own callbacks: bounded, and counted where they are dropped."""
+"""Copies of our own callbacks: bounded, and counted when they are dropped."""
 
 import asyncio
 from typing import Any

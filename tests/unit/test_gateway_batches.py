@@ -21,7 +21,7 @@ BOTH = {"online", "offline"}
 
 
 def process(*heard: tuple[int, int], kinds: Any = BOTH) -> Process:
-    """A gateway process of which these were heard: number, and seconds before NOW."""
+    """A gateway process from which these batches came: number, and seconds before NOW."""
     found = Process()
     for number, before in heard:
         hear(found, number, NOW - before * 1000, kinds)
@@ -29,7 +29,7 @@ def process(*heard: tuple[int, int], kinds: Any = BOTH) -> Process:
 
 
 def hear(found: Process, number: int, at: int, kinds: Any = BOTH) -> None:
-    """A batch that was sent, received and given to a worker at one time."""
+    """Takes a batch that was sent, received and given to a worker at one time."""
     found.hear(number, Heard(at, at, set(kinds)), at)
 
 
@@ -51,7 +51,7 @@ def test_an_operation_id_names_a_process_and_a_number() -> None:
         ([(1, 60), (4, 58)], 2),
         ([(1, 60), (4, 14)], 0),  # the numbers between may still come
         ([(4, 58), (1, 60), (2, 59), (3, 58)], 0),
-        ([(1, 60), (3, 50), (7, 40), (9, 5)], 4),  # of the last gap nothing is known yet
+        ([(1, 60), (3, 50), (7, 40), (9, 5)], 4),  # the last gap cannot be judged yet
         ([(1, 60), (5, 10), (3, 50)], 1),  # 3 shows that 2 was lost; 4 may come
     ],
 )
@@ -124,7 +124,7 @@ def test_a_number_that_waits_with_what_came_later_is_not_lost() -> None:
 
 @pytest.mark.parametrize("apart", [1000, 100, 20])
 def test_numbers_that_go_back_quickly_are_a_restart_as_well(apart: int) -> None:
-    """In seconds, as containers are restarted: with one pid, and before fifteen seconds have passed."""
+    """A container restarts within seconds: with the same pid, and before fifteen seconds have passed."""
     found = process(*((n, 300 - n) for n in range(1, 200)))
     for n in range(1, 40):
         hear(found, n, NOW - 100_000 + apart + 1000 * n)
@@ -164,7 +164,7 @@ def test_times_are_ours_and_not_the_gateways() -> None:
 
 
 def test_a_new_gateway_beside_others_at_one_address_takes_no_ones_place() -> None:
-    """All behind one NAT: whoever is silent for a moment as it starts has not ended."""
+    """They are behind one NAT: one that is silent for a moment while another starts has not ended."""
     quiet = process(*((n, 700 - 10 * n) for n in range(1, 68)))  # the last of them 30 s ago
     other = process(*((n, 700 - 10 * n) for n in range(1, 70)))
     new = process((1, 5), (2, 1))
@@ -268,7 +268,7 @@ def events_of(name: str) -> list[Event]:
 
 
 def heard(events: list[Event]) -> dict[Name, Process]:
-    """In jobs of some events, as workers see them."""
+    """Takes events in jobs of a few, as workers see them."""
     processes: dict[Name, Process] = {}
     for start in range(0, len(events), 100):
         for name, batches in heard_in(events[start : start + 100]).items():

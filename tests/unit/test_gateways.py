@@ -1,4 +1,4 @@
-"""The gateways that `presence send` plays call back what real ones did: scenario by scenario, batch by batch."""
+"""The gateways that `presence send` simulates send what real ones sent: scenario by scenario, batch by batch."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What counts as unwell, and in which words."""
+"""What counts as unhealthy, and in which words."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every command says how it is used."""
+"""Every command's help says how it is used."""
 
 import re
 from collections.abc import Iterator

@@ -37,7 +37,7 @@ def payload(number: int) -> bytes:
 
 
 def drain(journal: Journal, most: int = 1000) -> Iterator[bytes]:
-    """What a relay would push, settling it at once."""
+    """What a relay would push; settles it at once."""
     while batch := journal.next_batch(most):
         yield from list(batch.payloads)
         journal.pushed(batch)
@@ -138,7 +138,7 @@ def test_two_live_journals_share_nothing(tmp_path: Path) -> None:
 
 def leave_behind(root: Path, *numbers: int) -> Path:
     """What a killed process leaves: its files, and no lock."""
-    aside = root / "aside"  # where it goes on with nobody else's folder
+    aside = root / "aside"  # so that it does not adopt another's folder
     journal = Journal(aside, PLENTY)
     for number in numbers:
         journal.append(payload(number))
@@ -257,11 +257,11 @@ def test_a_damaged_file_gives_what_it_has_and_is_set_aside(
     journal = Journal(root, PLENTY)
     journal.adopt_orphans()
     recovered = set(drain(journal))
-    lines = re.split(rb"[\n\0]+", damaged)[:-1]  # what stands whole between zeros is whole
+    lines = re.split(rb"[\n\0]+", damaged)[:-1]  # a line that is whole between zeros is whole
     intact = {payload(number) for number in range(100) if to_line(payload(number))[:-1] in lines}
     assert recovered <= {payload(number) for number in range(100)}
     hit = sum(1 for number in range(100) if payload(number) not in recovered)
-    # Only the lines that the junk touched are gone, and the one before where it ate a newline.
+    # Only the lines that the junk touched are gone, and the one before if the junk replaced its newline.
     assert hit <= len(junk) // (len(to_line(payload(1))) - 1) + 2
     assert recovered == intact
     assert journal.damaged_files() == (1 if hit else 0)
@@ -380,7 +380,7 @@ def test_a_sync_that_fails_does_so_for_each_file_alone_and_closes_them(
 def test_an_answer_waits_for_the_sync_of_another_and_hears_of_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PRESENCE_JOURNAL_FSYNC=always: the periodic sync has taken the full file that the event is in."""
+    """With PRESENCE_JOURNAL_FSYNC=always: the periodic sync has the full file that the event is in."""
     under_way, fail = threading.Event(), threading.Event()
 
     def fail_later(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""The names that other services read, literally."""
+"""The literal names that other services read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Log lines: what they carry, what they cannot be made to look like, and how many there are."""
+"""Log lines: what they contain, what they cannot be made to look like, and how many there are."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The model that presence is tested against: held to what a real OpenIM recorded, and to what it promises itself."""
+"""The model that presence is tested against: it agrees with recordings of a real OpenIM, and with its own promises."""
 
 import random
 import re
@@ -28,7 +28,7 @@ def test_the_rule_agrees_with_the_record_of_a_real_openim(name: str, acts: int, 
     assert re.search(rf"^\| `{name}` .* {acts:,} .* {wrong} \(", PAGE, re.MULTILINE)
 
 
-#: OpenIM's Redis lost its record; nothing was called back.
+#: OpenIM's Redis lost its record, and OpenIM sent no callback about that.
 UNRECORDED = {"record-lost"}
 
 

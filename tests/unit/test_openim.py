@@ -1,4 +1,4 @@
-"""OpenIM's REST interface: what its answers say, how it is asked, and what of it never shows."""
+"""OpenIM's REST interface: what its answers say, how it is asked, and which part of them is never shown."""
 
 import asyncio
 import json
@@ -211,7 +211,7 @@ def test_a_limit_is_kept_to(fake: fakes.OpenIM, monkeypatch: pytest.MonkeyPatch)
 
 
 def leaky(status: int = 200, **headers: str) -> web.Response:
-    """Says something else than it should, with a user's token in it."""
+    """Answers something unexpected that contains a user's token."""
     return web.Response(status=status, body=b'{"errCode":0,"data":["%s"]}' % fakes.TOKEN.encode(), headers=headers)
 
 
@@ -272,7 +272,7 @@ def test_a_failure_is_told_without_secrets(
     with pytest.raises(kind, match=words) as failure:
         ask(fake, who_is_online)
     assert failure.value.__context__ is None
-    # As tools do that show with an error the variables of the functions that it came through.
+    # Some tools show, with an error, the variables of all functions that it came through.
     dump = traceback.TracebackException.from_exception(failure.value, capture_locals=True)
     ours = [frame for frame in dump.stack if "shared/openim" in frame.filename]
     shown = f"{failure.value!r} {[(frame.name, frame.locals) for frame in ours]}"

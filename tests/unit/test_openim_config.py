@@ -80,7 +80,7 @@ def seen(
     environment: Mapping[str, str] | None = None,
     reached: Reached | None = Reached("ours"),  # noqa: B008  # it is frozen
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What was found, by code, and why something could not be told."""
+    """What was found, by code, and why something could not be checked."""
     texts = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
     found = read(texts, environment or {})
     targets = {target for config in found.configs if (target := openim_config.target_of(config))}

@@ -24,7 +24,7 @@ def test_without_a_password_this_machine_sees_it(host: str) -> None:
     [None, "", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:10016", "[::1", "0.0.0.0", "a@b"],
 )
 def test_another_name_for_this_machine_gets_nothing(host: str | None) -> None:
-    """A page elsewhere can have its own name lead here (DNS rebinding)."""
+    """Another site can make its own name lead here (DNS rebinding)."""
     forbidden = Guard("").check(replace(HERE, host=host))
     assert forbidden and forbidden.status == 403
 

@@ -1,4 +1,4 @@
-"""What is asked of the queue; a Redis made of Python will do."""
+"""What is asked of the queue; a Redis in Python is enough."""
 
 from collections.abc import Iterator
 

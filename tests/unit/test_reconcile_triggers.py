@@ -1,4 +1,4 @@
-"""What calls for a comparison with OpenIM at once."""
+"""What requires a comparison with OpenIM at once."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Which errors are the server's fault, so that later may be better, and which are the command's."""
+"""Which errors are the server's fault, so that a later try may succeed, and which are the command's."""
 
 import pytest
 from redis.exceptions import (

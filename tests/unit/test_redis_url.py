@@ -1,4 +1,4 @@
-"""Redis URLs: several hosts, passwords, TLS, and what is wrong with the wrong ones."""
+"""Redis URLs: several hosts, passwords, TLS, and what is said about wrong ones."""
 
 import pytest
 

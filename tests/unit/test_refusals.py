@@ -1,4 +1,4 @@
-"""Refusals: how many lines they leave, how much is remembered of them, and when they show that OpenIM is not heard."""
+"""Refusals: how many lines they log, how much is remembered, and when they show that OpenIM's callbacks are refused."""
 
 import logging
 from collections.abc import Callable
@@ -23,7 +23,7 @@ UNAUTHORIZED = Refusal(401, "callbacks must carry the configured user and passwo
 
 
 class Clock:
-    """`call_later` of a loop whose time is ours."""
+    """A loop's `call_later`, with a clock that the test sets."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []

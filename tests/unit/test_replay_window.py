@@ -1,4 +1,4 @@
-"""Which batches are kept in case presence forgets them. A Redis made of Python will do."""
+"""Which batches are kept in case presence forgets them. A Redis in Python is enough."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -47,7 +47,7 @@ def begin(queue: Queue) -> str:
 
 
 def finish(queue: Queue, job_id: str, skew_seconds: int = 0) -> None:
-    """As RQ does, by a worker whose clock is ahead by so much."""
+    """Finishes a job as RQ does, by a worker whose clock is ahead by that much."""
     job = queue.fetch_job(job_id)
     assert job
     queue.connection.zrem(queue.started_job_registry.key, f"{job_id}:execution")

@@ -1,4 +1,4 @@
-"""What a receiver says of itself, as it travels."""
+"""A receiver's report about itself, encoded and decoded."""
 
 import json
 

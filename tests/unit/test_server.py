@@ -1,4 +1,4 @@
-"""What INFO tells of a server, and what follows from it."""
+"""What INFO tells about a server, and what follows from it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The counters that workers keep for everybody."""
+"""The counters that all workers share."""
 
 from shared.observe.counters import LAG_BOUNDS_MS, Stats, lag_counts
 

@@ -1,4 +1,4 @@
-"""What follows from what we hold of users and what OpenIM says of them: each rule of the contract, and its reason."""
+"""What follows from what we hold of users and what OpenIM says about them: each rule, and its reason."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ HOUR_AGO = NOW - 3_600_000
 
 
 def process(last_seconds: float = 5, every_seconds: float = 10, first: int = 1) -> Process:
-    """One whose last callback came so long ago, and before that one so often, for an hour."""
+    """A process whose last callback came that long ago, after an hour of callbacks at that interval."""
     found = Process()
     count = int(3600 / every_seconds)
     for number in range(count):
@@ -33,13 +33,13 @@ LIVE: dict[Name, Process] = {A: process(), B: process()}
 
 
 def user(name: str, *platforms: int, at: Name | None = A, seq: int = HOUR_AGO, heard: int = HOUR_AGO) -> Ours:
-    """One who is online on these platforms, at that gateway."""
+    """A user who is online on these platforms, at that gateway."""
     batches = {platform: Batch(at[1], 100, NOW - 2_000_000) for platform in platforms} if at else {}
     return Ours(name, heard, {Scope(platform): Mark(seq, NEVER, False) for platform in platforms}, batches)
 
 
 ALICE = user("alice", 1)
-#: Two who prove that a gateway was reached.
+#: Two users who prove that a gateway was reached.
 WALTER, WANDA = user("walter", 1), user("wanda", 1, at=B)
 BOTH_ANSWER: Platforms = {"walter": {1: 1}, "wanda": {1: 1}}
 
@@ -106,7 +106,7 @@ def test_other_platforms_are_closed_and_opened() -> None:
     ("marks", "seq"),
     [
         ({Scope(1): Mark(5, 9, False)}, 9),
-        ({Scope(1): Mark(5, NEVER, False), Scope(): Mark(NEVER, 12, False)}, 12),  # all of her went offline
+        ({Scope(1): Mark(5, NEVER, False), Scope(): Mark(NEVER, 12, False)}, 12),  # the user as a whole went offline
         ({Scope(1): Mark(5, 9, False), Scope(): Mark(NEVER, 7, False)}, 9),
         ({Scope(1): Mark(5, NEVER, True)}, 6),  # a lease that ran out: a newer online event ends that
         ({Scope(1): Mark(5, 9, True)}, 9),
@@ -205,7 +205,7 @@ def test_two_processes_with_one_address_and_pid_prove_nothing_of_each_other() ->
     assert found.doubtful == (Scope(1),)
 
 
-# A gateway of which nobody is in the answer, and yet its users are known to be gone.
+# A gateway none of whose users is in the answer, although they are known to be gone.
 
 
 def test_openims_record_agrees() -> None:
@@ -231,12 +231,12 @@ def test_openims_record_has_one_of_two_platforms() -> None:
         (190, 10, False),
         (240, 10, True),
         (20 * 60, 600, False),
-        (21 * 60 + 1, 600, True),  # whatever is usual
+        (21 * 60 + 1, 600, True),  # whatever its usual interval
     ],
 )
 def test_it_is_silent_for_too_long(silent_seconds: int, every_seconds: float, is_gone: bool) -> None:
     processes = {A: process(silent_seconds, every_seconds), B: LIVE[B]}
-    # She was in one of its batches, whichever that was.
+    # The user was in one of its batches, whichever that was.
     run = processes[A].runs[-1]
     ours = Ours("alice", HOUR_AGO, ALICE.marks, {1: Batch(A[1], run.high, run.last_seq)})
     found = verdict(ours, {"wanda": {1: 1}}, processes, recorded=[1])
@@ -269,7 +269,7 @@ def test_its_numbers_are_back_at_the_beginning() -> None:
     assert found.doubtful == (Scope(1),)
 
 
-# Where operationIDs name no process, there are no witnesses.
+# If operationIDs name no process, there are no witnesses.
 
 
 def test_without_witnesses_one_answer_is_not_enough() -> None:
@@ -381,7 +381,7 @@ def test_what_a_connection_is_opened_with(marks: dict[Scope, Mark], floor: int, 
     assert found.corrections == (Correction(C1, True, seq),)
 
 
-# What stands in a hash.
+# What is in a hash.
 
 
 def test_a_hash_is_read_with_its_private_fields() -> None:
@@ -409,7 +409,7 @@ def test_a_hash_is_read_with_its_private_fields() -> None:
         Scope(): Mark(NEVER, 15, False),
     }
     assert set(ours.sessions()) == {Scope(1), Scope(5, "c1")}
-    assert ours.batches == {1: Batch(7, 12, 20)}  # what named platform 2 online last was no gateway's batch
+    assert ours.batches == {1: Batch(7, 12, 20)}  # platform 2's newest online event was in no gateway's batch
     assert read("nobody", {}) == Ours("nobody")
 
 

@@ -1,4 +1,4 @@
-"""When what was pushed may leave the journal. The clock is ours, and so is what Sentinels and server say."""
+"""When pushed events may leave the journal. The test sets the clock, and what Sentinels and the server say."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What `presence why` says of many situations: facts in, sentences out."""
+"""What `presence why` says in many situations: facts in, sentences out."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def change(status_: str, seq: int, **fields: Any) -> Change:
 
 
 SINCE = "since 2025-11-26 12:03:07.123Z"
-#: Of each situation the facts, the status, and what the reason must say.
+#: For each situation the facts, the status, and what the reason must say.
 REASONS: dict[str, tuple[Facts, str, list[str]]] = {
     "online by a connection": (
         facts(online(c_c1=f"{T} - 1", conn_id="c1", platform_id=1, operation_id="op9")),
@@ -253,7 +253,7 @@ def test_the_reason_says_it(situation: str) -> None:
     assert said.endswith((".", ")"))
 
 
-#: Of each situation the facts, and what one of the notes must say.
+#: For each situation the facts, and what one of the notes must say.
 NOTES: dict[str, tuple[Facts, str]] = {
     "could not be read": (facts(troubles=("presence-changes: NOPERM",)), "lack something: presence-changes: NOPERM."),
     "waits on the queue": (
@@ -401,7 +401,7 @@ def test_why_openim_could_not_be_asked_is_said_once() -> None:
 
 
 CONNECTION = {"conn_id": "c1", "platform_id": 1}
-#: What is remembered, an event that was stale, and against what.
+#: What is remembered, a stale event, and why it was stale.
 AGAINST: dict[str, tuple[memory.Memory | None, Event, str]] = {
     "a newer offline event of the connection": (
         user(c_c1=f"{T0} {T} 1"),
