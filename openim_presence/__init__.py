@@ -22,7 +22,7 @@ from openim_presence.reading import (
     users_online_async,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AsyncConsumerGroup",
