@@ -211,6 +211,21 @@ def test_the_list_of_a_worker_that_was_killed_as_it_made_it_is_made_anew(
 
 
 @pytest.mark.usefixtures("quick")
+def test_at_debug_each_correction_is_logged_with_its_reason(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "worker.reconcile")
+    drop(world, "a7")
+    world.come(["a8"], platform_id=5)
+    world.call_back(lost=True)
+    step(world, of(world))
+    lines = {record.user_id: record.getMessage() for record in caplog.records if hasattr(record, "user_id")}
+    assert lines == {
+        "a7": "ghost: online on platforms 1 here, on none in OpenIM; closed: witnessed",
+        "a8": "platforms: online on platforms 1 here, on 1,5 in OpenIM; opened: witnessed",
+    }
+    assert fakes.TOKEN not in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
 def test_it_may_only_measure(world: World) -> None:
     drop(world, "a7")
     step(world, of(world, reconcile_fix=0))

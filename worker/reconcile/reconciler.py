@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ from shared.redis.turn import Turn
 from shared.settings import Settings, without_password
 from shared.truth import facts, people
 from shared.truth.comparison import Comparison
-from shared.truth.findings import Tally
+from shared.truth.findings import Finding, Tally
 from shared.truth.ledger import LedgerWriter
 from shared.truth.questions import MOST_USERS, Servers
 from shared.truth.reach import Home, Reach
@@ -115,6 +115,10 @@ class Reconciler(threading.Thread):
         self._servers.clock.ask()
         return self._servers.clock.now_ms()
 
+    def _comparison(self, openim: OpenIM, **more: Any) -> Comparison:
+        fixes = bool(self._settings.reconcile_fix)
+        return Comparison(openim, self._servers, fixes=fixes, report=_tell_user, **more)
+
     # All users, in turn.
 
     async def _go_on(self, openim: OpenIM) -> None:
@@ -123,7 +127,7 @@ class Reconciler(threading.Thread):
             if self._now_ms() - this.began_ms < self._period_ms:
                 return
             this, tally = await self._begin(openim, this), Tally()
-        comparison = Comparison(openim, self._servers, fixes=bool(self._settings.reconcile_fix), tally=tally)
+        comparison = self._comparison(openim, tally=tally)
         while some := self._state.first(MOST_USERS):
             await comparison.compare(some)
             self._outage.over()
@@ -206,9 +210,7 @@ class Reconciler(threading.Thread):
         """Asks at most one question, also about users with newer events: those win by their seq."""
         if not (some := self._doubtful.take(self._now_ms(), MOST_USERS)):
             return
-        fixes = bool(self._settings.reconcile_fix)
-        comparison = Comparison(openim, self._servers, fixes=fixes, fresh_ms=WAIT_MS // 2)
-        await comparison.compare(some)
+        await self._comparison(openim, fresh_ms=WAIT_MS // 2).compare(some)
         self._doubtful.asked(some)
 
     async def _compare_now(self, openim: OpenIM, urgent: Urgent) -> None:
@@ -216,8 +218,7 @@ class Reconciler(threading.Thread):
         users = people.shown_online(servers.presence, servers.keys)
         if not urgent.online:
             users = self._at(urgent.gone, users)
-        comparison = Comparison(openim, servers, fixes=bool(self._settings.reconcile_fix), progress=self._keep_turn)
-        tally = await comparison.run(users)
+        tally = await self._comparison(openim, progress=self._keep_turn).run(users)
         if urgent.online:
             self._tell(tally, " at once, since callbacks were lost")
         else:
@@ -243,6 +244,19 @@ class Reconciler(threading.Thread):
             for user_id, ours in known.items()
             if any(_may_be_at(gone, reach.homes(ours, platform_id)) for platform_id in ours.platforms())
         ]
+
+
+def _tell_user(finding: Finding) -> None:
+    verdict = finding.verdict
+    log.debug(
+        "%s: online on platforms %s here, on %s in OpenIM; %s: %s",
+        *(verdict.kind, _listed(verdict.ours), _listed(verdict.openim), finding.action, verdict.why),
+        extra={"user_id": verdict.user_id},
+    )
+
+
+def _listed(platforms: Iterable[int]) -> str:
+    return ",".join(map(str, platforms)) or "none"
 
 
 def _may_be_at(gone: frozenset[Name], homes: Sequence[Home]) -> bool:
