@@ -7,6 +7,7 @@ import asyncio
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ class OpenIM:
 
     im: the gateways. away: numbers of those that the API does not reach. is_old: the forms and paths up to 3.8.0.
     limited: how many calls are answered with 429 and `retry_after`. seconds: how long each call takes. raw: bodies to
-    answer instead, by path. errors: errCodes, by path. users: all that exist. asked: the questions so far.
+    answer instead, by path. errors: errCodes, by path. users: all that exist. ahead_ms: how far its
+    clock is ahead, None if it does not say. release: "" if it does not say. asked: the questions so far.
     """
 
     im: Gateways
@@ -45,6 +47,8 @@ class OpenIM:
     raw: Callable[[str], web.Response | None] = lambda _: None
     errors: dict[str, int] = field(default_factory=dict)
     users: list[str] = field(default_factory=list)
+    ahead_ms: int | None = 0
+    release: str = ""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     _tokens: dict[str, str] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
@@ -138,6 +142,10 @@ class OpenIM:
             return merged if merged and total <= MOST_CONNECTIONS else None
         if path == "/user/get_users_status":
             return {"statusList": [self._recorded(each) for each in user_ids]} if user_ids else 1001
+        if path == "/msg/get_server_time":
+            return {"serverTime": time.time_ns() // 1_000_000 + (self.ahead_ms or 0)}
+        if path == "/config/get_config_list":
+            return {"environment": "source", "version": self.release, "configNames": []} if is_admin else 1002
         return self._page(question["pagination"])
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -149,8 +157,13 @@ class OpenIM:
             return web.Response(status=429, headers={"Retry-After": self.retry_after})
         if not request.path.startswith("/auth/") and (raw := self.raw(request.path)):
             return raw
-        unknown = "/auth/get_admin_token" if self.is_old else "/auth/user_token"
-        if request.path == unknown:
+        unknown = {
+            "/auth/get_admin_token": self.is_old,
+            "/auth/user_token": not self.is_old,
+            "/msg/get_server_time": self.ahead_ms is None,
+            "/config/get_config_list": not self.release,
+        }
+        if unknown.get(request.path):
             return web.Response(status=404, text="404 page not found")
         data = 1001
         if request.headers.get("operationID"):

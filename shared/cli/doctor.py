@@ -32,9 +32,10 @@ from shared.observe.health import counted
 def doctor(as_json: bool, fail_on: Severity, openim_config: Path | None) -> None:
     """Looks for what is wrong or risky here, and says why it matters and how to fix it.
 
-    Looks at the settings, both Redis servers, the receiver and the journal on this machine, workers, leases and
-    OpenIM's gateways. Changes nothing; ends within 10 s whatever hangs. Run it where a receiver runs, with its
-    settings: elsewhere it says what it could not see. Exit code 0: no error was found; 1: there is one.
+    Looks at the settings, both Redis servers, the receiver and the journal on this machine, workers, leases, OpenIM's
+    gateways and, with PRESENCE_OPENIM_API, OpenIM's API. Changes nothing; ends within 10 s whatever hangs. Run it where
+    a receiver runs, with its settings: elsewhere it says what it could not see. Exit code 0: no error was found;
+    1: there is one.
 
     \b
     Examples:

@@ -483,4 +483,44 @@ CODES = {
         "What OpenIM did not send, or lost, stays wrong in presence until OpenIM can be asked.",
         "Fix what is named: PRESENCE_OPENIM_API, PRESENCE_OPENIM_SECRET, PRESENCE_OPENIM_ADMIN, or OpenIM itself.",
     ),
+    "P101": Code(
+        "warning",
+        "What OpenIM did not send, or lost, stays wrong in presence until OpenIM can be asked.",
+        "Start OpenIM's API, or correct host and port in PRESENCE_OPENIM_API: 10002 as shipped, as seen from here.",
+    ),
+    "P102": Code(
+        "warning",
+        "Nothing is asked over such a connection, since the secret would go to whoever answers.",
+        "Let the certificate be for the name in PRESENCE_OPENIM_API, or set SSL_CERT_FILE to its authority's.",
+    ),
+    "P103": Code(
+        "warning",
+        "OpenIM tells nobody without it who is online: what it did not send stays wrong in presence.",
+        "Set PRESENCE_OPENIM_SECRET to the secret in OpenIM's share.yml (config.yaml up to 3.6).",
+    ),
+    "P104": Code(
+        "warning",
+        "OpenIM tells only its admins who is online: what it did not send stays wrong in presence.",
+        "Set PRESENCE_OPENIM_ADMIN to one of imAdminUserID in OpenIM's share.yml, best to one of its own.",
+    ),
+    "P105": Code(
+        "warning",
+        "It may have been given the secret, and cannot be asked: what OpenIM did not send stays wrong in presence.",
+        "Correct PRESENCE_OPENIM_API: http or https, and host and port of OpenIM's API, 10002 as shipped.",
+    ),
+    "P106": Code(
+        "warning",
+        "OpenIM's API asks each of its gateways in turn: one that hangs holds up every answer, and none counts.",
+        "See the log of OpenIM's API, and whether each of its gateways runs and can be reached from there.",
+    ),
+    "P107": Code(
+        "warning",
+        "Comparisons come late or not at all: what OpenIM did not send stays wrong in presence for longer.",
+        "Raise the limit of OpenIM's API (ratelimiter in openim-api.yml), or PRESENCE_RECONCILE_SECONDS.",
+    ),
+    "P108": Code(
+        "warning",
+        "OpenIM's gateways stamp callbacks, and the newest stamp wins: if clocks differ, an older callback may win.",
+        "Keep NTP running on OpenIM's machines and on this one.",
+    ),
 }

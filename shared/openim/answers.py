@@ -8,6 +8,7 @@ and recordings of it (internal/api/user.go, internal/rpc/user/online.go); for ol
 msggateway.pb.go.
 """
 
+import re
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -96,12 +97,23 @@ class _Login(msgspec.Struct):
     token: str
 
 
+class _Clock(msgspec.Struct):
+    serverTime: int  # noqa: N815
+
+
+class _Config(msgspec.Struct):
+    version: str
+
+
 _HEAD = msgspec.json.Decoder(_Head)
 _CONNECTIONS = msgspec.json.Decoder(_Answer[list[_OfGateways] | None])
 _PLATFORMS = msgspec.json.Decoder(_Answer[list[_Merged] | None])
 _RECORDED = msgspec.json.Decoder(_Answer[_Records | None])
 _USERS = msgspec.json.Decoder(_Answer[_Users | None])
 _LOGIN = msgspec.json.Decoder(_Answer[_Login])
+_CLOCK = msgspec.json.Decoder(_Answer[_Clock])
+_CONFIG = msgspec.json.Decoder(_Answer[_Config])
+_RELEASE = re.compile(r"[\w.+-]{1,40}", re.ASCII)
 
 
 def error_code(body: bytes) -> int:
@@ -147,6 +159,17 @@ def token(body: bytes) -> str:
     if not found or not found.isascii() or not found.isprintable():  # it goes into a header
         raise Unreadable("the token is empty or not printable ASCII")
     return found
+
+
+def clock_ms(body: bytes) -> int:
+    """In Unix milliseconds."""
+    return _decode(_CLOCK, body).data.serverTime
+
+
+def release(body: bytes) -> str:
+    """ "" if what stands there is none."""
+    found = _decode(_CONFIG, body).data.version
+    return found if _RELEASE.fullmatch(found) else ""
 
 
 def _decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:

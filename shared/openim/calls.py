@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from shared.openim.errors import OpenIMAway, OpenIMError, OpenIMRefuses
+from shared.openim.errors import Fault, OpenIMAway, OpenIMError, OpenIMRefuses
 from shared.resolver import Resolver
 from shared.settings import without_password
 
@@ -45,9 +45,10 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """failure: why there is no answer, or "". pause_seconds: how long to wait before asking again."""
+    """failure, fault: why there is no answer, or "". pause_seconds: how long to wait before asking again."""
 
     failure: str = ""
+    fault: Fault = "trouble"
     status: int = 0
     pause_seconds: float = 0.0
     body: bytes = field(default=b"", repr=False)
@@ -105,18 +106,18 @@ class Calls:
             ) as response:
                 return await _read(response)
         except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
-            return Reply(_reason(error))
+            return Reply(*_reason(error))
 
     def _error(self, path: str, reply: Reply) -> OpenIMError:
         if reply.failure:
-            return OpenIMAway(f"{self.name} {reply.failure}")
+            return OpenIMAway(f"{self.name} {reply.failure}", reply.fault)
         if reply.status == 429:
-            return OpenIMAway(f"{self.name} limits how often it may be asked (HTTP 429)")
+            return OpenIMAway(f"{self.name} limits how often it may be asked (HTTP 429)", "limited")
         if reply.status >= 500:
-            return OpenIMAway(f"{self.name} answers {path} with HTTP {reply.status}")
+            return OpenIMAway(f"{self.name} answers {path} with HTTP {reply.status}", "trouble")
         does = "redirects to another address" if reply.status in range(300, 400) else f"answers {path}"
         check = "check that PRESENCE_OPENIM_API leads to its API"
-        return OpenIMRefuses(f"{self.name} {does} (HTTP {reply.status}): {check}")
+        return OpenIMRefuses(f"{self.name} {does} (HTTP {reply.status}): {check}", "another")
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply:
@@ -127,18 +128,32 @@ async def _read(response: aiohttp.ClientResponse) -> Reply:
         body += piece
         if len(body) > MOST_BYTES:
             return Reply(f"answers with more than {MOST_BYTES:,} bytes")
-    return Reply("", response.status, pause_seconds, bytes(body))
+    return Reply(status=response.status, pause_seconds=pause_seconds, body=bytes(body))
 
 
-def _reason(error: Exception) -> str:
+#: What went wrong, by aiohttp's error; the first that fits.
+_REASONS: dict[type[Exception], tuple[str, Fault]] = {
+    aiohttp.ServerDisconnectedError: (_CUT, "trouble"),
+    ConnectionResetError: (_CUT, "trouble"),
+    BrokenPipeError: (_CUT, "trouble"),
+    aiohttp.ClientConnectorCertificateError: ("shows a certificate that is not trusted here", "untrusted"),
+    aiohttp.ClientConnectorSSLError: (
+        "does not speak TLS: check whether PRESENCE_OPENIM_API must begin with http://",
+        "another",
+    ),
+    aiohttp.ClientResponseError: ("does not speak HTTP: check that PRESENCE_OPENIM_API leads to its API", "another"),
+}
+
+
+def _reason(error: Exception) -> tuple[str, Fault]:
     """In our own words: aiohttp's error may show what was sent."""
     if isinstance(error, TimeoutError):
-        return f"does not answer within {CALL_SECONDS:g} s"
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError | BrokenPipeError):
-        return _CUT
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "shows a certificate that is not trusted here"
+        return f"does not answer within {CALL_SECONDS:g} s", "late"
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno
-        return f"cannot be reached: {os.strerror(number) if number and number > 0 else 'its name cannot be looked up'}"
-    return f"gives no answer ({type(error).__name__})"
+        why = os.strerror(number) if number and number > 0 else "its name cannot be looked up"
+        return f"cannot be reached: {why}", "away"
+    return f"gives no answer ({type(error).__name__})", "trouble"

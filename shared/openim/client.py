@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 from shared.openim import answers
 from shared.openim.answers import Connections, Platforms, Recorded
 from shared.openim.calls import Calls, Reply, Secret
-from shared.openim.errors import OpenIMAway, OpenIMRefuses
+from shared.openim.errors import Fault, OpenIMAway, OpenIMLacks, OpenIMRefuses
 
 #: Ids in one question. If an answer would have more than about 12,000 connections, OpenIM says that everybody is
 #: offline; and its cost grows with ids times connections.
@@ -73,6 +73,24 @@ class OpenIM:
             more = bool(user_ids) and number * PAGE < total
             number += 1
 
+    async def log_in(self) -> None:
+        """Does what comes before each question: gets a token, and asks whether it is an admin's."""
+        await self._current_token()
+
+    async def clock_ms(self) -> int | None:
+        """The clock of one of its services, in Unix milliseconds; None if it does not say, as before 3.2.0."""
+        try:
+            return await self._ask("/msg/get_server_time", {}, answers.clock_ms)
+        except OpenIMLacks:
+            return None
+
+    async def release(self) -> str:
+        """Such as `v3.8.4`, or `main` of that branch; "" if it does not say, as up to 3.8.3."""
+        try:
+            return await self._ask("/config/get_config_list", {}, answers.release)
+        except OpenIMLacks:
+            return ""
+
     async def _ask(self, path: str, question: Mapping[str, Any], read: Callable[[bytes], T]) -> T:
         for _ in range(TOKENS):
             token = await self._current_token()
@@ -83,7 +101,7 @@ class OpenIM:
                 return self._read(read, reply, path)
             if self._token is token:  # else another question has already replaced it
                 self._token = Secret()
-        raise self._refuses("it keeps ending our token: give presence an admin user of its own")
+        raise self._refuses("it keeps ending our token: give presence an admin user of its own", "admin")
 
     async def _current_token(self) -> Secret:
         async with self._logging_in:
@@ -101,7 +119,7 @@ class OpenIM:
             reply = await self._calls.post(path, {**who, "platformID": 1})
         code = self._code(reply, path)
         if code == _PERMISSION:
-            raise self._refuses("PRESENCE_OPENIM_SECRET is not its secret")
+            raise self._refuses("PRESENCE_OPENIM_SECRET is not its secret", "secret")
         self._check(_PERMISSION if code == _ARGUMENTS else code, path)
         return Secret(self._read(answers.token, reply, path))
 
@@ -113,24 +131,28 @@ class OpenIM:
 
     def _code(self, reply: Reply, path: str) -> int:
         if reply.status == 404:
-            raise self._refuses(f"it has no {path} (HTTP 404): check that PRESENCE_OPENIM_API leads to its API")
+            why = f"it has no {path} (HTTP 404): check that PRESENCE_OPENIM_API leads to its API"
+            raise OpenIMLacks(self._cannot(why), "another")
         return self._read(answers.error_code, reply, path)
 
     def _check(self, code: int, path: str) -> None:
         if code == _PERMISSION:
-            raise self._refuses("PRESENCE_OPENIM_ADMIN is not one of its admins")
+            raise self._refuses("PRESENCE_OPENIM_ADMIN is not one of its admins", "admin")
         if code:
-            raise OpenIMAway(f"{self._calls.name} answers {path} with errCode {code}")
+            raise OpenIMAway(f"{self._calls.name} answers {path} with errCode {code}", "trouble")
 
     def _read(self, read: Callable[[bytes], T], reply: Reply, path: str) -> T:
         try:
             return read(reply.body)
         except answers.Unreadable as error:
             trouble = str(error)
-        raise self._refuses(f"it answers {path} in a form that we do not know ({trouble})")
+        raise self._refuses(f"it answers {path} in a form that we do not know ({trouble})", "another")
 
-    def _refuses(self, why: str) -> OpenIMRefuses:
-        return OpenIMRefuses(f"{self._calls.name} cannot be asked: {why}")
+    def _refuses(self, why: str, fault: Fault) -> OpenIMRefuses:
+        return OpenIMRefuses(self._cannot(why), fault)
+
+    def _cannot(self, why: str) -> str:
+        return f"{self._calls.name} cannot be asked: {why}"
 
 
 def _about(user_ids: Sequence[str]) -> dict[str, list[str]]:

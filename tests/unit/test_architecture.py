@@ -23,8 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "shared.why": {
         *("openim_presence", "shared.logs", "shared.redis", "shared.observe", "shared.openim", "shared.truth"),
     },
-    "shared.doctor": {"shared.observe", "shared.redis"},
-    "shared.doctor.probes": {"shared.doctor", "shared.observe", "shared.redis"},
+    "shared.doctor": {"shared.observe", "shared.openim", "shared.redis"},
+    "shared.doctor.probes": {"shared.doctor", "shared.observe", "shared.openim", "shared.redis"},
     "shared.cli": {
         *("openim_presence", "shared.doctor", "shared.doctor.probes", "shared.why"),
         *("shared.gateways", "shared.logs", "shared.redis", "shared.observe"),

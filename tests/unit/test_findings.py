@@ -237,7 +237,7 @@ def test_every_code_is_used_and_every_code_used_is_known() -> None:
 
 def test_each_code_of_the_doctors_own_is_tested_here_or_with_real_programs() -> None:
     of_health = set(re.findall(r'"(P\d{3})"', Path(health.__file__).read_text()))
-    others = ("integration/test_doctor.py", "unit/test_openim_config.py")
+    others = ("integration/test_doctor.py", "integration/test_doctor_openim.py", "unit/test_openim_config.py")
     together = "".join((ROOT / "tests" / name).read_text() for name in others)
     tested = {code for code, *_ in CASES} | set(re.findall(r"P\d{3}", together))
     assert set(CODES) - of_health <= tested

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shared.doctor import configuration, journal, openim_config, receiver, servers, system
+from shared.doctor import configuration, journal, openim_api, openim_config, receiver, servers, system
 from shared.doctor.findings import Check, Examination, Finding, Item
 from shared.doctor.probes import journal as journal_probe
 from shared.doctor.probes import openim as openim_probe
+from shared.doctor.probes import openim_api as api_probe
 from shared.doctor.probes import receiver as receiver_probe
 from shared.doctor.probes import servers as servers_probe
 from shared.observe.health import is_silent
@@ -45,6 +46,7 @@ def _examine(settings: Settings, openim: Path | None) -> Iterator[Item]:
     of_openim = (
         Probe("OpenIM's files", partial(openim_probe.look_at, openim, settings), OPENIM_SECONDS) if openim else None
     )
+    of_api = Probe("OpenIM's API", partial(api_probe.ask, settings), OPENIM_SECONDS) if settings.openim_api else None
 
     yield from configuration.look(settings)
     heard, unreachable = [], False
@@ -54,24 +56,27 @@ def _examine(settings: Settings, openim: Path | None) -> Iterator[Item]:
             heard += [*servers.look(facts, journal_fsync=settings.journal_fsync)]
     yield from heard
     before, now = of_system.result() or (_nothing(of_system),) * 2
+    api = of_api.result() if of_api else None
     here = of_receiver.result()
     readiness = here.readiness if here else None
+    known = {code for code, is_known in (("P010", unreachable), ("P100", api and api.fault)) if is_known}
     for item in system.look(before, now, settings, readiness):
-        # The server's own probe says more, and waits for longer.
-        if not (unreachable and isinstance(item, Finding) and item.code == "P010"):
+        # The probes of the server and of OpenIM say more, and wait for longer.
+        if not (isinstance(item, Finding) and item.code in known):
             yield item
     elsewhere = sum(not is_silent(each.at_ms, now.at_ms) for each in now.queue.receivers)
     if here:
         yield from receiver.look(here, elsewhere=elsewhere, gateways=system.live_gateways(now.queue), now=time.time())
     if found := of_journal.result():
         yield from journal.look(found, settings, readiness, is_expected=not elsewhere)
+    yield from openim_api.look(api, settings, now)
     if of_openim is None:
         yield Check(openim_config.WHAT, "not used", "--openim-config names no directory")
     elif read := of_openim.result():
         yield from openim_config.look(*read, settings)
-    probes: list[Probe[Any]] = [*of_servers, of_system, of_receiver, of_journal]
-    for each in [*probes, of_openim] if of_openim else probes:
-        if each.trouble:
+    probes: list[Probe[Any] | None] = [*of_servers, of_system, of_receiver, of_journal, of_api, of_openim]
+    for each in probes:
+        if each and each.trouble:
             yield Check(each.name, "cannot tell", each.trouble)
             yield Finding("P090", f"the probe of {each.name} gave no answer: {each.trouble}")
 
