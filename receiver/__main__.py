@@ -45,8 +45,8 @@ log = logging.getLogger("receiver")
 async def serve(settings: Settings, given: Inherited | None, context: ssl.SSLContext | None = None) -> None:
     """Receives until a signal, then stops in order (docs/operations.md). Raises SettingsError if it cannot listen.
 
-    given: for one of several processes, which answers its parent for its health and not at the admin port. context:
-    for HTTPS.
+    given: for one of several processes, which reports its health to its parent and has no admin port. context: for
+    HTTPS.
     """
     # The parent's SIGTERM may come twice: a service manager sends one to every process.
     stop = Stop(hurrying=[signal.SIGINT]) if given else Stop()

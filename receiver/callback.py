@@ -125,7 +125,7 @@ def _read_route(target: str) -> Route:
 
 
 def _trouble(content_type: str | None, in_path: str | None, in_query: str | None) -> Refusal | None:
-    """What is wrong with a URL that says so much."""
+    """What is wrong with what a URL says, or None."""
     if content_type is not None and content_type.lower() != "json":
         return Refusal(415, "only JSON is taken", "contenttype in the URL: must be json")
     if in_path and in_query is not None and in_path != in_query:
@@ -135,7 +135,7 @@ def _trouble(content_type: str | None, in_path: str | None, in_query: str | None
 
 _read_usual_route = lru_cache(maxsize=1024)(_read_route)
 _UNKNOWN = "this is not a command of OpenIM's"
-#: What OpenIM appends to its configured URL as text, whether or not that has a query already.
+#: What OpenIM appends to its configured URL as text, even if that has a query already.
 _SWALLOWED = re.compile(r"(?:/|\?command=)callback\w*Command(?:[?&]contenttype=\w*)?\Z", re.ASCII)
 _NO_QUERY = (
     "OpenIM appends the command to its configured URL as text, so that URL must have no query: "

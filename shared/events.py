@@ -20,14 +20,14 @@ Callback = Literal[
     "callbackAfterUserKickOffCommand",
 ]
 
-#: Events of ours, made where OpenIM was asked and we were wrong (shared/truth). They have no operationID.
+#: Our own events, made if OpenIM was asked and we were wrong (shared/truth). They have no operationID.
 Correction = Literal["reconciled_online", "reconciled_offline"]
 
 Command = Literal[Callback, Correction]
 
 #: What each command does to a session; a kick-off is an offline event.
 KINDS: dict[str, Kind] = {name: "online" if "online" in name.lower() else "offline" for name in get_args(Command)}
-#: The same of OpenIM's own.
+#: The same for OpenIM's commands alone.
 COMMANDS: dict[str, Kind] = {name: KINDS[name] for name in get_args(Callback)}
 
 

@@ -64,7 +64,7 @@ class Batch:
 
     @property
     def seq(self) -> int:
-        """By which batches come one after another."""
+        """The highest seq of its events, which decides the order of batches."""
         return max(event.seq for event in self.events)
 
 
@@ -72,7 +72,7 @@ class Batch:
 class Sum:
     """What older batches have said of a platform, as a Record has it.
 
-    mixed_seq: the highest seq at which one of them said offline that named the platform both online and offline.
+    mixed_seq: the highest seq of one of them that named the platform both online and offline, and said offline.
     """
 
     platform_id: int

@@ -35,7 +35,7 @@ STOP_SECONDS = 6.0
 log = logging.getLogger("worker")
 
 
-class _Terse(logging.Filter):
+class _OneLine(logging.Filter):
     """Makes one line of each of RQ's messages, without stack trace, and drops those about outages: Outage logs them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -99,7 +99,7 @@ def _start_reconciler(settings: Settings, stopping: threading.Event) -> threadin
 
 
 def _inspect(settings: Settings, queue: Backend) -> None:
-    """Checks both servers. Raises SettingsError if one does not suit, RedisError if the queue's does not answer."""
+    """Checks both servers. Raises SettingsError if one cannot be used, RedisError if the queue's does not answer."""
     inspect(queue, queue_variable(settings), log)
     if settings.redis_url != settings.queue_url:
         with suppress(RedisError), connect(settings.redis_url) as presence:  # if it is away, jobs will wait
@@ -112,7 +112,7 @@ def main() -> int:
         settings = load()
         logs.set_up(settings.log_level, settings.log_format)
         logging.getLogger("rq").setLevel(logging.WARNING)  # its debug lines, in colours, do not mention events
-        logging.getLogger("rq.worker").addFilter(_Terse())
+        logging.getLogger("rq.worker").addFilter(_OneLine())
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())

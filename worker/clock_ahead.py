@@ -10,7 +10,7 @@ from shared.events import Event
 
 #: The accepted difference between the clocks of gateways and receivers, network delay included.
 LEAD_MOST_MS = 60_000
-#: A seq in this range is a clock in milliseconds, of the years 2001 to 2286; OpenIM sends no other.
+#: A seq in this range is a time in milliseconds, from the years 2001 to 2286. OpenIM sends no others.
 CLOCK_LEAST, CLOCK_MOST = 10**12, 10**13
 
 

@@ -68,8 +68,8 @@ def apply_batch(events: list[Any]) -> Retry | None:
 
     An event that cannot be applied goes on alone, as a separate job with growing pauses between its tries; the others
     of its batch are applied. Once such an event is alone, Poison is raised for it, so that RQ keeps it among the failed
-    jobs with this error. If all events of a batch fail with the same error, the batch stays together: then the cause is
-    hardly in each of the events.
+    jobs with this error. If all events of a batch fail with the same error, the batch stays together: the cause is then
+    probably not in the events.
     """
     job = get_current_job()
     meta = BatchMeta.decode(job.meta) if job else BatchMeta()

@@ -43,8 +43,7 @@ class PresenceWorker(SimpleWorker):
     """Runs jobs in its own process, one after the other, and keeps its connections.
 
     name: of this process, over all workers that it starts after outages. clock: of the queue's server; see
-    worker/rq_clock.py. Raises the errors on which RQ's own loop gives up; then start
-    another worker.
+    worker/rq_clock.py. Raises the errors on which RQ's own loop gives up; then start another worker.
     """
 
     # RQ's pause after a lost connection doubles up to this many seconds.

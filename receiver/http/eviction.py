@@ -31,7 +31,7 @@ class Evictable(Protocol):
     def cut(self) -> None: ...
 
     def end_if_idle(self) -> None:
-        """Ends it where nothing has come that waits for an answer."""
+        """Ends it if nothing has come that waits for an answer."""
         ...
 
 

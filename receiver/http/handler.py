@@ -52,7 +52,7 @@ class Receiver:
         self._access = access.make(settings)
         self._prefix = settings.callback_path
         self._limit = Limit(settings.max_body_bytes, "PRESENCE_MAX_BODY_BYTES")
-        #: Of a body whose URL does not say that it is ours.
+        #: The limit of a body whose URL does not say that it is ours.
         self._other_limit = forwarder.limit if forwarder else self._limit
         self._budget = MemoryBudget(max(settings.max_body_bytes, settings.forward_max_bytes))
         self._journal = journal

@@ -19,7 +19,7 @@ HANDSHAKE_SECONDS = 5.0
 class Handshake(asyncio.Protocol):
     """Agrees on TLS, then lets the connection that `make` returns take over.
 
-    make: takes the bare transport. failed: takes who could not agree, and why.
+    make: takes the bare transport. failed: takes a peer with which it failed, and why.
     """
 
     def __init__(

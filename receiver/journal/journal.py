@@ -155,10 +155,10 @@ class Journal:
 
     def _put_off(self, segment: Segment, error: OSError) -> None:
         segment.unreadable_until = time.monotonic() + UNREADABLE_SECONDS
-        log.error("the journal file %s cannot be read, later again: %s", segment.path, error.strerror)
+        log.error("the journal file %s cannot be read; trying again later: %s", segment.path, error.strerror)
 
     def _give_up(self, segment: Segment) -> None:
-        """Somebody has removed a file of ours."""
+        """Forgets a file that somebody has removed."""
         with self._lock:
             if segment is self._writer.active:
                 self._writer.seal()

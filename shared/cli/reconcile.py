@@ -137,7 +137,7 @@ def _users(wanted: _Wanted, servers: "Servers", openim: "OpenIM") -> AsyncIterat
 
 
 def _count(wanted: _Wanted, servers: "Servers") -> int:
-    """How many there will be, as far as that can be known without counting them; of those read from elsewhere, 0."""
+    """How many users there will be; 0 if that is not known before they are read."""
     if wanted.online:
         return openim_presence.users_online(servers.presence, servers.keys.prefix)
     return 0 if wanted.everybody or "-" in wanted.users else len(wanted.users)

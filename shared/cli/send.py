@@ -24,7 +24,7 @@ from shared.cli.text import safe
 from shared.observe.here import url_host
 
 if TYPE_CHECKING:
-    import aiohttp  # elsewhere inside functions: it makes every `presence` command start half as slowly again
+    import aiohttp  # and in the functions: it would make every `presence` command take half as long again to start
 
 #: What a run plays, for each user.
 SCRIPTS: dict[str, tuple[Step, ...]] = {

@@ -68,7 +68,7 @@ def up() -> None:
                 receiver.answers = lambda it: _says(config.admin_host, config.admin_port, it) is not None
             worker = Service("worker", [sys.executable, "-m", "worker"], environment)
             worker.port = config.worker_admin_port
-            if not worker.port:  # it gets a port all the same, so that we notice when it freezes
+            if not worker.port:  # it gets a port anyway, so that we notice when it freezes
                 worker.port_variable = "PRESENCE_WORKER_ADMIN_PORT"
             _start(services, worker, stopping, lambda: True)
             worker.answers = lambda it: _says(config.admin_host, it.port, it) == "alive"

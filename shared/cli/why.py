@@ -43,9 +43,9 @@ def why(user: str, as_json: bool) -> None:
     """Says why a user is shown online or offline: the reason in words, then every fact behind it.
 
     The facts are the sessions, with what covers them and when their leases end; the batches of callbacks, and how the
-    rules read them; the last changes; the last events that changed nothing, and against what; what of this user
-    waits, is tried again or has failed; and, with PRESENCE_OPENIM_API, what OpenIM itself says. The exit code is 1 if
-    some of it could not be read, or the key is not a hash. Put -- before an id that begins with a dash.
+    rules read them; the last changes; the last events that changed nothing, and why; what of this user waits, is
+    tried again or has failed; and, with PRESENCE_OPENIM_API, what OpenIM itself says. The exit code is 1 if some of it
+    could not be read, or the key is not a hash. Put -- before an id that begins with a dash.
 
     \b
     Examples:
@@ -161,9 +161,9 @@ def _newest(memory: Memory) -> Iterator[str]:
 
 
 def _how_far(scan: Scan) -> Iterator[str]:
-    """Of a search that found nothing and did not come to the end."""
+    """How far a search got that found nothing and did not come to the end."""
     if scan.back_to_ms:
-        yield f"none among the newest {scan.looked_at:,} of anybody, which go back to {instant(scan.back_to_ms)}"
+        yield f"none among the newest {scan.looked_at:,} of all users, which go back to {instant(scan.back_to_ms)}"
 
 
 def _rows(name: str, lines: Iterable[str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ class LastCallback:
 class RefusedLately:
     """Refusals for one reason. detail, peer: of the last one. count: since `since_ms`.
 
-    probe: True for what no OpenIM sends, such as a GET; it says nothing of OpenIM.
+    probe: True for what no OpenIM sends, such as a GET; it says nothing about OpenIM.
     """
 
     status: int
@@ -58,7 +58,7 @@ def added_up(refusals: Iterable[RefusedLately]) -> tuple[RefusedLately, ...]:
 def of_openim_unheard(callbacks: Iterable[LastCallback], refusals: Iterable[RefusedLately]) -> list[RefusedLately]:
     """Refusals that show that OpenIM is not heard: nothing was ever taken, or nothing since from a peer that was.
 
-    A stranger's refusals beside callbacks that are taken are none of these, nor is a single odd callback.
+    A stranger's refusals do not count while callbacks are taken, and neither does a single odd callback.
     """
     newest = {each.peer: each.at_ms for each in sorted(callbacks, key=lambda each: each.at_ms)}
     return [

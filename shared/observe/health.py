@@ -14,7 +14,7 @@ SILENT_SECONDS = 15
 #: Nothing should wait for longer than this.
 WAITING_SECONDS = 30
 FULL = 0.9
-#: How long a gateway that has ended is worth a line.
+#: How long a gateway that has ended is mentioned.
 RECENT_MS = 3_600_000
 
 
@@ -25,7 +25,7 @@ class Remark(NamedTuple):
     text: str
 
 
-#: What happened longer ago is no news.
+#: Anything that happened longer ago is not mentioned.
 DAY_MS = 86_400_000
 
 
@@ -35,7 +35,7 @@ def problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = N
 
 
 def notes(snapshot: Snapshot) -> list[str]:
-    """What is not wrong, and yet should be known."""
+    """What is not wrong but should be known."""
     return [each.text for each in coded_notes(snapshot)]
 
 

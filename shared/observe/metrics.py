@@ -107,7 +107,7 @@ def _of_gateways(gateways: Gateways) -> Iterator[Metric]:
 
 
 def _of_ledger(ledger: Ledger, now_ms: int) -> Iterator[Metric]:
-    """Nothing where presence was never compared with OpenIM."""
+    """Nothing if presence was never compared with OpenIM."""
     if not ledger.compared_at_ms:
         return
     drift = GaugeMetricFamily(

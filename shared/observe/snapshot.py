@@ -44,8 +44,8 @@ class QueueState:
 
     at_ms: when the server was asked, 0 if it does not say; all times here are by its clock. oldest_ms: when the oldest
     event in the queue was received, 0 if none waits. jobs: includes those that a worker has taken but not begun.
-    silent_workers: without a heartbeat for 15 s. leases_held: why no lease runs out now, or "". ledger: what
-    comparisons with OpenIM came to. troubles: keys of wrong types.
+    silent_workers: without a heartbeat for 15 s. leases_held: why no lease runs out now, or "". ledger: the
+    results of comparisons with OpenIM. troubles: keys of wrong types.
     """
 
     server: Server

@@ -1,4 +1,4 @@
-"""Whose turn it is: of several programs that could do a thing, one does it."""
+"""Turns: of several programs that could do something, one at a time does it."""
 
 import secrets
 from typing import Any
@@ -16,7 +16,7 @@ class Turn:
         self._name = secrets.token_hex(8)
 
     def take(self) -> bool:
-        """Takes the turn where nobody has it, and keeps it where it is ours; False if another has it."""
+        """Takes the turn if nobody has it, and keeps it if it is ours; False if another program has it."""
         if self._client.set(self._key, self._name, nx=True, px=self._ms):
             return True
         holder: Any = self._client.get(self._key)
@@ -26,6 +26,6 @@ class Turn:
         return True
 
     def give_up(self) -> None:
-        """Lets another have it at once, as far as it is ours."""
+        """Lets another program have it at once, if it is ours."""
         if self.take():
             self._client.delete(self._key)

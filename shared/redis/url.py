@@ -92,7 +92,8 @@ def _check_options(query: str, kind: str) -> None:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in harmless:
             shown = "an option" if "@" in query else f"the option {name[:40]!r}"  # it may be half of a password
-            raise ValueError(f"has {shown} that is not known to be harmless; there are {', '.join(sorted(harmless))}")
+            allowed = ", ".join(sorted(harmless))
+            raise ValueError(f"has {shown}, which is not known to be harmless; allowed are {allowed}")
         if name in _NUMBERS:
             least, most = _NUMBERS[name]
             try:

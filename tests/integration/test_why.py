@@ -209,7 +209,7 @@ def test_it_says_how_far_it_looked(store: Store, redis: Redis, run: Run, ask: As
         assert not said["looked_at"][name]["whole"]
     assert abs(said["looked_at"]["changes"]["back_to"] - NOW) < 600_000
     text = run("alice").output
-    assert "none among the newest 30 of anybody" in text
+    assert "none among the newest 30 of all users" in text
     assert "only 3 batches of the queue were looked at" in text
 
 

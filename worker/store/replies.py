@@ -7,7 +7,7 @@ from redis.exceptions import ResponseError
 
 OutcomeName = Literal["applied", "duplicate", "stale"]
 
-#: How a platform is read that one batch names both online and offline.
+#: How a platform is read if one batch names it both online and offline.
 Reading = Literal["kept", "closed"]
 
 _NAMES: dict[int, OutcomeName] = {ord("a"): "applied", ord("d"): "duplicate", ord("s"): "stale"}
@@ -28,7 +28,7 @@ class OnCluster(NamedTuple):
 class Applied(NamedTuple):
     """The reply to one call that applied a user's events. outcomes: one for each. flipped: the status changed.
 
-    readings: of each platform that a batch of them names both online and offline.
+    readings: how each platform was read that one batch names both online and offline.
     """
 
     outcomes: tuple[OutcomeName, ...]

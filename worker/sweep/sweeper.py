@@ -65,7 +65,7 @@ class Sweeper(threading.Thread):
                     log.warning("no sweep: %s", error)
                 trouble = str(error)
             except Exception:
-                log.exception("the sweep failed; it is tried again")
+                log.exception("the sweep failed; trying again")
                 self._break_off()
                 self._stopping.wait(SWEEP_SECONDS)
 
