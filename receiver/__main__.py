@@ -32,7 +32,7 @@ from shared.settings import Settings, load
 COPY_SECONDS = 1.0
 HAND_OVER_SECONDS = 5.0
 #: How long the relay's thread may hold the interpreter while a request waits; Python's default is 5 ms.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.00005
 
 _OPEN = (
     "anyone who reaches %s can send callbacks: set PRESENCE_ALLOWED_NETWORKS, PRESENCE_BASIC_AUTH or "

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+import msgspec
 from pydantic import Field, StrictInt, StrictStr, TypeAdapter
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 Kind = Literal["online", "offline"]
 
@@ -60,8 +61,7 @@ class Event(NamedTuple):
 
 def encode(event: Event) -> bytes:
     """The event as one JSON array without a newline."""
-    # For a subclass of tuple, pydantic first checks whether it is a model, which takes three times as long.
-    return to_json(tuple(event))
+    return msgspec.json.encode(event)
 
 
 def received_at(encoded: bytes) -> int:

@@ -146,6 +146,12 @@ class Connection(web.RequestHandler):
             return self._unreadable(request.remote or "", exc)
         return super().handle_error(request, status, exc, message)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp calls this for every body that was read, and parses what came during a pause. Without a pause there is
+        # nothing to parse.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp leaves it to the default, which is to close
         """True if the connection must stay: the peer has shut down its side, but a request waits for its answer.
 

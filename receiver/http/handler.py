@@ -10,6 +10,7 @@ from time import perf_counter
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import istr
 
 from receiver.callback import OtherCallback, Presence, Refusal, Refused, Route, check_path, read_body, read_route
 from receiver.forward.forwarder import Forwarder
@@ -27,7 +28,7 @@ from shared.settings import Settings
 
 log = logging.getLogger("receiver")
 
-OPERATION_ID = "operationID"
+OPERATION_ID = istr("operationID")  # a plain string would be lowercased for each look-up
 #: The header in which proxies name their peers; each proxy may add a line.
 FORWARDED_FOR = "X-Forwarded-For"
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import load_samples, same_answer
 
+from receiver import callback
 from receiver.callback import (
     SKIM_BYTES,
     OtherCallback,
@@ -174,6 +175,35 @@ def test_a_large_body_that_is_nested_too_deep_is_refused() -> None:
     refusal = judge("/", b'{"a":' + b"[" * 100_000)
     assert isinstance(refusal, Refusal)
     assert refusal.status == 400
+
+
+BODIES = [
+    b'{"userID":"user1","callbackCommand":"callbackAfterUserOfflineCommand","seq":17,"connID":"","platformID":2,'
+    b'"platform":"Android","operationID":"p_3_4"}',
+    b'{"userID":"\xc3\xa9\\ud83d\\ude00","callbackCommand":"callbackUserOnlineCommand","seq":0,"token":"t",'
+    b'"isAppBackground":true,"operationID":""}',
+]
+PIECES = [
+    *(b'"', b"{", b"}", b"[", b"]", b":", b",", b" ", b"\t", b"\x0b", b"\xef\xbb\xbf", b"\x00", b"\x01", b"\x7f"),
+    *(b"\\", b"\\/", b"\\x", b"\\ud800", b"\\udc00", b"\\u0000", b"\xff", b"\xed\xa0\x80", b"x" * 257),
+    *(b"1.0", b"1e3", b"-0", b"-1", b"+1", b".5", b"00", b"9223372036854775807", b"9223372036854775808", b"1" * 30),
+    *(b"null", b"true", b"NaN", b"Infinity", b'"seq":5,', b'"s\\u0065q":7,', b'"userID":"",', b'"userID":"x",'),
+    *(b'"other":1,', b'"token":"a",', b'"token":null,', b'"isAppBackground":null,', b'"operationID":null,'),
+    *(b'"platformID":0,', b'"platformID":256,', b'"connID":"%s",' % (b"x" * 256), b'"connID":"%s",' % (b"x" * 257)),
+]
+edits = st.lists(st.tuples(st.sampled_from(PIECES), st.integers(0, 180), st.integers(0, 4)), max_size=3)
+
+
+@settings(max_examples=1000)
+@given(st.sampled_from(BODIES), edits)
+def test_the_two_readers_of_a_body_agree(body: bytes, edits: list[tuple[bytes, int, int]]) -> None:
+    """msgspec takes nothing that pydantic would refuse, and reads the same from it."""
+    for piece, at, replaced in edits:
+        body = body[:at] + piece + body[at + replaced :]
+    quick = judge("/", body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callback, "_USUAL", msgspec.json.Decoder(int))  # no body is one
+        assert judge("/", body) == quick
 
 
 json_values = st.recursive(
