@@ -490,22 +490,22 @@ CODES = {
     ),
     "P102": Code(
         "warning",
-        "Nothing is asked over such a connection, since the secret would go to whoever answers.",
-        "Let the certificate be for the name in PRESENCE_OPENIM_API, or set SSL_CERT_FILE to its authority's.",
+        "We ask nothing over such a connection, since the secret might go to somebody else.",
+        "Use a certificate for the name in PRESENCE_OPENIM_API, or set SSL_CERT_FILE to its authority's certificate.",
     ),
     "P103": Code(
         "warning",
-        "OpenIM tells nobody without it who is online: what it did not send stays wrong in presence.",
+        "Without it OpenIM does not say who is online: what it did not send stays wrong in presence.",
         "Set PRESENCE_OPENIM_SECRET to the secret in OpenIM's share.yml (config.yaml up to 3.6).",
     ),
     "P104": Code(
         "warning",
         "OpenIM tells only its admins who is online: what it did not send stays wrong in presence.",
-        "Set PRESENCE_OPENIM_ADMIN to one of imAdminUserID in OpenIM's share.yml, best to one of its own.",
+        "Set PRESENCE_OPENIM_ADMIN to a user in imAdminUserID in OpenIM's share.yml, best to one for presence alone.",
     ),
     "P105": Code(
         "warning",
-        "It may have been given the secret, and cannot be asked: what OpenIM did not send stays wrong in presence.",
+        "It cannot be asked, and may have got the secret: what OpenIM did not send stays wrong in presence.",
         "Correct PRESENCE_OPENIM_API: http or https, and host and port of OpenIM's API, 10002 as shipped.",
     ),
     "P106": Code(

@@ -167,7 +167,7 @@ def clock_ms(body: bytes) -> int:
 
 
 def release(body: bytes) -> str:
-    """ "" if what stands there is none."""
+    """The release; "" if the text there is not one."""
     found = _decode(_CONFIG, body).data.version
     return found if _RELEASE.fullmatch(found) else ""
 

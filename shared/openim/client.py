@@ -85,7 +85,7 @@ class OpenIM:
             return None
 
     async def release(self) -> str:
-        """Such as `v3.8.4`, or `main` of that branch; "" if it does not say, as up to 3.8.3."""
+        """OpenIM's release, such as `v3.8.4`, or `main` for that branch; "" if it does not say, as up to 3.8.3."""
         try:
             return await self._ask("/config/get_config_list", {}, answers.release)
         except OpenIMLacks:

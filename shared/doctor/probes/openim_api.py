@@ -1,4 +1,4 @@
-"""Asks OpenIM's API what it must know for comparisons, what time it has and, if it says so, which release it is."""
+"""Asks OpenIM's API what comparisons need, what time it has and, if it says so, which release it is."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def ask(settings: Settings) -> ApiFacts:
-    """Raises nothing that OpenIM may cause."""
+    """Raises nothing, whatever OpenIM does."""
     return asyncio.run(_ask(settings, f"OpenIM at {without_password(settings.openim_api)}"))
 
 
@@ -39,7 +39,7 @@ async def _ask(settings: Settings, where: str) -> ApiFacts:
 
 
 async def _or_none(question: Awaitable[T], until: float) -> T | None:
-    """The answer; None if there is none: that OpenIM can be asked who is online is known already."""
+    """The answer, or None. It only adds to what is known: OpenIM can be asked who is online."""
     try:
         return await asyncio.wait_for(question, max(0.0, until - time.monotonic()))
     except (OpenIMError, TimeoutError):
@@ -47,5 +47,5 @@ async def _or_none(question: Awaitable[T], until: float) -> T | None:
 
 
 def _skew_ms(theirs: int, before: int, after: int) -> int:
-    """How far a clock is ahead that was read between these two times; negative if it is behind."""
+    """How far a clock that was read between these two times is ahead; negative if it is behind."""
     return theirs - after if theirs > after else min(0, theirs - before)
