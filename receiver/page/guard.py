@@ -9,7 +9,7 @@ from shared.addresses import is_loopback
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PageRequest:
     """What decides about a request. local: the address at which it arrived. The others are headers, None if absent."""
 
     local: str
@@ -37,7 +37,7 @@ class Guard:
     def may_act(self) -> bool:
         return self._access is not None
 
-    def check(self, asked: Asked, *, acts: bool = False) -> Forbidden | None:
+    def check(self, asked: PageRequest, *, acts: bool = False) -> Forbidden | None:
         """None if the answer may be given. acts: whether the request changes something."""
         if self._access is None:
             if acts:
@@ -67,7 +67,7 @@ def _name(host: str | None) -> str:
         return ""
 
 
-def _is_foreign(asked: Asked, acts: bool) -> bool:
+def _is_foreign(asked: PageRequest, acts: bool) -> bool:
     """Whether another site's page may have had a browser send this. To change something, an Origin header is needed."""
     if asked.origin is None:
         return acts or asked.fetch_site in ("cross-site", "same-site")

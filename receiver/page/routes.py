@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from redis.exceptions import RedisError
 
-from receiver.page.guard import Asked, Forbidden, Guard
+from receiver.page.guard import Forbidden, Guard, PageRequest
 from receiver.page.live import Live
 from shared.failed import FailedBatches
 from shared.redis.client import connect
@@ -66,7 +66,7 @@ class Page:
 
     def _guarded(self, handler: Handler, *, acts: bool = False) -> Handler:
         async def checked(request: web.Request) -> web.StreamResponse:
-            if forbidden := self._guard.check(_asked(request), acts=acts):
+            if forbidden := self._guard.check(_page_request(request), acts=acts):
                 return _refuse(forbidden)
             return await handler(request)
 
@@ -141,10 +141,10 @@ class Page:
         return await _step(run)
 
 
-def _asked(request: web.Request) -> Asked:
+def _page_request(request: web.Request) -> PageRequest:
     transport = request.transport
     address = transport.get_extra_info("sockname") if transport else None
-    return Asked(
+    return PageRequest(
         local=str(address[0]) if isinstance(address, tuple) else "",
         host=request.headers.get(hdrs.HOST),
         origin=request.headers.get(hdrs.ORIGIN),

@@ -154,7 +154,7 @@ def _how_to(config: settings.Settings, *, own: bool) -> str:
     elsewhere = f" (port {embedded.USUAL_PORT} is taken by another program)" if own and taken else ""
     shown = f"http://{url_host(config.admin_host)}:{config.admin_port}/"
     page = f"See all of it on a page: {shown}\n" if config.admin_port else ""
-    send, read = _told(config, _SENDING) + program, _told(config, _READING) + program
+    send, read = _assignments(config, _SENDING) + program, _assignments(config, _READING) + program
     return f"""
 presence is up; Ctrl-C stops it. It takes callbacks at {url} from {reach};
 presence is in {redis}{elsewhere}. Commands run in this directory find it by themselves.
@@ -171,7 +171,7 @@ See it work, in another terminal:
 """
 
 
-def _told(config: settings.Settings, names: tuple[str, ...]) -> str:
+def _assignments(config: settings.Settings, names: tuple[str, ...]) -> str:
     """Shell assignments of the settings that are not the defaults, each with a space after it."""
     defaults = settings.load({"PRESENCE_HOST": "127.0.0.1"})
     values = {name: value for name in names if (value := getattr(config, name)) != getattr(defaults, name)}

@@ -74,6 +74,8 @@ def _of_leases(now: Snapshot, settings: Settings) -> Iterator[Item]:
     gateways, online = live_gateways(now.queue), now.presence.stats.users_online
     if gateways and online > USERS_MOST * gateways:
         on_them = f"{gateways} gateways are" if gateways > 1 else "one gateway is"
-        yield Finding("P062", f"{online:,} users are online, and {on_them} known: some has more than {USERS_MOST:,}")
+        yield Finding(
+            "P062", f"{online:,} users are online, and {on_them} known: at least one has more than {USERS_MOST:,}"
+        )
     if now.presence.stats.events and not now.queue.gateways.heard:
         yield Finding("P061", "leases are on, and no callback came from a gateway of OpenIM 3.8.2 or later")

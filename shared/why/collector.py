@@ -16,7 +16,7 @@ from shared.settings import Settings, without_password
 from shared.timed import Probe
 from shared.why import judgement, scans
 from shared.why.facts import Facts, Journal, OpenIMSays, Scan
-from shared.why.scans import Needle
+from shared.why.scans import UserMatcher
 
 #: How long OpenIM may take, which is asked beside all else; and the most with what both servers of ours take for that.
 OPENIM_SECONDS, OPENIM_MOST_SECONDS = 4.5, 5.0
@@ -29,7 +29,7 @@ def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -
 
     If anything else cannot be read, the facts have it as a trouble.
     """
-    keys, needle, troubles = settings.keys, Needle(user_id), list[str]()
+    keys, matcher, troubles = settings.keys, UserMatcher(user_id), list[str]()
     asking = Probe("OpenIM", lambda: _ask(settings, user_id), OPENIM_MOST_SECONDS) if settings.openim_api else None
 
     def attempt(what: str, read: Callable[[], T], otherwise: T) -> T:
@@ -46,10 +46,12 @@ def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -
     nothing: Any = ((), Scan(is_whole=False))
     waiting, waiting_scan = nothing
     if not state.server.error:
-        waiting, waiting_scan = attempt(where, lambda: scans.waiting(queue, settings, needle), nothing)
-    changes, changes_scan = attempt(keys.changes, lambda: scans.changes(presence, keys.changes, needle), nothing)
-    ignored, ignored_scan = attempt(keys.ignored, lambda: scans.without_effect(presence, keys.ignored, needle), nothing)
-    due: Any = attempt(keys.leases, lambda: presence.zscore(keys.leases, needle.raw), None)
+        waiting, waiting_scan = attempt(where, lambda: scans.waiting(queue, settings, matcher), nothing)
+    changes, changes_scan = attempt(keys.changes, lambda: scans.changes(presence, keys.changes, matcher), nothing)
+    ignored, ignored_scan = attempt(
+        keys.ignored, lambda: scans.without_effect(presence, keys.ignored, matcher), nothing
+    )
+    due: Any = attempt(keys.leases, lambda: presence.zscore(keys.leases, matcher.raw), None)
     stats: Any = attempt(keys.stats, lambda: presence.exists(keys.stats), 1)
     openim = (asking.result() or OpenIMSays(trouble=f"OpenIM: {asking.trouble}")) if asking else None
     troubles += [openim.trouble] if openim and openim.trouble else []

@@ -35,7 +35,7 @@ _ENTRIES, _JOBS = 1000, 20
 T = TypeVar("T")
 
 
-class Needle:
+class UserMatcher:
     """Rules out quickly, before anything is decoded, what cannot be about a user."""
 
     def __init__(self, user_id: str) -> None:
@@ -49,23 +49,23 @@ class Needle:
         return any(form in text for form in self._forms)
 
 
-def changes(client: Backend, stream: str, needle: Needle) -> tuple[tuple[Change, ...], Scan]:
+def changes(client: Backend, stream: str, matcher: UserMatcher) -> tuple[tuple[Change, ...], Scan]:
     """The user's newest changes, the newest first. Raises RedisError."""
 
     def read(entry_id: bytes, fields: dict[bytes, bytes]) -> Change | None:
-        return change(entry_id, fields) if fields.get(b"user_id") == needle.raw else None
+        return change(entry_id, fields) if fields.get(b"user_id") == matcher.raw else None
 
     return _search(client, stream, read)
 
 
-def without_effect(client: Backend, stream: str, needle: Needle) -> tuple[tuple[Ignored, ...], Scan]:
+def without_effect(client: Backend, stream: str, matcher: UserMatcher) -> tuple[tuple[Ignored, ...], Scan]:
     """The user's newest events that changed nothing, the newest first. Raises RedisError."""
 
     def read(entry_id: bytes, fields: dict[bytes, bytes]) -> Ignored | None:
-        if not needle.may_be_in(fields.get(b"event", b"")):
+        if not matcher.may_be_in(fields.get(b"event", b"")):
             return None
         found = ignored.read(entry_id, fields)
-        return found if found and found.event.user_id == needle.user_id else None
+        return found if found and found.event.user_id == matcher.user_id else None
 
     return _search(client, stream, read)
 
@@ -87,7 +87,7 @@ def _search(
         before = f"({last}"
 
 
-def waiting(client: Redis, settings: Settings, needle: Needle) -> tuple[tuple[Waiting, ...], Scan]:
+def waiting(client: Redis, settings: Settings, matcher: UserMatcher) -> tuple[tuple[Waiting, ...], Scan]:
     """The user's events on the queue that are not applied, those that failed first. Raises RedisError."""
     jobs = _jobs(client, settings)
     batches = FailedBatches(client, settings)
@@ -103,7 +103,7 @@ def waiting(client: Redis, settings: Settings, needle: Needle) -> tuple[tuple[Wa
             pipeline.hget(Job.key_for(job_id), "data")
         for (job_id, (place, next_at_ms)), data in zip(some, pipeline.execute(), strict=True):
             looked_at += 1
-            events = _events(data, needle) if data else []
+            events = _events(data, matcher) if data else []
             tried = place in ("failed", "retrying") and events
             error = next(batches.describe([job_id])).error if tried else ""
             found += [Waiting(place, event, job_id, error, next_at_ms) for event in events]
@@ -132,19 +132,19 @@ def _jobs(client: Redis, settings: Settings) -> dict[str, tuple[Place, int]]:
     return found
 
 
-def _events(data: bytes, needle: Needle) -> list[Event]:
+def _events(data: bytes, matcher: UserMatcher) -> list[Event]:
     """The user's events in a job; none if the job is not ours."""
     try:
         text = zlib.decompress(data)
     except zlib.error:
         text = data
-    if not needle.may_be_in(text):
+    if not matcher.may_be_in(text):
         return []
     try:
         events = from_json(text)[2][0]
     except (ValueError, LookupError, TypeError):
         return []
-    return [_event(each) for each in events if isinstance(each, list) and each[:1] == [needle.user_id]]
+    return [_event(each) for each in events if isinstance(each, list) and each[:1] == [matcher.user_id]]
 
 
 def _event(fields: Sequence[Any]) -> Event:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from receiver.page.guard import Asked, Guard
+from receiver.page.guard import Guard, PageRequest
 
-HERE = Asked(local="127.0.0.1", host="localhost:10016")
+HERE = PageRequest(local="127.0.0.1", host="localhost:10016")
 BASIC = "Basic " + base64.b64encode(b"admin:geheim").decode()
-SIGNED = Asked(local="192.0.2.1", host="presence.example:10016", authorization=BASIC)
+SIGNED = PageRequest(local="192.0.2.1", host="presence.example:10016", authorization=BASIC)
 
 
 @pytest.mark.parametrize(
