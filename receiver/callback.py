@@ -238,7 +238,7 @@ def read_body(
             raise Refused(400, _UNKNOWN, "callbackCommand: unknown name")
     if is_large:
         if len(body) > OURS_MOST_BYTES:
-            detail = f"body: at most {OURS_MOST_BYTES} bytes where it is about presence"
+            detail = f"body: at most {OURS_MOST_BYTES} bytes if it is about presence"
             raise Refused(413, "the body is too large", detail)
         body = _skim(body, _OUR_FIELDS)
     fields = _read_fields(body)

@@ -38,7 +38,7 @@ class MemoryBudget:
         self._free = max(ROOM_BYTES, 2 * largest)
 
     def take(self, size: int) -> None:
-        """Raises OverBudget if there is not so much left."""
+        """Raises OverBudget if there is not that much left."""
         if size > self._free:
             raise OverBudget("too many large bodies at one time")
         self._free -= size

@@ -24,7 +24,9 @@ def hold(data: Path) -> Iterator[None]:
         data.mkdir(parents=True, exist_ok=True)
         file = (data / _LOCK).open("w")
     except OSError as error:
-        raise SettingsError(f"{data} cannot be written: {error.strerror}; run `presence up` where it can") from None
+        raise SettingsError(
+            f"{data} cannot be written: {error.strerror}; run `presence up` in a directory that can"
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -63,7 +63,7 @@ for _kind in ("str", "int", "float", "bool", "null"):  # these may be written wi
 class Bundle:
     """Files that one OpenIM reads together: a directory, or one ConfigMap. where: its name for people.
 
-    is_contained: OpenIM runs in containers, by the look of it.
+    is_contained: the files show that OpenIM runs in containers.
     """
 
     where: str

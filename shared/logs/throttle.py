@@ -37,7 +37,7 @@ class LogThrottle:
             self._log.log(level, message, *args, extra=extra)
 
 
-#: Calls a function after so many seconds, as an event loop's `call_later` does.
+#: Calls a function after this many seconds, as an event loop's `call_later` does.
 CallLater = Callable[..., object]
 
 

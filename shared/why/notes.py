@@ -80,7 +80,7 @@ def _waits(facts: Facts, found: list[Waiting], what: str) -> str:
 
 
 def _of_nothing(facts: Facts) -> Iterator[str]:
-    """Of a user who is not known, or whose key is no hash."""
+    """About a user who is not known, or whose key is not a hash."""
     if facts.key_type:
         yield (
             "Nothing can be applied to this user until the key is renamed, or deleted with presence forget. Then run "

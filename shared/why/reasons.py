@@ -168,7 +168,7 @@ class Source(NamedTuple):
 
 
 def source_of(facts: Facts, scope: Scope, name: str, seq: int, kind: Kind) -> Source:
-    """Where an event of that scope came from, as far as anything still says."""
+    """The source of an event of that scope, as far as it is still known."""
     memory = facts.memory or Memory({})
     for batch in memory.batches if scope == "platform" else ():
         for event in batch.events:
