@@ -91,6 +91,13 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in anchors(linked), (page, target, anchor)
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_begins_with_who_should_read_it_and_what_they_know_then(page: Path) -> None:
+    heading, opening, _ = page.read_text().split("\n\n", 2)
+    assert re.fullmatch(r"# .+", heading)
+    assert re.fullmatch(r"For .+\. Afterwards .+\.", " ".join(opening.split()))
+
+
 def listed(readme: str) -> list[str]:
     """What the table of documents links to, in its order."""
     table = re.split(r"\n## (?:Documents|文档)[^\n]*", (ROOT / readme).read_text())[1].split("\n## ")[0]
