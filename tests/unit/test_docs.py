@@ -111,8 +111,15 @@ def test_the_table_of_documents_has_each_page_once() -> None:
     assert sorted(listed("README.md")) == sorted({str(page.relative_to(ROOT)) for page in pages} - start)
 
 
-def test_the_chinese_readme_lists_the_same_documents() -> None:
+def test_the_chinese_readme_shows_and_lists_the_same() -> None:
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+    assert programs(chinese) == programs(english)
     assert listed("README.zh-CN.md") == listed("README.md")
+
+
+def programs(page: str) -> list[str]:
+    """Its blocks of code, without their comments."""
+    return [re.sub(r"# .*", "#", block) for block in re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
 
 
 def test_the_docs_show_the_programs_as_they_are() -> None:
