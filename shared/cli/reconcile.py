@@ -15,6 +15,7 @@ from shared.cli.listing import Listing
 from shared.cli.running import load_settings
 from shared.cli.text import named, safe
 from shared.errors import SettingsError
+from shared.observe.health import counted
 from shared.openim.errors import OpenIMError
 from shared.platforms import platform_name
 from shared.queue import check_type, open_queue
@@ -155,10 +156,10 @@ def _names(platforms: Collection[int]) -> str:
 
 
 def _summary(tally: "Tally", dry_run: bool, seconds: float) -> str:
-    counts = f"{tally.ghost:,} ghosts, {tally.missing:,} missing, {tally.platforms:,} on other platforms"
+    counts = f"{counted(tally.ghost, 'ghost')}, {tally.missing:,} missing, {tally.platforms:,} on other platforms"
     end = "nothing was changed" if dry_run else f"{tally.left:,} left as they are"
     if not dry_run and not tally.left:
         end = "all put right" if tally.ghost + tally.missing + tally.platforms else "all as in OpenIM"
     more = f", {tally.unknown:,} unknown" if tally.unknown else ""
     more += f", {tally.skipped:,} with an event just now" if tally.skipped else ""
-    return f"compared {tally.compared:,} users with OpenIM in {seconds:.1f} s: {counts}{more}; {end}"
+    return f"compared {counted(tally.compared, 'user')} with OpenIM in {seconds:.1f} s: {counts}{more}; {end}"

@@ -338,7 +338,7 @@ def test_it_says_what_it_did(at_two_gateways: World) -> None:
         "new                      missing   opened we: -, OpenIM: Web (witnessed)",
     ]
     assert re.fullmatch(
-        r"compared 3 users with OpenIM in \d+\.\d s: 1 ghosts, 1 missing, 0 on other platforms; all put right", lines[2]
+        r"compared 3 users with OpenIM in \d+\.\d s: 1 ghost, 1 missing, 0 on other platforms; all put right", lines[2]
     )
 
 
