@@ -157,6 +157,18 @@ def test_the_settings_are_valid_and_lead_to_the_redis_service(name: str) -> None
     assert SERVICES[name]["env_file"] == [{"path": ".env", "required": False}]
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_the_url_of_redis_may_be_a_secret(name: str, tmp_path: Path) -> None:
+    more = yaml.safe_load((ROOT / "examples" / "redis-secret.yml").read_text("utf-8"))
+    (secret,) = more["services"][name]["secrets"]
+    assert list(more["secrets"]) == [secret]
+    environment = _environment(name) | more["services"][name]["environment"]  # as Compose merges them
+    assert environment["PRESENCE_REDIS_URL_FILE"] == f"/run/secrets/{secret}"
+    (tmp_path / secret).write_text("redis://:geheim@elsewhere:6379/0\n")
+    settings = load(environment | {"PRESENCE_REDIS_URL_FILE": str(tmp_path / secret)})
+    assert settings.redis_url == settings.queue_url == "redis://:geheim@elsewhere:6379/0"
+
+
 def test_the_journal_is_on_a_volume_that_the_image_lets_the_user_write_to() -> None:
     journal = load(_environment("receiver")).journal_dir
     assert SERVICES["receiver"]["volumes"] == [f"journal:{journal}"]
