@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from receiver.forward.forwarder import Forwarder
 from receiver.journal.journal import Journal
 from receiver.lately import Lately
-from receiver.metrics import Counts, State, callbacks, of_state
+from receiver.metrics import Counts, State, callbacks, of_receiver
 from receiver.page.live import Live, Reading
 from receiver.page.routes import Page
 from receiver.relay.relay import Relay
@@ -64,12 +64,12 @@ class SingleProcess:
     async def readiness(self) -> Readiness:
         journal = self._journal
         return Readiness(
-            trouble=self._trouble(),
+            trouble=journal.check() or ("it was told to stop" if self._stop.told.is_set() else ""),
             journal=str(self._settings.journal_dir.absolute()),
             redis="up" if self._relay.redis_is_up else "down",
             journal_events=journal.waiting_events,
             journal_bytes=journal.waiting_bytes,
-            journal_oldest_seconds=self._oldest_seconds(),
+            journal_oldest_seconds=seconds_since(journal.oldest_ms() or 0),
             damaged_files=journal.damaged_files(),
             unreadable_files=journal.unreadable_files(),
             kept_events=journal.kept_events,
@@ -89,23 +89,9 @@ class SingleProcess:
         return State(
             pid=os.getpid(),
             counts=counts,
-            ready=not self._trouble(),
-            redis_up=relay.redis_is_up,
-            events=journal.waiting_events,
-            bytes=journal.waiting_bytes,
-            oldest_seconds=self._oldest_seconds(),
             room_bytes=journal.room_bytes,
             disk_bytes=_free_bytes(self._settings),
-            damaged_files=journal.damaged_files(),
-            unreadable_files=journal.unreadable_files(),
-            kept_bytes=journal.kept_bytes,
         )
-
-    def _trouble(self) -> str:
-        return self._journal.check() or ("it was told to stop" if self._stop.told.is_set() else "")
-
-    def _oldest_seconds(self) -> float:
-        return seconds_since(self._journal.oldest_ms() or 0)
 
 
 def _free_bytes(settings: Settings) -> int:
@@ -127,8 +113,8 @@ def make_admin(pages: Pages, settings: Settings) -> web.Application:
         return _json((await pages.readiness()).as_json(), "ready")
 
     async def metrics(request: web.Request) -> web.Response:
-        state, snapshot = await asyncio.gather(pages.state(), observe(poller))
-        body = page(chain(of_state(state), of_snapshot(snapshot, queue_up=state.redis_up)))
+        state, local, snapshot = await asyncio.gather(pages.state(), pages.readiness(), observe(poller))
+        body = page(chain(of_receiver(state, local), of_snapshot(snapshot, queue_up=local.redis == "up")))
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     async def reading() -> Reading:

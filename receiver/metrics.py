@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from shared.observe.metrics import gauge, histogram, of_log
+from shared.observe.readiness import Readiness
 
 #: The label of a command or URL form that is unknown, or not ours.
 OTHER = "other"
@@ -61,25 +62,16 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What one receiver process, or all processes of a receiver, show about themselves.
+    """What one receiver process, or all processes of a receiver, count; beside it stands their Readiness.
 
-    pid: the process of these counts. counts: never go back. oldest_seconds: how long the oldest event in the journal
-    has waited. room_bytes: what the journal can take before its limit. disk_bytes: before its disk is full.
-    unreadable_files: of the journal, and folders. kept_bytes: what the journal keeps although Redis has it.
+    pid: the process of these counts. counts: never go back. room_bytes: what the journal can take before its limit.
+    disk_bytes: before its disk is full.
     """
 
     pid: int
     counts: Mapping[str, float] = field(default_factory=dict)
-    ready: bool = False
-    redis_up: bool = False
-    events: int = 0
-    bytes: int = 0
-    oldest_seconds: float = 0.0
     room_bytes: int = 0
     disk_bytes: int = 0
-    damaged_files: int = 0
-    unreadable_files: int = 0
-    kept_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,7 +96,7 @@ class MonotonicCounts:
 
 
 def merge(states: list[State | None], counts_of: list[MonotonicCounts]) -> State:
-    """One state for several processes: their sum, and the readiness of the worst. counts_of: each process's place."""
+    """One state for several processes: their sum. counts_of: each process's place."""
     counts: Counter[str] = Counter()
     for state, monotonic in zip(states, counts_of, strict=True):
         counts.update(monotonic.add(state))
@@ -112,17 +104,9 @@ def merge(states: list[State | None], counts_of: list[MonotonicCounts]) -> State
     return State(
         pid=0,
         counts=counts,
-        ready=None not in states and all(state.ready for state in known),
-        redis_up=bool(known) and all(state.redis_up for state in known),
-        events=sum(state.events for state in known),
-        bytes=sum(state.bytes for state in known),
-        oldest_seconds=max((state.oldest_seconds for state in known), default=0.0),
         room_bytes=sum(state.room_bytes for state in known),
         # They share the directory.
         disk_bytes=min((state.disk_bytes for state in known), default=0),
-        damaged_files=max((state.damaged_files for state in known), default=0),
-        unreadable_files=sum(state.unreadable_files for state in known),
-        kept_bytes=sum(state.kept_bytes for state in known),
     )
 
 
@@ -132,7 +116,7 @@ def callbacks(state: State, outcome: str) -> int:
     return sum(int(state.counts[" ".join(name)]) for name in names if name[0] == "callbacks" and name[3] == outcome)
 
 
-def of_state(state: State) -> Iterator[Metric]:
+def of_receiver(state: State, readiness: Readiness) -> Iterator[Metric]:
     """The metrics of one receiver, whatever its number of processes."""
     callbacks = CounterMetricFamily(
         "presence_callbacks", "Requests on the callback port.", labels=["command", "shape", "outcome", "status"]
@@ -160,21 +144,23 @@ def of_state(state: State) -> Iterator[Metric]:
     yield pushes
     yield forwards
     yield of_log(state.counts.get("log_lines_dropped", 0))
-    yield gauge("presence_journal_events", "Accepted events that Redis does not have yet.", state.events)
-    yield gauge("presence_journal_bytes", "The same in bytes.", state.bytes)
-    yield gauge("presence_journal_oldest_seconds", "How long the oldest of them has waited.", state.oldest_seconds)
+    yield gauge("presence_journal_events", "Accepted events that Redis does not have yet.", readiness.journal_events)
+    yield gauge("presence_journal_bytes", "The same in bytes.", readiness.journal_bytes)
+    yield gauge(
+        "presence_journal_oldest_seconds", "How long the oldest of them has waited.", readiness.journal_oldest_seconds
+    )
     yield gauge(
         "presence_journal_room_bytes",
         "How much more the journal can take before its limit or a full disk.",
         min(state.room_bytes, state.disk_bytes),
     )
-    yield gauge("presence_journal_damaged_files", "Damaged files that were set aside.", state.damaged_files)
+    yield gauge("presence_journal_damaged_files", "Damaged files that were set aside.", readiness.damaged_files)
     yield gauge(
         "presence_journal_unreadable_files",
         "Files, and folders to take over, that cannot be read, so that their events wait.",
-        state.unreadable_files,
+        readiness.unreadable_files,
     )
     yield gauge(
-        "presence_journal_kept_bytes", "What the journal keeps until Redis can no longer lose it.", state.kept_bytes
+        "presence_journal_kept_bytes", "What the journal keeps until Redis can no longer lose it.", readiness.kept_bytes
     )
-    yield gauge("presence_ready", "1 if events are taken, as /readyz says.", float(state.ready))
+    yield gauge("presence_ready", "1 if events are taken, as /readyz says.", float(readiness.status == "ready"))

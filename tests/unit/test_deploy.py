@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from receiver.metrics import Counts, State, of_state
+from receiver.metrics import Counts, State, of_receiver
 from shared.observe.metrics import of_snapshot
+from shared.observe.readiness import Readiness
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
 from shared.settings import load
 from shared.truth.ledger import Ledger
@@ -34,7 +35,7 @@ def exported() -> dict[str, set[str]]:
     counts.accepted("command", "path", 0.0)
     numbers = {**counts.numbers(), "pushes ok": 1, "forwards ok": 1}
     families = [
-        *of_state(State(1, numbers)),
+        *of_receiver(State(1, numbers), Readiness()),
         *of_snapshot(Snapshot(1, QueueState(Server(), ledger=Ledger(1)), PresenceState(Server()))),
     ]
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
