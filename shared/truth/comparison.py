@@ -43,8 +43,9 @@ class Comparison:
     """fixes: whether differences are corrected. forces: even if too many users would go offline at once. tally: the
     counts so far, if this continues an interrupted comparison. fresh_ms: users with an event this recent are skipped.
 
-    `report` is called for each finding, and `progress` after each question. `run` raises OpenIMError if OpenIM could
-    not be asked, and RedisError. Corrections made before that remain.
+    `report` is called for each finding, `skip` for each user who differs but is skipped, and `progress` after each
+    question. `run` raises OpenIMError if OpenIM could not be asked, and RedisError. Corrections made before that
+    remain.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Comparison:
         tally: Tally | None = None,
         fresh_ms: int = FRESH_MS,
         report: Callable[[Finding], None] = lambda _: None,
+        skip: Callable[[str], None] = lambda _: None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._questions = Questions(openim, servers, fresh_ms)
@@ -64,6 +66,7 @@ class Comparison:
         self._fixes = fixes
         self._forces = forces
         self._report = report
+        self._skip = skip
         self._progress = progress
         self.tally = tally or Tally()
         self._ledger = LedgerWriter(servers.queue.connection, servers.keys)
@@ -96,6 +99,7 @@ class Comparison:
         for verdict in answer.verdicts():
             if verdict.is_fresh:
                 self.tally.skipped += 1
+                self._skip(verdict.user_id)
             elif answer.reach.is_known or not (verdict.doubtful or verdict.closings.corrections):
                 done.append(verdict)
                 self._tell(verdict)

@@ -249,7 +249,10 @@ def test_users_of_a_gateway_that_is_gone_are_compared_at_once(world: World) -> N
 
 
 @pytest.mark.usefixtures("quick")
-def test_after_our_receivers_were_away_all_who_are_online_are_compared_at_once(world: World) -> None:
+def test_after_our_receivers_were_away_all_who_are_online_are_compared_at_once_and_then_all_users(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "worker.reconcile")
     worker = of(world)
     step(world, worker)
     report(world, seconds_ago=20)
@@ -259,11 +262,37 @@ def test_after_our_receivers_were_away_all_who_are_online_are_compared_at_once(w
     world.call_back(lost=True)
     world.openim.users.append("new")
     report(world)
-    assert len(step(world, worker)) == 600
-    assert len(world.ours()) == 580
-    next_period(world)
-    assert len(step(world, worker)) == 651  # for those who came
+    caplog.clear()
+    step(world, worker)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "compared 600 users with OpenIM at once, since callbacks were lost",
+        "compared 651 users with OpenIM",  # for those who came; the period is not over
+    ]
     assert world.ours() == world.truth()
+    assert step(world, worker) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_round_that_runs_is_finished_before_the_one_for_all_users_begins(world: World) -> None:
+    worker = of(world)
+    step(world, worker)
+    next_period(world)
+    pause = worker._pause
+
+    async def lose(*arguments: Any) -> None:
+        """The receivers come back in the middle of the round."""
+        report(world, seconds_ago=20)
+        await pause(*arguments)
+        report(world)
+        await pause(*arguments)
+        worker._pause = pause  # type: ignore[method-assign]
+
+    worker._pause = lose  # type: ignore[method-assign]
+    step(world, worker)
+    assert found(world).found["compared"] == 600
+    assert len(step(world, worker)) == 650
+    assert found(world).found["compared"] == 650
+    assert step(world, worker) == []
 
 
 @pytest.mark.usefixtures("quick")
@@ -316,6 +345,49 @@ def test_who_came_and_went_in_one_batch_is_asked_about_after_two_seconds(world: 
     assert step(world, worker) == []
 
 
+def heard(world: World, user: str, seconds_ago: float) -> None:
+    """The user's last event came then."""
+    world.redis.hset(f"presence:{user}", "updated_at", time.time_ns() // 1_000_000 - int(seconds_ago * 1000))
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_is_in_doubt_and_had_another_event_just_now_is_asked_about_again(world: World) -> None:
+    """As with a real one: within a second one connection came back and another left, and then the user went on."""
+    worker, waiting = of(world), Doubtful(world.redis, Settings().keys)
+    step(world, worker)
+    drop(world, "a7")
+    waiting.add(["a7"], time.time_ns() // 1_000_000 - doubtful.WAIT_MS)
+    heard(world, "a7", seconds_ago=0)
+    assert "a7" in step(world, worker)
+    assert "a7" in world.ours()
+    assert found(world).doubtful["asked"] == 0
+    assert step(world, worker) == []
+    wait_until(lambda: "a7" in step(world, worker))
+    assert world.ours() == world.truth()
+    assert found(world).doubtful == {"asked": 1, "dropped": 0}
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_differed_and_had_an_event_just_now_is_asked_about_again(world: World) -> None:
+    worker = of(world)
+    drop(world, "a7")
+    heard(world, "a7", seconds_ago=1)
+    step(world, worker)
+    assert found(world).found["skipped"] == 1
+    assert "a7" in world.ours()
+    wait_until(lambda: "a7" in step(world, worker))  # the period is not over
+    assert world.ours() == world.truth()
+
+
+def test_who_comes_into_doubt_again_during_a_question_is_asked_about_again(redis: Redis) -> None:
+    waiting = Doubtful(redis, Settings().keys)
+    waiting.add(["a", "b"], 1000)
+    assert waiting.take(3000, most=10) == ["a", "b"]
+    waiting.add(["b"], 2500)
+    waiting.asked(["a", "b"], 3000)
+    assert waiting.take(4500, most=10) == ["b"]
+
+
 @pytest.mark.usefixtures("quick")
 def test_too_many_doubtful_users_are_left_to_the_next_period(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doubtful, "MOST", 5)
@@ -331,19 +403,23 @@ def test_too_many_doubtful_users_are_left_to_the_next_period(world: World, monke
 
 
 def test_a_network_that_loses_all_the_time_does_not_keep_openim_busy(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(reconciler, "SHARE", 0.0)
     monkeypatch.setattr(reconciler, "LOOK_SECONDS", 0.0)
     worker = of(world)
     step(world, worker)
+    caplog.set_level(logging.INFO, "worker.reconcile")
     for _ in range(3):
         report(world, seconds_ago=20)
         worker._looked_at = 0.0
         step(world, worker)
         report(world)
         step(world, worker)
-    assert found(world).found["compared"] == 600
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "compared 600 users with OpenIM at once, since callbacks were lost",
+        "compared 650 users with OpenIM",
+    ]
     assert reconciler.URGENT_SECONDS == 30.0
 
 

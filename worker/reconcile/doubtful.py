@@ -2,6 +2,7 @@
 
 OpenIM 3.8.2 and later sends what happened within one second as one batch, in no order; docs/redis-keys.md has the rules
 by which we read it. If connections of one platform came and others went, the rules may be wrong. So OpenIM is asked.
+Users who differed but had an event just now wait here as well, to be asked about once more.
 """
 
 from collections.abc import Iterable, Sequence
@@ -53,9 +54,15 @@ class Doubtful:
         found: Any = self._queue.zrange(self._key, "-inf", now_ms, byscore=True, offset=0, num=most)
         return [user_id.decode(errors="replace") for user_id in found]
 
-    def asked(self, user_ids: Sequence[str]) -> None:
-        """Notes that OpenIM was asked about these users."""
-        self._queue.zrem(self._key, *user_ids)
+    def asked(self, user_ids: Sequence[str], now_ms: int) -> None:
+        """Notes that OpenIM was asked about these users, whom `take` returned at now_ms. Those who were added since
+        then still wait.
+        """
+        if not user_ids:
+            return
+        due: Any = self._queue.zmscore(self._key, [*user_ids])
+        if done := [user_id for user_id, at in zip(user_ids, due, strict=True) if at is not None and at <= now_ms]:
+            self._queue.zrem(self._key, *done)
         self._count("asked", len(user_ids))
 
     def _count(self, outcome: str, count: int) -> None:

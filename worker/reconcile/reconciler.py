@@ -2,7 +2,7 @@
 
 In every period it compares all users who are shown online, and in every tenth all of OpenIM's users, spread over the
 period. The list of those who are left is in Redis, so if a worker is killed, another goes on from there. After a loss
-it compares at once; see triggers.py.
+it compares at once; see triggers.py. It asks again about users who had an event just now; see doubtful.py.
 """
 
 import asyncio
@@ -71,6 +71,7 @@ class Reconciler(threading.Thread):
         self._ledger = LedgerWriter(queue, settings.keys)
         where = without_password(settings.openim_api)
         self._outage = Outage(log, f"OpenIM's API, {where},", first_seconds=5.0, longest_seconds=60.0)
+        self._skipped: list[str] = []
         self._rests_until = self._looked_at = self._urgent_at = -URGENT_SECONDS
         #: Whether another worker, or none, may have had the turn since this one last looked.
         self._took_over = True
@@ -117,19 +118,20 @@ class Reconciler(threading.Thread):
 
     def _comparison(self, openim: OpenIM, **more: Any) -> Comparison:
         fixes = bool(self._settings.reconcile_fix)
-        return Comparison(openim, self._servers, fixes=fixes, report=_tell_user, **more)
+        return Comparison(openim, self._servers, fixes=fixes, report=_tell_user, skip=self._skipped.append, **more)
 
     # All users, in turn.
 
     async def _go_on(self, openim: OpenIM) -> None:
         this, tally, _ = self._state.read()
         if not (this.is_listed and self._state.first(1)):
-            if self._now_ms() - this.began_ms < self._period_ms:
+            if not this.wants_all and self._now_ms() - this.began_ms < self._period_ms:
                 return
             this, tally = await self._begin(openim, this), Tally()
         comparison = self._comparison(openim, tally=tally)
         while some := self._state.first(MOST_USERS):
             await comparison.compare(some)
+            self._ask_later()
             self._outage.over()
             left = self._state.done(len(some))
             self._state.write_tally(comparison.tally)
@@ -208,10 +210,18 @@ class Reconciler(threading.Thread):
 
     async def _ask_about_doubtful(self, openim: OpenIM) -> None:
         """Asks at most one question, also about users with newer events: those win by their seq."""
-        if not (some := self._doubtful.take(self._now_ms(), MOST_USERS)):
+        now_ms = self._now_ms()
+        if not (some := self._doubtful.take(now_ms, MOST_USERS)):
             return
         await self._comparison(openim, fresh_ms=WAIT_MS // 2).compare(some)
-        self._doubtful.asked(some)
+        self._doubtful.asked([user_id for user_id in some if user_id not in self._skipped], now_ms)
+        self._ask_later()
+
+    def _ask_later(self) -> None:
+        """About those who differed but had an event just now; otherwise they would wait for the next period."""
+        if self._skipped:
+            self._doubtful.add(self._skipped, self._now_ms())
+            self._skipped.clear()
 
     async def _compare_now(self, openim: OpenIM, urgent: Urgent) -> None:
         servers = self._servers
@@ -219,6 +229,7 @@ class Reconciler(threading.Thread):
         if not urgent.online:
             users = self._at(urgent.gone, users)
         tally = await self._comparison(openim, progress=self._keep_turn).run(users)
+        self._ask_later()
         if urgent.online:
             self._tell(tally, " at once, since callbacks were lost")
         else:
