@@ -157,7 +157,7 @@ def test_a_user_of_any_name_is_found(receiver: Receiver, redis: Redis, user: str
 
 def test_a_user_who_is_not_said_is_asked_for(receiver: Receiver) -> None:
     status, said = ask(receiver.admin_port, "/api/users?id=")
-    assert status == 400 and "which user" in said
+    assert status == 400 and "Name a user" in said
 
 
 def test_a_foreign_host_or_origin_gets_nothing_but_the_metrics(receiver: Receiver) -> None:
