@@ -11,10 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pytest
+import warm
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -22,6 +25,8 @@ from shared.cli import embedded
 from shared.redis.client import connect
 from worker.store import library
 
+#: The installed command.
+PRESENCE = warm.PRESENCE
 SAMPLES = Path(__file__).parent / "samples"
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +56,32 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def start(
+    command: list[str], environment: dict[str, str], directory: Path, stdout: IO[bytes], stderr: IO[bytes]
+) -> warm.Program | subprocess.Popen[bytes]:
+    if warm.can_start(command, environment):
+        return warm.interpreter().start(command, environment, directory, stdout.fileno(), stderr.fileno())
+    return subprocess.Popen(command, env=environment, cwd=directory, stdout=stdout, stderr=stderr)
+
+
+def presence(
+    *arguments: str, cwd: Path | None = None, seconds: float = 60.0, **settings: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs the command to its end, with these settings and no others."""
+    command = [sys.executable, warm.PRESENCE, *arguments]
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
+        program = start(command, {**_clean_environment(), **settings}, cwd or Path.cwd(), stdout, stderr)
+        try:
+            code = program.wait(seconds)
+        finally:
+            program.kill()
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(command, code, *texts)
+
+
 class Process:
     """A program that is killed at the end of its test, and whose standard error is kept."""
 
@@ -63,17 +94,20 @@ class Process:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.popen = subprocess.Popen(
-                self.command, env=self.environment, cwd=self.directory, stdout=log, stderr=log
-            )
+            self.popen = start(self.command, self.environment, self.directory, log, log)
 
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
     def kill(self) -> None:
-        """Sends SIGKILL, whatever state it is in."""
+        """Sends SIGKILL, whatever state it is in, also to what it has started: nothing goes on beside the next test."""
+        started = children(self)
         self.popen.kill()
         self.popen.wait()
+        for pid in started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: all(map(gone, started)), what="its processes to end")
 
     def stop(self, seconds: float = 20.0) -> int:
         """Sends SIGTERM. The exit code."""
@@ -95,12 +129,17 @@ def with_constants(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
     monkeypatch.setattr(library, "NAME", name)
 
 
+def gone(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
 def children(process: Process) -> set[int]:
     """The ids of the processes that it has started."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.popen.pid)], capture_output=True, text=True, check=False
-    )
-    return {int(pid) for pid in found.stdout.split()}
+    threads = Path(f"/proc/{process.popen.pid}/task")
+    return {int(pid) for path in threads.glob("*/children") for pid in path.read_text().split()}
 
 
 def _clean_environment() -> dict[str, str]:

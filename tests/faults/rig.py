@@ -21,13 +21,18 @@ from shared.cli.openim import request
 
 RATE = 500  # events/s, the load of docs/promises.md
 CONNECTIONS = 4
+PING_RATE = 100  # pings/s of an idle server
 #: The changes of this many users are certainly still on the stream, and are read quickly.
 FEED_MOST = 100_000
 
 
 @dataclass
 class Report:
-    """The result of one scenario. recovery_seconds: from the repair until everything was applied."""
+    """The result of one scenario. recovery_seconds: from the repair until everything was applied.
+
+    p99_ms, max_ms: of the receiver's answers. idle_p99_ms: of a server that has nothing else to do, asked by the same
+    client at the same time: how long an answer takes on this machine at that moment.
+    """
 
     scenario: str
     accepted: int = 0
@@ -38,20 +43,23 @@ class Report:
     recovery_seconds: float = 0.0
     p99_ms: float = 0.0
     max_ms: float = 0.0
+    idle_p99_ms: float = 0.0
 
 
 class Load(threading.Thread):
     """Sends events, each of a user of its own, at a steady rate, whatever becomes of them."""
 
-    def __init__(self, receiver: Receiver, rate: int = RATE, prefix: str = "u") -> None:
+    def __init__(self, receiver: Receiver, rate: int = RATE, prefix: str = "u", idle: Server | None = None) -> None:
         super().__init__(daemon=True)
         self.url = f"http://127.0.0.1:{receiver.port}/x"
         self.rate = rate
         self.prefix = prefix
         self.accepted: dict[str, str] = {}  # user -> the status that it must have
         self.seconds: list[float] = []
+        self.idle_seconds: list[float] = []
         self.refused = 0
         self.unanswered = 0
+        self._idle = idle
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -74,7 +82,19 @@ class Load(threading.Thread):
 
         timeout = aiohttp.ClientTimeout(total=5)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            await asyncio.gather(*(sender(session) for _ in range(CONNECTIONS)))
+            await asyncio.gather(self._ping(), *(sender(session) for _ in range(CONNECTIONS)))
+
+    async def _ping(self) -> None:
+        if not self._idle:
+            return
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._idle.port)
+        while not self._stopping.is_set():
+            await asyncio.sleep(1 / PING_RATE)
+            began = time.perf_counter()
+            writer.write(b"PING\r\n")
+            await reader.readline()
+            self.idle_seconds.append(time.perf_counter() - began)
+        writer.close()
 
     async def _send_one(self, session: aiohttp.ClientSession, number: int) -> None:
         user, step = f"{self.prefix}{number}", ("Online", "Offline")[number % 2]
@@ -135,8 +155,9 @@ class Rig:
         process.kill()
         self.report.kills += 1
 
-    def load(self, receiver: Receiver, rate: int = RATE) -> Load:
-        load = Load(receiver, rate, f"u{len(self.loads)}-")
+    def load(self, receiver: Receiver, rate: int = RATE, idle: Server | None = None) -> Load:
+        """idle: a server to ask beside the receiver, for comparison."""
+        load = Load(receiver, rate, f"u{len(self.loads)}-", idle)
         self.loads.append(load)
         load.start()
         return load
@@ -200,12 +221,16 @@ class Rig:
         self.report.lost = lost
         self.report.refused = sum(load.refused for load in self.loads)
         self.report.unanswered = sum(load.unanswered for load in self.loads)
-        if seconds := sorted(second for load in self.loads for second in load.seconds):
-            self.report.p99_ms = round(seconds[int((len(seconds) - 1) * 0.99)] * 1000, 2)
-            self.report.max_ms = round(seconds[-1] * 1000, 2)
+        seconds = sorted(second for load in self.loads for second in load.seconds)
+        self.report.p99_ms, self.report.max_ms = _ms(seconds, 0.99), _ms(seconds, 1)
+        self.report.idle_p99_ms = _ms(sorted(second for load in self.loads for second in load.idle_seconds), 0.99)
 
     def logs(self) -> str:
         return "\n".join(f"--- {process.log.name}\n{process.text()[-2000:]}" for process in self.processes)
+
+
+def _ms(ordered: list[float], part: float) -> float:
+    return round(ordered[int((len(ordered) - 1) * part)] * 1000, 2) if ordered else 0.0
 
 
 @contextmanager

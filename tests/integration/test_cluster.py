@@ -33,6 +33,7 @@ from worker.store.outbox import Outbox
 from worker.store.store import Outcome, Poison, Store
 from worker.sweep.sweeper import Sweeper
 
+pytestmark = pytest.mark.xdist_group("cluster")  # they share what takes long to start
 Keep = Callable[[Process], Process]
 
 

@@ -17,11 +17,10 @@ import redis as redis_py
 import redis.asyncio as redis_asyncio
 from redis import Redis
 from redis.exceptions import RedisError
-from support import REPLY_FORMS, Process, Server, on_one_server, wait_until
+from support import PRESENCE, REPLY_FORMS, Process, Server, on_one_server, wait_until
 
 from openim_presence import AsyncFeed, Change, Feed, Missed
 
-PRESENCE = str(Path(sys.executable).parent / "presence")
 STREAM = "presence-changes"
 Keep = Callable[[Process], Process]
 
@@ -196,7 +195,8 @@ def test_an_entry_that_somebody_else_wrote_does_not_stop_the_feed(redis: Redis, 
 
 class Watch(Process):
     def __init__(self, directory: Path, server: Server, *options: str) -> None:
-        super().__init__([PRESENCE, "watch", *options], {"PRESENCE_REDIS_URL": server.url}, directory, "watch")
+        command = [sys.executable, PRESENCE, "watch", *options]
+        super().__init__(command, {"PRESENCE_REDIS_URL": server.url}, directory, "watch")
 
     def shown(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]

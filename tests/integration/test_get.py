@@ -5,18 +5,16 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from redis import Redis
-from support import Server, on_one_server, wait_until
+from support import PRESENCE, Server, on_one_server, wait_until
 
 from shared.cli.get import get
 
-PRESENCE = str(Path(sys.executable).parent / "presence")
 pytestmark = on_one_server
 USERS = 6000  # enough that a listing of all fills a pipe, and takes a while
 

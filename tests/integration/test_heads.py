@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support import Process, Receiver, wait_until
 
+pytestmark = pytest.mark.xdist_group("heads")  # they share what takes long to start
 NOWHERE = "redis://127.0.0.1:1/0"
 BODY = b'{"userID":"u","callbackCommand":"callbackUserOfflineCommand","seq":1,"operationID":"op"}'
 REST = b"Host: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n" % len(BODY)

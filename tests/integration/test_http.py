@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support import Hasty, Process, Receiver, load_samples, same_answer, wait_until
 
+pytestmark = pytest.mark.xdist_group("edge")  # they share what takes long to start
 NOWHERE = "redis://127.0.0.1:1/0"  # the edge needs no Redis
 
 

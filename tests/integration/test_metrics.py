@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
-from support import Process, Receiver, Server, Worker, free_port, wait_until
+from support import Process, Receiver, Server, Worker, children, free_port, wait_until
 
 from shared.cli.openim import request
 from shared.logs.outage import Outage
@@ -163,20 +163,13 @@ def test_the_page_of_several_processes_is_their_sum_and_never_goes_back(
     for number in range(40):  # each on a new connection, which the kernel deals out
         post(receiver, f"u{number}")
     assert accepted() == 40
-    ((first, *_),) = [children(receiver)]
+    first = min(children(receiver))
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: first not in children(receiver) and receiver.readiness()[0] == 200)
     assert accepted() == 40
     post(receiver, "another")
     assert accepted() == 41
     assert scrape(receiver.admin_port)["presence_answer_seconds_count",] == 41
-
-
-def children(process: Process) -> list[int]:
-    import subprocess
-
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.popen.pid)], capture_output=True, check=False)
-    return sorted(map(int, found.stdout.split()))
 
 
 def test_what_is_forwarded_is_counted(tmp_path: Path, keep: Callable[[Process], Process]) -> None:

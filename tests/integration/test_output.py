@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Receiver, Server, Worker, free_port, on_one_server, wait_until
-from test_metrics import children, post, scrape
+from support import PRESENCE, Process, Receiver, Server, Worker, children, free_port, on_one_server, wait_until
+from test_metrics import post, scrape
 
 pytestmark = on_one_server
 Keep = Callable[[Process], Process]
@@ -23,8 +23,7 @@ class Up(Process):
 
     def __init__(self, directory: Path, redis_url: str) -> None:
         ports = {"PRESENCE_PORT": str(free_port()), "PRESENCE_ADMIN_PORT": str(free_port())}
-        command = [str(Path(sys.executable).parent / "presence"), "up"]
-        super().__init__(command, {"PRESENCE_REDIS_URL": redis_url, **ports}, directory, "up")
+        super().__init__([sys.executable, PRESENCE, "up"], {"PRESENCE_REDIS_URL": redis_url, **ports}, directory, "up")
 
 
 def write_to(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +127,7 @@ def test_presence_up_restarts_and_stops_where_nobody_reads_its_output(
     up = Up(tmp_path, server.url)
     keep(up)
     first = wait_until(lambda: len(found := children(up)) == 2 and found)
-    os.kill(first[0], signal.SIGKILL)
+    os.kill(min(first), signal.SIGKILL)
     wait_until(lambda: len(found := children(up)) == 2 and found != first)
     assert up.stop(30) == 0
 

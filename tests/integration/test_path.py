@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Receiver, Server, Worker, load_samples, wait_until
+from support import PRESENCE, Process, Receiver, Server, Worker, load_samples, presence, wait_until
 
 Keep = Callable[[Process], Process]
 
@@ -82,18 +82,10 @@ def applied(redis: Redis) -> int:
 
 
 def send(receiver: Receiver, *options: str) -> dict[str, int]:
-    result = subprocess.run(
-        [*PRESENCE, "send", "--url", f"http://127.0.0.1:{receiver.port}/callbackExample", "--json", *options],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    result = presence("send", "--url", f"http://127.0.0.1:{receiver.port}/callbackExample", "--json", *options)
+    assert result.returncode == 0, result.stderr
     report: dict[str, int] = json.loads(result.stdout)
     return report
-
-
-PRESENCE = [str(Path(sys.executable).parent / "presence")]
 
 
 def test_plain_rq_worker_works_with_the_documented_options(
@@ -152,4 +144,4 @@ def test_the_installed_wheel_has_the_functions() -> None:
         env={**os.environ},
     )
     assert result.stdout.strip() == "True"
-    assert shutil.which(PRESENCE[0])
+    assert shutil.which(PRESENCE)

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 from hostile import WHOLE
 from redis import Redis
-from support import Process, Receiver, Server, children, free_port, wait_until
+from support import Process, Receiver, Server, children, free_port, gone, wait_until
 
 Keep = Callable[[Process], Process]
 HEADERS = {"Content-Type": "application/json"}
@@ -66,8 +66,8 @@ def test_all_stop_with_their_parent(several: Receiver) -> None:
 
 def test_they_do_not_outlive_a_killed_parent(several: Receiver) -> None:
     before = children(several)
-    several.kill()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before))
+    several.popen.kill()
+    wait_until(lambda: all(map(gone, before)))
 
 
 def test_a_port_in_use_stops_all_of_them(server: Server, tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_a_port_in_use_stops_all_of_them(server: Server, tmp_path: Path) -> None
     assert "Traceback" not in process.text()
 
 
-def health(port: int) -> str:
+def health(port: int, within: float = 1.9) -> str:
     try:
-        with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1.9) as answer:
+        with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=within) as answer:
             return str(json.load(answer)["status"])
     except HTTPError as error:
         return str(json.load(error)["status"])
@@ -105,7 +105,7 @@ def test_the_page_can_be_asked_at_any_moment_of_a_start(server: Server, tmp_path
 
     def is_alive() -> bool:
         with suppress(URLError):  # it does not listen yet
-            said.add(health(port))
+            said.add(health(port, 10))  # eight programs start: the machine is busy
         return "alive" in said
 
     wait_until(is_alive)

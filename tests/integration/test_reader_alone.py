@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 from support import ROOT, Server, on_one_server
 
+pytestmark = pytest.mark.xdist_group("reader alone")  # they share what takes long to start
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "openim_presence", "receiver", "shared", "worker")
 LEFT_OVERS = ("__pycache__", "build", "*.egg-info")
 

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,14 @@ import recipes
 import redis.asyncio
 from redis import RedisCluster
 from support import Process, wait_until
+from support import presence as run_presence
 from topology import SECRET, ClusterServers
 
 import openim_presence as presence
 from openim_presence import Feed
 from shared.redis.client import connect
 
-PRESENCE = str(Path(sys.executable).parent / "presence")
+pytestmark = pytest.mark.xdist_group("reading cluster")  # they share what takes long to start
 USERS = [f"u{number}" for number in range(2500)]
 HASH = {"status": "online", "seq": "1", "changed_at": "7", "updated_at": "8", "sessions": "2"}
 
@@ -88,9 +86,8 @@ def test_changes_are_followed(client: Any) -> None:
 
 def test_everybody_is_listed(cluster: ClusterServers) -> None:
     elsewhere = "redis://127.0.0.1/0"  # nobody looks there for users
-    environment = {**os.environ, "PRESENCE_REDIS_URL": cluster.url, "PRESENCE_QUEUE_URL": elsewhere}
-    command = [PRESENCE, "get", "--all", "--status", "online", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
+    settings = {"PRESENCE_REDIS_URL": cluster.url, "PRESENCE_QUEUE_URL": elsewhere}
+    done = run_presence("get", "--all", "--status", "online", "--json", **settings)
     assert sorted(json.loads(line)["user_id"] for line in done.stdout.splitlines()) == sorted(USERS)
 
 

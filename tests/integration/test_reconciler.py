@@ -498,11 +498,11 @@ def test_a_worker_does_it_by_itself(world: World, tmp_path: Path, keep: Callable
     drop(world, "a8")
     wait_until(lambda: world.ours() == world.truth(), what="another ghost to go")
     assert found(world).put_right["ghost"] == 3
+    wait_until(lambda: any("compared 6" in each.text() for each in workers), what="a comparison of all")
     for each in workers:
         assert each.stop() == 0
         assert fakes.TOKEN not in each.text()
     assert not world.redis.exists("presence-reconciler")
-    assert any("compared 6" in each.text() for each in workers)
 
 
 def test_what_is_remembered_is_read_as_it_was_written(redis: Redis) -> None:

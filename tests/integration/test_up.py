@@ -13,19 +13,17 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Receiver, Server, free_port, wait_until
+from support import PRESENCE, Process, Receiver, Server, children, free_port, gone, presence, wait_until
 
 from shared.queue import open_queue
 from shared.settings import Settings
-
-PRESENCE = str(Path(sys.executable).parent / "presence")
 
 
 class Up(Process):
     def __init__(self, directory: Path, **environment: str) -> None:
         self.port = free_port()
         ports = {"PRESENCE_PORT": str(self.port), "PRESENCE_ADMIN_PORT": str(free_port())}
-        super().__init__([PRESENCE, "up"], ports | environment, directory, "up")
+        super().__init__([sys.executable, PRESENCE, "up"], ports | environment, directory, "up")
 
     def wait(self) -> None:
         before = self.text().count("presence is up")
@@ -37,10 +35,7 @@ class Up(Process):
         return re.findall(r"redis://[^\s]+:\d+/0", self.text())[-1]
 
     def children(self) -> list[int]:
-        found = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.popen.pid)], capture_output=True, text=True, check=False
-        )
-        return [int(pid) for pid in found.stdout.split()]
+        return sorted(children(self))
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return presence(*arguments, PRESENCE_REDIS_URL=self.redis_url)
@@ -49,27 +44,11 @@ class Up(Process):
         return self.run("send", "--url", f"http://127.0.0.1:{self.port}/callbackExample", *arguments)
 
 
-def presence(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [PRESENCE, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
     up = Up(tmp_path)
     yield up
     up.kill()
-
-
-def gone(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return not status.exists() or "State:\tZ" in status.read_text()
 
 
 def test_one_command_runs_everything_and_leaves_nothing_running(up: Up, tmp_path: Path) -> None:
@@ -122,15 +101,7 @@ def test_a_child_that_freezes_is_named_and_replaced(tmp_path: Path, keep: Callab
 
 def test_commands_in_its_directory_ask_the_server_that_it_started(up: Up, tmp_path: Path, redis: Redis) -> None:
     def here(*arguments: str, **environment: str) -> str:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRESENCE_")}
-        ran = subprocess.run(
-            [PRESENCE, *arguments],
-            env=inherited | environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ran = presence(*arguments, cwd=tmp_path, **environment)
         return ran.stdout + ran.stderr
 
     up.wait()
@@ -185,7 +156,7 @@ def test_append_only_files_without_their_manifest_stop_the_start(up: Up, with_da
 def test_children_do_not_outlive_a_killed_parent(up: Up) -> None:
     up.wait()
     children = up.children()
-    up.kill()
+    up.popen.kill()
     wait_until(lambda: all(gone(pid) for pid in children))
 
 
