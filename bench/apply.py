@@ -28,8 +28,7 @@ from shared.events import Event, encode
 from shared.queue import enqueue_encoded, open_queue
 from shared.redis.client import connect
 from shared.settings import Settings
-from worker.store import library
-from worker.store.store import Store
+from worker.store.store import CALL_EVENTS, Store, groups
 
 ROUNDS = 5
 EVENTS = 60_000
@@ -106,10 +105,9 @@ def by_bare_loop(server: Server) -> float:
     store.prepare()
     started = time.perf_counter()
     for start in range(0, EVENTS, 1000):
-        pipeline = client.pipeline(transaction=False)
-        for event in batch[start : start + 1000]:
-            key = f"presence:{event.user_id}"
-            pipeline.execute_command("FCALL", library.NAME, 4, key, *store._shared, *store._arguments([event], [0], 0))
+        pipeline, some = client.pipeline(transaction=False), batch[start : start + 1000]
+        for group in groups(some, CALL_EVENTS):
+            pipeline.execute_command(*store.command(some, group, 0))
         pipeline.execute()
     return EVENTS / (time.perf_counter() - started)
 

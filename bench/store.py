@@ -1,10 +1,12 @@
 """What one event costs the server, by what is remembered of its user: `python bench/store.py [CHECKOUT]`.
 
-CHECKOUT: another checkout of this repository, to compare with in alternating rounds on one server. The microseconds
-are the server's own for FCALL, from `INFO commandstats`. One ratio compares with a platform that comes and goes, the
-other compares the other checkout with this one. Below each are the bytes of such a user's hash.
+CHECKOUT: another checkout of this repository, to compare with in alternating rounds on one server, each by a process
+of its own. The microseconds are the server's own for FCALL, from `INFO commandstats`. One ratio compares with a
+platform that comes and goes, the other compares the other checkout with this one. Below each are the bytes of such a
+user's hash.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +18,6 @@ from rig import Server, bench, row
 from shared.events import Event
 from shared.redis.client import connect
 from shared.settings import Settings
-from worker.store import library
 from worker.store.store import Outcome, Store
 
 ROUNDS = 7
@@ -97,47 +98,57 @@ LIVES: dict[str, tuple[Life, int]] = {
 }
 
 
-class Release:
-    """The functions of a checkout. name, source: as in worker/store/library.py."""
+class Checkout:
+    """Measures in a process of its own, which runs that checkout's code."""
 
-    def __init__(self, checkout: Path) -> None:
-        code = "from worker.store import library; print(library.NAME); print(library.SOURCE)"
-        command = [sys.executable, "-c", code]
-        text = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
-        self.name, _, self.source = text.partition("\n")
+    def __init__(self, root: Path, server: Server) -> None:
+        command = [sys.executable, str(Path(__file__).absolute()), "measure", server.url]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        self.process = subprocess.Popen(
+            command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
-    def microseconds(self, server: Server, life: Life, before: int, settings: Settings) -> float:
+    def microseconds(self, title: str) -> float:
         """The server's microseconds for one event."""
-        library.NAME, library.SOURCE = self.name, self.source
-        server.client.flushall()
-        store = Store(connect(server.url), settings)
+        assert self.process.stdin and self.process.stdout
+        print(title, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+
+def measure(url: str) -> None:
+    """As a process of its own: `store.py measure URL`, which reads titles and prints microseconds."""
+    client = connect(url)
+    for line in sys.stdin:
+        life, before = LIVES[title := line.strip()]
+        client.flushall()
+        store = Store(client, Settings(online_lease_seconds=LEASE_SECONDS if title.endswith("leases on") else 0))
         store.prepare()
         users = [life(f"user{n}") for n in range(USERS)]
         for _ in range(before):
             store.apply([next(user) for user in users])
-        server.client.config_resetstat()
+        client.config_resetstat()
         measured = EVENTS if before else 1  # a first event is the first once
         for _ in range(measured):
             results = store.apply([next(user) for user in users])
             assert all(isinstance(each, Outcome) and each.name == "applied" for each in results), results
-        stats = server.client.info("commandstats")["cmdstat_fcall"]
-        assert stats["calls"] == measured * USERS
-        return float(stats["usec"]) / stats["calls"]
+        print(client.info("commandstats")["cmdstat_fcall"]["usec"] / (measured * USERS), flush=True)
 
 
 def main() -> None:
-    releases = [Release(Path(__file__).parent.parent), *(Release(Path(each)) for each in sys.argv[1:])]
-    found: dict[str, list[list[float]]] = {title: [[] for _ in releases] for title in LIVES}
+    roots = [Path(__file__).parent.parent, *(Path(each) for each in sys.argv[1:])]
+    found: dict[str, list[list[float]]] = {title: [[] for _ in roots] for title in LIVES}
     sizes: dict[str, int] = {}
     with bench() as (directory, programs):
         server = Server(directory / "redis", appendonly="no")
         programs.append(server)
+        checkouts = [Checkout(root.absolute(), server) for root in roots]
         for _ in range(ROUNDS):
-            for title, (life, before) in LIVES.items():
-                settings = Settings(online_lease_seconds=LEASE_SECONDS if title.endswith("leases on") else 0)
-                for release, values in reversed(list(zip(releases, found[title], strict=True))):  # this one last
-                    values.append(release.microseconds(server, life, before, settings))
+            for title in LIVES:
+                for checkout, values in reversed(list(zip(checkouts, found[title], strict=True))):  # this one last
+                    values.append(checkout.microseconds(title))
                 sizes[title] = server.client.memory_usage("presence:user1", samples=0)
+        for checkout in checkouts:
+            checkout.process.kill()
         for title, (ours, *others) in found.items():
             row(title, ours, "µs", found[USUAL][0])
             for other in others:
@@ -146,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    measure(sys.argv[2]) if sys.argv[1:2] == ["measure"] else main()

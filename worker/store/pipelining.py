@@ -3,17 +3,16 @@
 redis-py's pipeline packs all of its commands, sends them, and waits for all replies: worker and server take turns.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hiredis import pack_command
 from redis import Redis
 from redis.exceptions import ResponseError
 
-#: How many commands are sent before the replies to the previous ones are read. A reply is some ten bytes, so the server
-#: never waits for us to read.
-SLICE_COMMANDS = 250
+#: How much is sent before the replies to the previous commands are read. These are so short that the server never
+#: waits for us to read.
+SLICE_BYTES = 32_000
 
 
 def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
@@ -23,15 +22,15 @@ def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
     been carried out.
     """
     replies: list[Any] = []
-    remaining = iter(commands)
     pool = client.connection_pool
     connection = pool.get_connection()
     try:
         unanswered = 0
-        while some := list(islice(remaining, SLICE_COMMANDS)):
-            connection.send_packed_command([_packed(some)])  # type: ignore[no-untyped-call]
+        for slice in _slices(commands):
+            # Without redis-py's own loop around hiredis' packer, which takes half as long again.
+            connection.send_packed_command([b"".join(slice)])  # type: ignore[no-untyped-call]
             replies += [_reply(connection) for _ in range(unanswered)]
-            unanswered = len(some)
+            unanswered = len(slice)
         replies += [_reply(connection) for _ in range(unanswered)]
     except BaseException:
         connection.disconnect()  # type: ignore[no-untyped-call]  # else later commands would get these replies
@@ -41,9 +40,18 @@ def execute(client: Redis, commands: Iterable[Sequence[Any]]) -> list[Any]:
     return replies
 
 
-def _packed(commands: Iterable[Sequence[Any]]) -> bytes:
-    """By hiredis' packer without redis-py's loop around it, which takes half as long again."""
-    return b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # of tuples of any length
+def _slices(commands: Iterable[Sequence[Any]]) -> Iterator[list[bytes]]:
+    slice: list[bytes] = []
+    size = 0
+    for command in commands:
+        packed = pack_command(command)  # type: ignore[arg-type]  # of tuples of any length
+        slice.append(packed)
+        size += len(packed)
+        if size >= SLICE_BYTES:
+            yield slice
+            slice, size = [], 0
+    if slice:
+        yield slice
 
 
 def _reply(connection: Any) -> Any:

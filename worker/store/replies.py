@@ -1,17 +1,26 @@
 """The replies of the functions in lua/, as types; no other module knows the positions in their lists."""
 
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from redis.exceptions import ResponseError
 
 OutcomeName = Literal["applied", "duplicate", "stale"]
-
 #: How a platform is read if one batch names it both online and offline.
 Reading = Literal["kept", "closed"]
 
-_NAMES: dict[int, OutcomeName] = {ord("a"): "applied", ord("d"): "duplicate", ord("s"): "stale"}
-_READINGS: dict[int, Reading] = {ord("k"): "kept", ord("c"): "closed"}
+#: The letter of each.
+READINGS: dict[str, Reading] = {"k": "kept", "c": "closed"}
+#: What each letter says of an event: its outcome, and whether the status of its user changed by its step.
+LETTERS: dict[str, tuple[OutcomeName, bool]] = {
+    "a": ("applied", False),
+    "A": ("applied", True),
+    "d": ("duplicate", False),
+    "D": ("duplicate", True),
+    "s": ("stale", False),
+    "S": ("stale", True),
+}
+#: The letter of an event of a user whose step failed.
+FAILED = "e"
 
 
 class OnCluster(NamedTuple):
@@ -26,14 +35,15 @@ class OnCluster(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """The reply to one call that applied a user's events. outcomes: one for each. flipped: the status changed.
+    """The reply to one call that applied events.
 
-    readings: how each platform was read that one batch names both online and offline.
+    letters: one for each event. readings: a letter for each platform that one batch names both online and offline.
+    errors: one for each user whose step failed.
     """
 
-    outcomes: tuple[OutcomeName, ...]
-    readings: tuple[Reading, ...]
-    flipped: bool
+    letters: str
+    readings: str
+    errors: list[Exception]
     on_cluster: OnCluster | None
 
 
@@ -46,17 +56,15 @@ class Reviewed(NamedTuple):
 
 
 def read_applied(reply: list[Any]) -> Applied:
-    return Applied(*_said(reply[0]), _flipped(reply), _on_cluster(reply))
+    letters, readings, *more = reply
+    is_on_cluster = more and not isinstance(more[0], Exception)
+    errors, on_cluster = ([], _on_cluster(*more)) if is_on_cluster else (more, None)
+    return Applied(letters.decode(), readings.decode(), errors, on_cluster)
 
 
 def read_reviewed(reply: list[Any]) -> Reviewed:
-    return Reviewed(int(reply[0]), _flipped(reply), _on_cluster(reply))
-
-
-@lru_cache(1000)  # most are one letter
-def _said(letters: bytes) -> tuple[tuple[OutcomeName, ...], tuple[Reading, ...]]:
-    names = tuple(_NAMES[letter] for letter in letters if letter in _NAMES)
-    return names, tuple(_READINGS[letter] for letter in letters[len(names) :])
+    expired, flipped, *more = reply
+    return Reviewed(expired, bool(flipped), _on_cluster(*more) if more else None)
 
 
 def is_missing_function(error: object) -> bool:
@@ -65,9 +73,5 @@ def is_missing_function(error: object) -> bool:
     return "Function not found" in text or "unknown command" in text
 
 
-def _flipped(reply: list[Any]) -> bool:
-    return len(reply) > 1 and reply[1] != b""
-
-
-def _on_cluster(reply: list[Any]) -> OnCluster | None:
-    return OnCluster(reply[2], int(reply[3]) if reply[3] else None) if len(reply) > 2 else None
+def _on_cluster(outbox: bytes, lease_ends: bytes) -> OnCluster:
+    return OnCluster(outbox, int(lease_ends) if lease_ends else None)

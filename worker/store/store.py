@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar, get_args
+from itertools import chain
+from operator import itemgetter
+from typing import Any, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
 from shared import ignored
 from shared.errors import PresenceError, SettingsError, Unavailable
-from shared.events import KINDS, Event
+from shared.events import Event
 from shared.logs.throttle import LogThrottle
 from shared.observe.counters import lag_counts
 from shared.redis.backend import Backend
@@ -26,13 +27,26 @@ from shared.settings import Settings
 from worker.store import library, pipelining
 from worker.store.outbox import Outbox
 from worker.store.replicas import Replicas
-from worker.store.replies import Applied, OutcomeName, Reviewed, is_missing_function, read_applied, read_reviewed
+from worker.store.replies import (
+    FAILED,
+    LETTERS,
+    READINGS,
+    Applied,
+    OutcomeName,
+    Reviewed,
+    is_missing_function,
+    read_applied,
+    read_reviewed,
+)
 
 PIPELINE_EVENTS = 1000
-#: The most events of one user in one step, so that no user holds up the server.
+#: The most events of one user in one step, so that no user holds up the server; less than 256, as a byte says how many.
 STEP_EVENTS = 100
-#: What the functions in lua/ call each command.
-_KINDS = {name: "kick_off" if "KickOff" in name else kind for name, kind in KINDS.items()}
+#: About how many events there are in one call, of several users: enough that the call itself costs little, and so few
+#: that it holds up the server for less than a millisecond.
+CALL_EVENTS = 16
+#: The fields of an event that the functions get, from `command` to `id`; `read_events` in lua/presence.lua knows them.
+_sent = itemgetter(slice(Event._fields.index("command"), Event._fields.index("id") + 1))
 
 log = logging.getLogger("worker.store")
 _troubles = LogThrottle(log)
@@ -49,7 +63,9 @@ class Outcome:
     flipped: bool = False
 
 
-_OUTCOMES = {(name, flipped): Outcome(name, flipped) for name in get_args(OutcomeName) for flipped in (False, True)}
+_OUTCOMES = {letter: Outcome(*meaning) for letter, meaning in LETTERS.items()}
+#: A user, and the indexes of those of their events that are one step, in order.
+Step = tuple[str, list[int]]
 
 
 class Poison(PresenceError):
@@ -76,8 +92,13 @@ class Store:
         self._outbox = Outbox(client, settings, library.NAME, self._replicas) if client.is_cluster else None
         #: The keys that share a step with the hash.
         self._shared = () if self._outbox else (keys.changes, keys.stats, keys.leases)
-        options = (settings.changes_maxlen, settings.retention_seconds, settings.online_lease_seconds * 1000)
-        self._options = tuple(map(str, options))  # as they are sent, with each command
+        self._call_events = 1 if self._outbox else CALL_EVENTS
+        self._options = (
+            settings.changes_maxlen,
+            settings.retention_seconds,
+            settings.online_lease_seconds * 1000,
+            len(keys.user("").encode()) + 1,  # where the user's id begins in a key
+        )
 
     def apply(self, events: Sequence[Event], skew_ms: int = 0, *, counts_lag: bool = True) -> list[Outcome | Poison]:
         """Applies events; returns for each its outcome, or why it has none.
@@ -85,35 +106,29 @@ class Store:
         Events of one user are one step: readers see only their result. skew_ms: how far the clock of the receiver that
         took them is ahead of ours. counts_lag: False for events that waited for a person.
         """
-        steps, now_ms = list(_steps(events)), self._now_ms() + skew_ms
-        calls = ((user_id, self._arguments(events, indexes, now_ms)) for user_id, indexes in steps)
-        replies = self._call(library.NAME, calls, read_applied)
-        results: list[Outcome | Poison] = [_OUTCOMES["stale", False]] * len(events)
-        for (_, indexes), reply in zip(steps, replies, strict=True):
-            for index, result in zip(indexes, _results(reply, len(indexes)), strict=True):
+        calls = list(groups(events, self._call_events))
+        now_ms = self._now_ms() + skew_ms
+        replies = self._call((self.command(events, group, now_ms) for group in calls), read_applied)
+        results: list[Outcome | Poison] = [_OUTCOMES["s"]] * len(events)
+        for group, reply in zip(calls, replies, strict=True):
+            for index, result in _results(group, reply):
                 results[index] = result
-        readings = Counter(
-            f"ambiguous_{each}" for reply in replies if isinstance(reply, Applied) for each in reply.readings
-        )
+        letters = "".join(reply.readings for reply in replies if isinstance(reply, Applied))
+        readings = Counter({f"ambiguous_{name}": letters.count(letter) for letter, name in READINGS.items()})
         self._count_applied(events, results, readings, skew_ms, counts_lag)
         return results
 
-    def _arguments(self, events: Sequence[Event], indexes: Sequence[int], now_ms: int) -> list[object]:
-        arguments: list[object] = [events[indexes[0]].user_id, *self._options, now_ms]
-        for index in indexes:
-            event = events[index]
-            arguments += (
-                _KINDS[event.command],
-                event.seq,
-                event.conn_id,
-                event.platform_id,
-                event.received_at,
-                event.command,
-                event.platform,
-                event.operation_id,
-                event.id,
-            )
-        return arguments
+    def command(self, events: Sequence[Event], group: Sequence[Step], now_ms: int) -> tuple[Any, ...]:
+        """What is sent for one of the `groups` of these events."""
+        arguments: list[object] = [bytes(len(indexes) for _, indexes in group)]
+        for _, indexes in group:
+            for index in indexes:
+                arguments += _sent(events[index])
+        return self._command(library.NAME, [user_id for user_id, _ in group], now_ms, *arguments)
+
+    def _command(self, function: str, user_ids: Iterable[str], now_ms: int, *arguments: object) -> tuple[Any, ...]:
+        keys = (*map(self._keys.user, user_ids), *self._shared)
+        return ("FCALL", function, len(keys), *keys, *self._options, now_ms, *arguments)
 
     def _count_applied(
         self,
@@ -145,8 +160,9 @@ class Store:
         It also gives users that were last written under other settings the lease and the retention that are set now,
         counted from `now_ms`. due: as `due` returned them.
         """
-        calls = ((each, (each, *self._options, self._now_ms(), until_ms, now_ms)) for each in user_ids)
-        replies = self._call(f"{library.NAME}_review", calls, read_reviewed)
+        function, asked_ms = f"{library.NAME}_review", self._now_ms()
+        commands = (self._command(function, [each], asked_ms, until_ms, now_ms) for each in user_ids)
+        replies = self._call(commands, read_reviewed)
         reviewed = [reply for reply in replies if not isinstance(reply, Exception)]
         expired = sum(reply.expired for reply in reviewed)
         self._count(Counter(expired=expired), sum(reply.flipped for reply in reviewed))
@@ -185,38 +201,36 @@ class Store:
                 ) from None
             raise Unavailable(f"presence cannot be written: {_reason(error)}") from error
 
-    def _call(
-        self, function: str, calls: Iterable[tuple[str, Sequence[Any]]], read: Callable[[list[Any]], R]
-    ) -> list[R | Exception]:
-        """The reply to each call, or its error if only that user is the cause."""
-        prepared: list[tuple[Any, ...]] = []
+    def _call(self, commands: Iterable[tuple[Any, ...]], read: Callable[[list[Any]], R]) -> list[R | Exception]:
+        """The reply to each command, or its error if only its users are the cause."""
+        sent: list[tuple[Any, ...]] = []
 
-        def commands() -> Iterator[tuple[Any, ...]]:
-            for user_id, arguments in calls:
-                key = self._keys.user(user_id)
-                prepared.append(("FCALL", function, 1 + len(self._shared), key, *self._shared, *arguments))
-                yield prepared[-1]
+        def noted() -> Iterator[tuple[Any, ...]]:
+            for command in commands:
+                sent.append(command)
+                yield command
 
         with _unavailable():
-            replies = self._send(commands())
+            replies = self._send(noted())
             if any(is_missing_function(reply) for reply in replies):
                 try:
                     self.prepare()
                 except SettingsError as error:  # found out late: the batch at hand must not fail because of it
                     raise Unavailable(str(error)) from error
-                replies = self._send(prepared)
+                replies = self._send(sent)
             results = [reply if isinstance(reply, Exception) else read(reply) for reply in replies]
             if self._outbox:
                 done = [
                     (command[3], each.on_cluster)
-                    for command, each in zip(prepared, results, strict=True)
+                    for command, each in zip(sent, results, strict=True)
                     if not isinstance(each, Exception)
                 ]
                 self._outbox.carry_out({key: todo for key, todo in done if todo})
-            for reply in replies:
-                if isinstance(reply, Exception) and (is_outage(reply) or is_missing_function(reply)):
-                    raise reply
-            if any(isinstance(reply, Exception) for reply in replies):
+            failures = list(chain.from_iterable(map(_errors, results)))
+            for failure in failures:
+                if is_outage(failure) or is_missing_function(failure):
+                    raise failure
+            if failures:
                 self._check_stream()
         return results
 
@@ -260,8 +274,21 @@ class Store:
                 _troubles.say(logging.ERROR, "%s or %s cannot be written: %s", keys.stats, keys.ignored, error)
 
 
-def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
-    """Each user with the indexes of their events, in order, STEP_EVENTS at a time."""
+def groups(events: Sequence[Event], size: int) -> Iterator[list[Step]]:
+    """The steps of each call: as few as have `size` events."""
+    group: list[Step] = []
+    count = 0
+    for step in _steps(events):
+        group.append(step)
+        count += len(step[1])
+        if count >= size:
+            yield group
+            group, count = [], 0
+    if group:
+        yield group
+
+
+def _steps(events: Sequence[Event]) -> Iterator[Step]:
     by_user: dict[str, list[int]] = {}
     for index, event in enumerate(events):
         by_user.setdefault(event.user_id, []).append(index)
@@ -270,16 +297,25 @@ def _steps(events: Sequence[Event]) -> Iterator[tuple[str, list[int]]]:
             yield user_id, indexes[start : start + STEP_EVENTS]
 
 
-def _results(reply: Applied | Exception, count: int) -> Sequence[Outcome | Poison]:
+def _results(group: Sequence[Step], reply: Applied | Exception) -> Iterator[tuple[int, Outcome | Poison]]:
+    """What became of the events of one call, by their indexes."""
     if isinstance(reply, Exception):
-        return [Poison(_reason(reply))] * count
-    return _outcomes(reply.outcomes, reply.flipped)
+        poison = Poison(_reason(reply))
+        yield from ((index, poison) for _, indexes in group for index in indexes)
+        return
+    letters, errors = iter(reply.letters), iter(reply.errors)
+    for _, indexes in group:
+        failed: Poison | None = None
+        for index, letter in zip(indexes, letters, strict=False):  # the others are of the next users
+            if letter == FAILED:
+                failed = failed or Poison(_reason(next(errors)))
+            yield index, failed or _OUTCOMES[letter]
 
 
-@lru_cache(1000)  # most steps are of one event
-def _outcomes(names: tuple[OutcomeName, ...], flipped: bool) -> tuple[Outcome, ...]:
-    last = len(names) - 1
-    return tuple(_OUTCOMES[name, flipped and index == last] for index, name in enumerate(names))
+def _errors(result: Applied | Reviewed | Exception) -> Sequence[Exception]:
+    if isinstance(result, Applied):
+        return result.errors
+    return [result] if isinstance(result, Exception) else []
 
 
 @contextmanager

@@ -1,7 +1,7 @@
--- Batches: what OpenIM 3.8.2 and later sends of what happened within one second, in an order that is lost. What they say
--- of platforms, and what platforms are by them. The usual event begins a batch that is newer than everything known of
--- the user, or belongs to the last such one, and needs none of those in the hash: `recent` has these batches of a step, in
--- order, until an event comes that is of another kind.
+-- Batches: what OpenIM 3.8.2 and later sends of what happened within one second, in an order that is lost. What they
+-- say of platforms, and what platforms are by them. The usual event begins a batch that is newer than everything known
+-- of the user, or belongs to the last such one, and needs none of those in the hash: `recent` has these batches of a
+-- step, in order, until an event comes that is of another kind.
 
 local BATCHES_MAX = #SLOT_NAMES -- remembered one by one
 local EVENTS_MAX = 64 -- of one batch: OpenIM sends one for each change, and each connection, of the user
@@ -61,8 +61,8 @@ local function judge(state, batch)
   return counts
 end
 
--- How this step reads each platform that a batch names both online and offline, a letter for each; where all its offline
--- events are kicks, the batch is clear.
+-- How this step reads each platform that a batch names both online and offline, a letter for each; if all its
+-- offline events are kicks, the batch is clear.
 local KEPT, CLOSED = 'k', 'c'
 
 local function readings(state)
@@ -141,7 +141,7 @@ local function load_batches(state)
   for _, slot in ipairs(state.slots) do
     local text = state.user[slot]
     local seq, kind, platform_id = text:match('^(%d+) (%a)(%d+)%.%w* ')
-    local batch = new_batch(slot, text, seq, kind, platform_id)
+    local batch = new_batch(slot, text, seq, kind, platform_id, false)
     if not kind then events_of(batch) end
     batches[#batches + 1] = batch
   end
@@ -150,7 +150,7 @@ local function load_batches(state)
   settle(state)
 end
 
--- batch: the one that has said so, where it is at hand.
+-- batch: the one that has said so, if it is at hand.
 local function sum_up(record, is_online_said, seq, batch, is_mixed)
   record.is_sum_changed = true
   if not is_online_said then
@@ -163,17 +163,17 @@ local function sum_up(record, is_online_said, seq, batch, is_mixed)
 end
 
 local function free(state, slot)
-  state.freed = state.freed or {}
   state.freed[#state.freed + 1] = slot
 end
 
--- Of the slots, the index of the one that has the earliest batch, and its seq, kind and platform; nil where it takes more
--- than a look to say which that is, or what it says.
+-- Of the slots, the index of the one that has the earliest batch, and its seq, kind and platform; nil if it takes more
+-- than a look to say which that is, or what it says: with a comma it may have several events.
 local function earliest_slot(state)
-  local earliest, earliest_seq, is_tie
+  local user, earliest, earliest_seq, is_tie = state.user, nil, nil, nil
   for i, slot in ipairs(state.slots) do
-    local seq = state.user[slot]:match('^(%d+) %a%d+%.%w* ')
-    if not seq then return nil end
+    local text = user[slot]
+    if text:find(',', 1, true) then return nil end
+    local seq = text:sub(1, text:find(' ', 1, true) - 1)
     if not earliest or higher(earliest_seq, seq) then
       earliest, earliest_seq, is_tie = i, seq, false
     elseif seq == earliest_seq then
@@ -181,10 +181,10 @@ local function earliest_slot(state)
     end
   end
   if is_tie then return nil end
-  return earliest, state.user[state.slots[earliest]]:match('^(%d+) (%a)(%d+)')
+  return earliest, earliest_seq, user[state.slots[earliest]]:match('^%d+ (%a)(%d+)')
 end
 
--- Adds up the batches of so many slots, the earliest; false where they must be read for that.
+-- Adds up the batches of so many slots, the earliest; false if they must be read for that.
 local function sum_up_slots(state, count)
   for _ = 1, count do
     local index, seq, kind, platform_id = earliest_slot(state)
@@ -243,7 +243,7 @@ local function divide(state, batches, events)
       parts = parts + 1
       part = batches[parts]
       if not part then
-        part = { operation_id = operation_id }
+        part = new_batch(false, false, false, false, false, operation_id)
         state.batches[#state.batches + 1] = part
       end
       part.events, part.low, part.is_changed, part.kind, part.is_new = {}, event.seq, true, false, true
@@ -257,7 +257,7 @@ local function is_same(a, b)
   return a.id == b.id and a.seq == b.seq and a.kind == b.kind and a.platform_id == b.platform_id
 end
 
--- The remembered batches of this operationID, or nil where there are none.
+-- The remembered batches of this operationID, or nil if there are none.
 local function batches_of(state, operation_id)
   local found
   for _, batch in ipairs(state.batches) do
@@ -291,7 +291,7 @@ end
 
 local function batch_of(item, operation_id)
   local text = item.seq .. ' ' .. item.kind .. item.platform_id .. '.' .. item.id .. ' ' .. operation_id
-  local batch = new_batch(false, text, item.seq, item.kind, item.platform_id)
+  local batch = new_batch(false, text, item.seq, item.kind, item.platform_id, operation_id)
   batch.is_new = true
   return batch
 end
@@ -318,7 +318,7 @@ local function begin_newest(state, item, operation_id)
   return true
 end
 
--- Puts a further event into the newest batch; false where it is there already.
+-- Puts a further event into the newest batch; false if it is there already.
 local function join_newest(state, newest, item)
   for _, known in ipairs(events_of(newest)) do
     if is_same(known, item) then return false end
@@ -331,7 +331,7 @@ local function join_newest(state, newest, item)
   return true
 end
 
--- Puts an event wherever it belongs among the batches; false where it is there already.
+-- Puts an event wherever it belongs among the batches; false if it is there already.
 local function insert(state, item, operation_id)
   load_batches(state)
   local batches, events = batches_of(state, operation_id), { item }
@@ -354,21 +354,22 @@ local function insert(state, item, operation_id)
   return true
 end
 
--- Puts an event of a platform into its batch, and gives the platforms what the batches say then; false where the event
+-- Puts an event of a platform into its batch, and gives the platforms what the batches say then; false if the event
 -- is there already.
 local function remember(state, event)
-  local operation_id, id = event.operation_id, ''
-  if operation_id ~= '' then -- else events of one kind and seq are one
-    -- Within a batch eight characters tell events apart; where a receiver is too old to give them, the time does.
-    id = (event.id ~= '' and event.id or event.received_at):match('%w*$'):sub(-8)
+  local operation_id = event.operation_id
+  if operation_id == '' then
+    event.id = '' -- events of one kind and seq are one
+  else
+    -- Within a batch eight characters tell events apart; if a receiver is too old to give them, the time does.
+    event.id = (event.given_id ~= '' and event.given_id or event.received_at):match('%w*$'):sub(-8)
   end
-  local item = { kind = event.kind, platform_id = event.platform_id, id = id, seq = event.seq, is_new = true }
   if not state.batches then
     local newest = state.recent[#state.recent]
-    if newest and operation_id ~= '' and operation_of(newest) == operation_id and fits(newest, item.seq) then
-      return join_newest(state, newest, item)
+    if newest and operation_id ~= '' and operation_of(newest) == operation_id and fits(newest, event.seq) then
+      return join_newest(state, newest, event)
     end
-    if is_newest(state, item, operation_id) then return begin_newest(state, item, operation_id) end
+    if is_newest(state, event, operation_id) then return begin_newest(state, event, operation_id) end
   end
-  return insert(state, item, operation_id)
+  return insert(state, event, operation_id)
 end

@@ -28,8 +28,8 @@ end
 -- The seqs of the sessions that are online, by scope.
 local function online_seqs(state)
   local seqs = {}
-  for scope, record in pairs(state.records) do
-    if is_online(state, record) then seqs[scope] = record.on end
+  for _, record in ipairs(state.list) do
+    if is_online(state, record) then seqs[record.scope] = record.on end
   end
   return seqs
 end
@@ -38,23 +38,32 @@ end
 local function closed_seqs(state)
   local seqs = {}
   for scope, seq in pairs(state.closed) do seqs[scope] = seq end
-  for scope, record in pairs(state.records) do
-    if record.is_connection and not is_online(state, record) then seqs[scope] = highest(record.on, record.off) end
+  for _, record in ipairs(state.list) do
+    if record.is_connection and not is_online(state, record) then
+      seqs[record.scope] = highest(record.on, record.off)
+    end
   end
   return seqs
 end
 
 local function drop(state, scope)
-  if state.closed[scope] then state.closed[scope], state.closed_number = nil, state.closed_number - 1 end
-  state.records[scope] = nil
-  state.forgotten = state.forgotten or {}
+  if state.closed[scope] then take_closed(state, scope) end
+  if state.records[scope] then
+    state.records[scope] = nil
+    for i, record in ipairs(state.list) do
+      if record.scope == scope then
+        table.remove(state.list, i)
+        break
+      end
+    end
+  end
   state.forgotten[#state.forgotten + 1] = scope
 end
 
 -- Forgets that a session was opened.
 local function forget_session(state, scope)
-  local record = state.records[scope]
-  if state.platforms[record.platform] == record then
+  local record = state.records[scope] or state.platforms[scope:sub(3)]
+  if record.is_platform then
     load_batches(state)
     for i = #state.batches, 1, -1 do
       local batch = state.batches[i]
@@ -81,20 +90,20 @@ local function forget_connection(state, scope, seq)
   drop(state, scope)
 end
 
--- The id of the one platform that has connections online, '' where none has, nil where several have.
+-- The id of the one platform that has connections online, '' if none has, nil if several have.
 local function sole_platform(platforms)
   local sole = next(platforms)
   if not sole then return '' end
   if not next(platforms, sole) then return sole end
 end
 
--- How many sessions are online, and connections closed; the id of the one platform of these sessions, '' where there are
--- none, nil where there are several; when the earliest lease began, or nil.
+-- How many sessions are online, and connections closed; the id of the one platform of these sessions, '' if there are
+-- none, nil if there are several; when the earliest lease began, or nil.
 local function count(state)
   local online, closed, platform, earliest = 0, state.closed_number, '', nil
   local rest = state.rest
   if rest then online, closed, platform = rest.online, closed + rest.closed, sole_platform(rest.platforms) end
-  for _, record in pairs(state.records) do
+  for _, record in ipairs(state.list) do
     if is_online(state, record) then
       online = online + 1
       local began = record.lease ~= '' and tonumber(record.lease)
@@ -121,7 +130,7 @@ local function list_platforms(state)
     end
   end
   for id in pairs(state.rest and state.rest.platforms or {}) do see(id) end
-  for _, record in pairs(state.records) do
+  for _, record in ipairs(state.list) do
     if is_online(state, record) then see(record.platform) end
   end
   table.sort(ids)

@@ -1,12 +1,12 @@
 -- The user's hash: read into tables, and written back.
 --
--- Private fields of the hash, which shared/why/memory.py reads as well:
+-- Private fields of the hash, which shared/memory.py reads as well:
 --       "c:<conn_id>", "p:<platform_id>", "u"  ->  "<on> <off> <platform_id>[ <lease>]"
 --       for each scope, the highest seq of an online and of an offline event, "-" for none; the platform that a
---       connection belongs to; ms at which its lease began, or "x" where it ran out
+--       connection belongs to; ms at which its lease began, or "x" if it ran out
 --       "b:0" to "b:3"  ->  "<seq> <events> <operation_id>"
---       the newest batches of platforms. Commas separate the events, each "<kind><platform_id>.<id>[@<seq>]": its kind is
---       "n" online, "f" offline or "k" kick-off, and its seq is left out where it is the one that the text begins with.
+--       the newest batches of platforms. Commas separate the events, each "<kind><platform_id>.<id>[@<seq>]": its kind
+--       is "n" online, "f" offline or "k" kick-off, and its seq is left out if it is the one that the text begins with.
 --       "s:<platform_id>"  ->  "<on> <off>[ <mixed>]"
 --       the sum of the batches that are no longer remembered, as in "p:"; and the highest seq at which one of them said
 --       offline though it named the platform both online and offline
@@ -14,29 +14,78 @@
 --       "outbox"  changes that are not on the stream yet, JSON, one a line
 --       and those of tally.lua
 --
--- What takes a call its time is making tables and strings. So tables name their fields when they are made (`false` for
--- what comes later), or Lua would allocate them anew; and the batches are read only where they are needed.
+-- What takes a call its time is making tables and strings. So the tables for one user are used again for the next one:
+-- there is one state, and pools of what it holds. The batches are read only if they are needed.
 
 local EXPIRED = 'x'
 local RECORD = '^(%S+) (%S+) (%d+) ?(%S*)$'
 local C, P, S, T = 99, 112, 115, 116 -- the bytes; a library has no functions at hand while it is loaded
 local SLOT_NAMES = { 'b:0', 'b:1', 'b:2', 'b:3' }
-local SLOTS = { ['b:0'] = true, ['b:1'] = true, ['b:2'] = true, ['b:3'] = true }
-local PUBLIC = {
-  status = true, seq = true, changed_at = true, updated_at = true, command = true, conn_id = true, platform_id = true,
-  platform = true, operation_id = true, sessions = true, platforms = true, floor = true, outbox = true,
+local call -- redis.call, which is not at hand either; see `begin`
+
+-- A table of the pool that nothing uses yet. Whoever takes it sets all its fields.
+local function from(pool)
+  local used = pool.used + 1
+  pool.used = used
+  local one = pool[used]
+  if not one then
+    one = {}
+    pool[used] = one
+  end
+  return one
+end
+
+local function clear(list)
+  for i = #list, 1, -1 do list[i] = nil end
+end
+
+-- What the rules look at of one user: the public fields; a record for each scope, in a list, those of platforms also by
+-- their ids and all others by their scopes; the seqs and texts of connections that are closed; the slots of the
+-- batches, which `load_batches` reads. rest: of what was not read, see tally.lua; else false.
+local STATE = {
+  user = {}, list = {}, platform_list = {}, platforms = {}, records = {}, closed = {}, closed_texts = {}, slots = {},
+  recent = {}, freed = {}, forgotten = {},
 }
+local PLATFORMS, RECORDS, BATCHES = { used = 0 }, { used = 0 }, { used = 0 }
+
+local function new_state()
+  local state = STATE
+  local user, list = state.user, state.list
+  user.status, user.seq, user.changed_at, user.updated_at, user.command = false, false, false, false, false
+  user.conn_id, user.platform_id, user.platform, user.operation_id = false, false, false, false
+  user.sessions, user.platforms, user.floor, user.outbox = false, false, false, false
+  user['b:0'], user['b:1'], user['b:2'], user['b:3'] = false, false, false, false
+  for i = #list, 1, -1 do
+    local record = list[i]
+    list[i] = nil
+    if record.is_platform then
+      state.platforms[record.platform] = nil
+    else
+      state.records[record.scope] = nil
+    end
+  end
+  if state.closed_number ~= 0 then state.closed, state.closed_texts, state.closed_number = {}, {}, 0 end
+  clear(state.platform_list)
+  clear(state.slots)
+  clear(state.recent)
+  clear(state.freed)
+  clear(state.forgotten)
+  PLATFORMS.used, RECORDS.used, BATCHES.used = 0, 0, 0
+  state.batches, state.rest, state.tallied, state.user_off, state.is_changed = false, false, false, NONE, false
+  state.floor, state.outbox, state.seq, state.updated_at = false, false, false, false
+  return state
+end
 
 local function platform_record(state, platform_id)
   local record = state.platforms[platform_id]
   if not record then
-    record = {
-      scope = 'p:' .. platform_id, platform = platform_id, lease = '', on = NONE, off = NONE, sum_on = NONE,
-      sum_off = NONE, mixed = NONE, was_on = NONE, was_off = NONE, before_on = NONE, before_off = NONE,
-      text = false, is_connection = false, is_sum_changed = false,
-    }
+    record = from(PLATFORMS)
+    record.scope, record.platform, record.lease, record.text = 'p:' .. platform_id, platform_id, '', false
+    record.on, record.off, record.sum_on, record.sum_off, record.mixed = NONE, NONE, NONE, NONE, NONE
+    record.was_on, record.was_off, record.before_on, record.before_off = NONE, NONE, NONE, NONE
+    record.is_platform, record.is_connection, record.is_sum_changed = true, false, false
     state.platforms[platform_id] = record
-    state.records[record.scope] = record
+    state.list[#state.list + 1] = record
     state.platform_list[#state.platform_list + 1] = record
   end
   return record
@@ -44,11 +93,11 @@ end
 
 -- The record of a connection, or of the user as a whole.
 local function new_record(state, scope, on, off, platform_id, lease)
-  local record = {
-    scope = scope, platform = platform_id, lease = lease, on = on, off = off, is_connection = scope ~= 'u',
-    is_changed = false,
-  }
+  local record = from(RECORDS)
+  record.scope, record.platform, record.lease, record.on, record.off = scope, platform_id, lease, on, off
+  record.is_platform, record.is_connection, record.is_changed = false, scope ~= 'u', false
   state.records[scope] = record
+  state.list[#state.list + 1] = record
   return record
 end
 
@@ -57,25 +106,35 @@ local function is_closed_by_itself(on, off, lease)
   return on == NONE or lease == EXPIRED or higher(off, on)
 end
 
--- Of closed connections, as most are, only the seq is kept; `connection_record` makes a record of one.
+-- Of closed connections, as most are, only seq and text are kept; `connection_record` makes a record of one.
 local function load_connection(state, scope, text)
   local on, off, platform_id, lease = text:match(RECORD)
   if not is_closed_by_itself(on, off, lease) then return new_record(state, scope, on, off, platform_id, lease) end
-  state.closed[scope], state.closed_number = highest(on, off), state.closed_number + 1
-  state.user[scope] = text
+  state.closed[scope], state.closed_texts[scope] = highest(on, off), text
+  state.closed_number = state.closed_number + 1
+end
+
+-- Takes a connection out of those that are closed; returns its text.
+local function take_closed(state, scope)
+  local text = state.closed_texts[scope]
+  state.closed[scope], state.closed_texts[scope], state.closed_number = nil, nil, state.closed_number - 1
+  return text
 end
 
 -- The record of a connection that is remembered, else nil.
 local function connection_record(state, scope)
   if not state.closed[scope] then return state.records[scope] end
-  state.closed[scope], state.closed_number = nil, state.closed_number - 1
-  return new_record(state, scope, state.user[scope]:match(RECORD))
+  return new_record(state, scope, take_closed(state, scope):match(RECORD))
 end
 
 -- A batch has its events in a list, each { kind, platform_id, id, seq }. One of a single event, as most are, is left as
 -- text with the event's kind and platform beside it, until somebody needs more.
-local function new_batch(slot, text, seq, kind, platform_id)
-  return { slot = slot, text = text, low = seq, high = seq, kind = kind, platform_id = platform_id }
+local function new_batch(slot, text, seq, kind, platform_id, operation_id)
+  local batch = from(BATCHES)
+  batch.slot, batch.text, batch.low, batch.high, batch.kind, batch.platform_id = slot, text, seq, seq, kind, platform_id
+  batch.operation_id, batch.events, batch.verdicts = operation_id, false, false
+  batch.is_new, batch.is_changed = false, false
+  return batch
 end
 
 local function operation_of(batch)
@@ -122,33 +181,14 @@ local function sort_batches(batches)
   end
 end
 
--- What the rules look at of one user: the public fields; a record for each scope, those of platforms by their ids as well,
--- and the seqs of connections that are closed; the slots of the batches, which `load_batches` reads. rest: of what was not
--- read, see tally.lua; else false.
-local function new_state()
-  return {
-    user = {
-      status = false, seq = false, changed_at = false, updated_at = false, command = false, conn_id = false,
-      platform_id = false, platform = false, operation_id = false, sessions = false, platforms = false, floor = false,
-      ['b:0'] = false, ['b:1'] = false, ['b:2'] = false, ['b:3'] = false,
-    },
-    records = {}, platforms = {}, platform_list = {}, closed = {}, closed_number = 0, slots = {}, batches = false,
-    recent = {}, rest = false, tallied = false, user_off = NONE, is_changed = false, forgotten = false, freed = false,
-    floor = false, outbox = false, seq = false, updated_at = false,
-  }
-end
-
 -- flat: fields and their values, as HGETALL lists them.
 local function load(flat)
   local state = new_state()
   local user, slots = state.user, state.slots
   for i = 1, #flat, 2 do
     local name, value = flat[i], flat[i + 1]
-    if PUBLIC[name] then
+    if user[name] ~= nil then
       user[name] = value
-    elseif SLOTS[name] then
-      user[name] = value
-      slots[#slots + 1] = name
     else
       local first = name:byte()
       if first == C then
@@ -164,11 +204,13 @@ local function load(flat)
       elseif name == 'u' then
         state.user_off = new_record(state, name, value:match(RECORD)).off
       elseif first == T then
-        user[name] = value
         state.tallied = state.tallied or {}
-        state.tallied[#state.tallied + 1] = name
+        state.tallied[name] = value
       end
     end
+  end
+  for _, slot in ipairs(SLOT_NAMES) do
+    if user[slot] then slots[#slots + 1] = slot end
   end
   if not slots[1] then -- written by a release that knew no batches
     for _, record in ipairs(state.platform_list) do
@@ -179,46 +221,61 @@ local function load(flat)
 end
 
 local function read(key)
-  return load(redis.call('HGETALL', key))
+  return load(call('HGETALL', key))
 end
 
--- Writing. to_set: fields and values for HSET, only those that are not so already.
+-- Writing: HSET and HDEL with their fields, and how long these lists are at the moment.
 
-local function put(user, to_set, name, value)
-  if user[name] ~= value then
-    local last = #to_set
-    to_set[last + 1] = name
-    to_set[last + 2] = value
-  end
+local to_set, set_length, to_delete, delete_length = { 'HSET' }, 2, { 'HDEL' }, 2
+
+local function begin_writing(key)
+  to_set[2], set_length, to_delete[2], delete_length = key, 2, key, 2
 end
 
-local function with_lease(record, on, off)
-  if record.lease == '' then return on .. ' ' .. off .. ' ' .. record.platform end
-  return on .. ' ' .. off .. ' ' .. record.platform .. ' ' .. record.lease
+local function set(name, value)
+  to_set[set_length + 1], to_set[set_length + 2] = name, value
+  set_length = set_length + 2
 end
 
-local function put_records(state, to_set, gone)
-  local user = state.user
+local function delete(name)
+  delete_length = delete_length + 1
+  to_delete[delete_length] = name
+end
+
+local function write()
+  if set_length > 2 then call(unpack(to_set, 1, set_length)) end
+  if delete_length > 2 then call(unpack(to_delete, 1, delete_length)) end
+end
+
+-- Sets a public field or a slot unless it is so already.
+local function put(user, name, value)
+  if user[name] ~= value then set(name, value) end
+end
+
+local function text_of_record(record)
+  if record.lease == '' then return record.on .. ' ' .. record.off .. ' ' .. record.platform end
+  return record.on .. ' ' .. record.off .. ' ' .. record.platform .. ' ' .. record.lease
+end
+
+local function put_records(state)
   local has_batches = state.slots[1] or state.recent[1] or state.batches
-  for scope, record in pairs(state.records) do
-    if state.platforms[record.platform] == record then
-      local text = with_lease(record, record.on, record.off)
-      if text ~= record.text then put(user, to_set, scope, text) end
+  for _, record in ipairs(state.list) do
+    if record.is_platform then
+      local text = text_of_record(record)
+      if text ~= record.text then set(record.scope, text) end
       if has_batches and record.is_sum_changed then
         local mixed = record.mixed ~= NONE and ' ' .. record.mixed or ''
-        put(user, to_set, 's:' .. record.platform, record.sum_on .. ' ' .. record.sum_off .. mixed)
+        set('s:' .. record.platform, record.sum_on .. ' ' .. record.sum_off .. mixed)
       end
     elseif record.is_changed then
       if record.on == NONE and record.off == NONE then
-        gone[#gone + 1] = scope
+        delete(record.scope)
       else
-        put(user, to_set, scope, with_lease(record, record.on, record.off))
+        set(record.scope, text_of_record(record))
       end
     end
   end
-  if state.forgotten then
-    for _, scope in ipairs(state.forgotten) do gone[#gone + 1] = scope end
-  end
+  for _, scope in ipairs(state.forgotten) do delete(scope) end
 end
 
 local function free_slot(user)
@@ -227,16 +284,14 @@ local function free_slot(user)
   end
 end
 
-local function put_batches(state, to_set, gone)
+local function put_batches(state)
   local user, freed = state.user, state.freed
   for _, batch in ipairs(state.batches or state.recent) do
     if not batch.slot then
-      batch.slot = freed and table.remove(freed) or free_slot(user)
+      batch.slot = table.remove(freed) or free_slot(user)
       user[batch.slot] = ''
     end
-    if batch.is_changed or batch.is_new then put(user, to_set, batch.slot, text_of(batch)) end
+    if batch.is_changed or batch.is_new then put(user, batch.slot, text_of(batch)) end
   end
-  if freed then
-    for _, name in ipairs(freed) do gone[#gone + 1] = name end
-  end
+  for _, name in ipairs(freed) do delete(name) end
 end

@@ -3,7 +3,7 @@
 -- several times as long as the rest of a step. Where there is a tally a step reads a part: everything but connections,
 -- those of its events, and those that must be forgotten for them.
 --
--- Its private fields of the hash, which are there where connections are many:
+-- Its private fields of the hash, which are there if connections are many:
 --       "t:0"  ->  "<seq> <updated_at> <closed> <length of t:c> <length of t:o> <platform_ids> <online>"
 --       the user's seq and updated_at as it was written; how many connections are closed; how long the two queues are;
 --       the platforms that have records of their own, each "<id>,"; how many connections are online, each platform's
@@ -39,7 +39,7 @@ local function part_of(key, events, ids)
     end
   end
   local flat, last = {}, 0
-  for i, value in ipairs(redis.call('HMGET', key, unpack(names))) do
+  for i, value in ipairs(call('HMGET', key, unpack(names))) do
     if value then
       flat[last + 1], flat[last + 2] = names[i], value
       last = last + 2
@@ -49,7 +49,7 @@ local function part_of(key, events, ids)
 end
 
 -- The rest: the connections that are not in the state. platforms: how many are online, by platform. offs: the seqs that
--- cover these. next_closed, next_online: the scopes at the beginnings of the queues, where they are needed.
+-- cover these. next_closed, next_online: the scopes at the beginnings of the queues, if they are needed.
 local function new_rest(closed, closed_length, online_length, counts)
   local rest = {
     online = 0, closed = tonumber(closed), platforms = {}, offs = NOTHING, user_off = NONE, next_closed = NOTHING,
@@ -73,7 +73,7 @@ local function take_out(state, scope)
   end
 end
 
--- Takes the connections of the events out of the rest; false where the queues would not hold then. They do where each
+-- Takes the connections of the events out of the rest; false if the queues would not hold then. They do if each
 -- event is newer than all that is known, and its connection is new, or online and leaves.
 local function take_out_connections(state, events)
   local last, is_out = state.user.seq, {}
@@ -97,9 +97,9 @@ local function off_of(state, platform_id)
   return record and record.off or NONE
 end
 
--- Reads a part for these events; nil where that would not do.
+-- Reads a part for these events; nil if that would not do.
 local function read_part(key, events, options)
-  local tally = redis.call('HGET', key, TALLY)
+  local tally = call('HGET', key, TALLY)
   if not tally then return nil end
   local seq, updated_at, closed, closed_length, online_length, ids, counts =
     tally:match('^(%S+) (%S+) (%d+) (%d+) (%d+) (%S*) (%S*)$')
@@ -107,12 +107,12 @@ local function read_part(key, events, options)
   if rest.closed == CLOSED_MAX and rest.closed_length == 0 then return nil end -- the next to close would need all
   local state = load(part_of(key, events, ids))
   local user, online = state.user, rest.online
-  for _, record in pairs(state.records) do
+  for _, record in ipairs(state.list) do
     if not record.is_connection and is_online(state, record) then online = online + 1 end
   end
   if seq ~= user.seq or updated_at ~= user.updated_at or online ~= tonumber(user.sessions) then return nil end
 
-  state.rest, state.tallied = rest, { TALLY }
+  state.rest, state.tallied = rest, { [TALLY] = tally }
   if not take_out_connections(state, events) then return nil end
   if rest.online > 0 then
     if options.lease_ms > 0 then return nil end -- which of them ends first is not in the tally
@@ -122,17 +122,17 @@ local function read_part(key, events, options)
   return state
 end
 
--- Reads as many as must be forgotten of those that are next in a queue; returns the scopes of what was next, nil where
+-- Reads as many as must be forgotten of those that are next in a queue; returns the scopes of what was next, nil if
 -- they do not suffice.
 local function next_of(state, key, prefix, length, is_online, surplus)
   if surplus <= 0 then return NOTHING end
   local scopes = {}
   while surplus > 0 do
-    local conn_id = length > #scopes and redis.call('HGET', key, prefix .. length - #scopes)
+    local conn_id = length > #scopes and call('HGET', key, prefix .. length - #scopes)
     if not conn_id then return nil end
     local scope = 'c:' .. conn_id
     scopes[#scopes + 1] = scope
-    local text = not state.records[scope] and redis.call('HGET', key, scope)
+    local text = not state.records[scope] and call('HGET', key, scope)
     if text then
       load_connection(state, scope, text)
       take_out(state, scope)
@@ -162,12 +162,12 @@ end
 
 -- Writing.
 
--- How many connections are online, by platform; nil where one is closed only by what covers it, and so may open again
+-- How many connections are online, by platform; nil if one is closed only by what covers it, and so may open again
 -- without an event of its own.
 local function count_connections(state)
   local counts = {}
   for id, number in pairs(state.rest and state.rest.platforms or {}) do counts[id] = number end
-  for _, record in pairs(state.records) do
+  for _, record in ipairs(state.list) do
     if record.is_connection and not is_closed_by_itself(record.on, record.off, record.lease) then
       if not is_online(state, record) then return nil end
       counts[record.platform] = (counts[record.platform] or 0) + 1
@@ -177,10 +177,10 @@ local function count_connections(state)
 end
 
 -- Takes from a queue those that were next and have been forgotten, or are no longer what it is of; returns its length.
-local function shorten(state, prefix, length, scopes, is_online, gone)
+local function shorten(state, prefix, length, scopes, is_online)
   for _, scope in ipairs(scopes) do
     if state.closed[scope] and not is_online or state.records[scope] and is_online then break end
-    gone[#gone + 1] = prefix .. length
+    delete(prefix .. length)
     length = length - 1
   end
   return length
@@ -196,15 +196,15 @@ local function new_queue(fields, prefix, seqs, most)
   return #names
 end
 
--- The tally, and where there are none yet the queues: fields and values.
-local function tally_of(state, gone, sessions, closed)
+-- The tally, and the queues if there are none yet: fields and values.
+local function tally_of(state, sessions, closed)
   local fields, counts = {}, count_connections(state)
   if not counts then return fields end
   local seq, updated_at = state.seq or state.user.seq, state.updated_at or state.user.updated_at
   local rest, closed_length, online_length = state.rest, 0, 0
   if rest then
-    closed_length = shorten(state, 't:c', rest.closed_length, rest.next_closed, false, gone)
-    online_length = shorten(state, 't:o', rest.online_length, rest.next_online, true, gone)
+    closed_length = shorten(state, 't:c', rest.closed_length, rest.next_closed, false)
+    online_length = shorten(state, 't:o', rest.online_length, rest.next_online, true)
   else
     local most = math.floor((sessions + closed) / QUEUED)
     if closed == CLOSED_MAX then closed_length = new_queue(fields, 't:c', closed_seqs(state), most) end
@@ -220,11 +220,14 @@ local function tally_of(state, gone, sessions, closed)
 end
 
 -- Writes the tally anew, or takes it away. sessions, closed: how many there are.
-local function put_tally(state, to_set, gone, sessions, closed)
-  if not state.tallied and sessions + closed < TALLIED_MIN then return end
-  local fields = sessions + closed < TALLIED_MIN and {} or tally_of(state, gone, sessions, closed)
-  for _, name in ipairs(state.tallied or {}) do
-    if not fields[name] then gone[#gone + 1] = name end
+local function put_tally(state, sessions, closed)
+  local tallied = state.tallied
+  if not tallied and sessions + closed < TALLIED_MIN then return end
+  local fields = sessions + closed < TALLIED_MIN and NOTHING or tally_of(state, sessions, closed)
+  for name in pairs(tallied or NOTHING) do
+    if not fields[name] then delete(name) end
   end
-  for name, value in pairs(fields) do put(state.user, to_set, name, value) end
+  for name, value in pairs(fields) do
+    if not tallied or tallied[name] ~= value then set(name, value) end
+  end
 end
