@@ -18,7 +18,7 @@ project = "openim-presence"
 release = re.findall(r'__version__ = "(.+)"', (ROOT / "openim_presence" / "__init__.py").read_text())[0]
 extensions = ["myst_parser"]
 root_doc = START
-include_patterns = ["*.md", "docs/*.md", "openim_presence/README.md"]
+include_patterns = ["*.md", "docs/*.md", "openim_presence/README.md", "examples/README.md"]
 exclude_patterns = [".*"]
 suppress_warnings = ["toc.not_included"]  # the Chinese start page; tests/unit/test_docs.py looks for all others
 myst_heading_anchors = 4

@@ -67,6 +67,13 @@ def keep() -> Iterator[Callable[[Process], Process]]:
         process.kill()
 
 
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder that all processes of the test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
 @pytest.fixture
 def receiver(server: Server, tmp_path: Path, keep: Callable[[Process], Process]) -> Receiver:
     receiver = Receiver(tmp_path, server.url)

@@ -1,14 +1,15 @@
-"""Stands in for psycopg when a recipe runs on SQLite: it is copied beside the recipe as `psycopg.py`."""
+"""Stands in for psycopg when examples/mirror.py runs on SQLite: it is copied beside it as `psycopg.py`."""
 
-import re
 import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
+Error = sqlite3.Error
+
 
 class Cursor(sqlite3.Cursor):
     def executemany(self, sql: str, rows: Iterable[Any], /) -> "Cursor":
-        super().executemany(re.sub(r"%\((\w+)\)s", r":\1", sql), rows)
+        super().executemany(sql.replace("%s", "?"), rows)
         return self
 
 

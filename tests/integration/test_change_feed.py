@@ -4,6 +4,7 @@ test_group.py tests what only the library does, such as surviving the loss of an
 """
 
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,26 @@ from support import Process, Server, on_one_server, wait_until
 
 STREAM = "presence-changes"
 Keep = Callable[[Process], Process]
-in_both = pytest.mark.parametrize("name", ["consumer.py", "consumer.go"])
+Start = Callable[[Server], "Consumer"]
 
 
-class Consumer(recipes.Recipe):
-    def __init__(self, directory: Path, server: Server, name: str) -> None:
-        short = {"takeOver": "200 * time.Millisecond"} if name.endswith(".go") else {"TAKE_OVER_SECONDS": "0.2"}
-        super().__init__(recipes.write(directory, name, server.port, **short))
+@pytest.fixture(params=["in Python", "in Go"])
+def start(request: pytest.FixtureRequest, tmp_path: Path, shared_tmp: Path, keep: Keep) -> Start:
+    """Starts a consumer, with a time after which it takes over what others do not finish of 0.2 s."""
+    go = request.param == "in Go" and recipes.make_once(shared_tmp, "go", recipes.make_go) / "bin" / "consumer"
+
+    def start(server: Server) -> Consumer:
+        path = go or recipes.write(tmp_path, "consumer.py", server.port, TAKE_OVER_SECONDS="0.2")
+        consumer = Consumer([str(path)] if go else [sys.executable, str(path)], server, tmp_path)
+        keep(consumer)
+        return consumer
+
+    return start
+
+
+class Consumer(Process):
+    def __init__(self, command: list[str], server: Server, directory: Path) -> None:
+        super().__init__(command, {"REDIS_URL": server.url}, directory, "consumer")
 
     def done(self) -> list[str]:
         """The ids of the changes handled, in that order. SIGKILL may cut a line short; the next one continues it."""
@@ -49,12 +63,10 @@ def write_until(stop: threading.Event, server: Server) -> None:
                 stop.wait(0.05)
 
 
-@in_both
-def test_nothing_is_lost_when_consumer_and_redis_are_killed(name: str, tmp_path: Path, keep: Keep) -> None:
+def test_nothing_is_lost_when_consumer_and_redis_are_killed(start: Start, tmp_path: Path, keep: Keep) -> None:
     server = Server(tmp_path / "server", appendfsync="always")
     keep(server)
-    consumer = Consumer(tmp_path, server, name)
-    keep(consumer)
+    consumer = start(server)
     stop = threading.Event()
     writer = threading.Thread(target=write_until, args=(stop, server))
     writer.start()
@@ -78,27 +90,19 @@ def test_nothing_is_lost_when_consumer_and_redis_are_killed(name: str, tmp_path:
 
 
 @on_one_server
-@in_both
-def test_what_a_dead_consumer_was_given_is_taken_over(
-    name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
-) -> None:
+def test_what_a_dead_consumer_was_given_is_taken_over(start: Start, redis: Redis, server: Server) -> None:
     redis.xgroup_create(STREAM, "mailer", "0", mkstream=True)
     written = add(redis, "a", "b", "c")
     redis.xreadgroup("mailer", "mailer-2", {STREAM: ">"}, count=2)
-    consumer = Consumer(tmp_path, server, name)
-    keep(consumer)
+    consumer = start(server)
     wait_until(lambda: sorted(consumer.done()) == written)
     wait_until(lambda: pending(redis) == 0)
     assert consumer.resyncs() == 0
 
 
 @on_one_server
-@in_both
-def test_a_consumer_that_was_away_too_long_reads_everybody_once(
-    name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
-) -> None:
-    consumer = Consumer(tmp_path, server, name)
-    keep(consumer)
+def test_a_consumer_that_was_away_too_long_reads_everybody_once(start: Start, redis: Redis, server: Server) -> None:
+    consumer = start(server)
     wait_until(lambda: consumer.resyncs() == 1, what="the first start")
     (first,) = add(redis, "first")
     wait_until(lambda: consumer.done() == [first] and pending(redis) == 0)
@@ -123,12 +127,8 @@ def test_a_consumer_that_was_away_too_long_reads_everybody_once(
 
 
 @on_one_server
-@in_both
-def test_a_group_that_is_gone_is_made_again(
-    name: str, redis: Redis, server: Server, tmp_path: Path, keep: Keep
-) -> None:
-    consumer = Consumer(tmp_path, server, name)
-    keep(consumer)
+def test_a_group_that_is_gone_is_made_again(start: Start, redis: Redis, server: Server) -> None:
+    consumer = start(server)
     before = add(redis, "before")
     wait_until(lambda: consumer.done() == before)
     redis.flushall()

@@ -14,7 +14,7 @@ from redis import Redis
 from support import ROOT, Server, on_one_server
 
 pytestmark = pytest.mark.xdist_group("reader alone")  # they share what takes long to start
-BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "openim_presence", "receiver", "shared", "worker")
+BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "examples", "openim_presence", "receiver", "shared", "worker")
 LEFT_OVERS = ("__pycache__", "build", "*.egg-info")
 
 # A service that has packages of its own with the servers' names.
@@ -137,6 +137,7 @@ def test_both_distributions_contain_the_same_reader_and_the_readers_nothing_else
     modules = {f"openim_presence/{path.name}" for path in (ROOT / "openim_presence").glob("*.py")}
     assert set(alone) == modules | {"openim_presence/py.typed"}
     assert alone == {name: text for name, text in servers.items() if name.startswith("openim_presence/")}
+    assert {name.partition("/")[0] for name in servers} == {"openim_presence", "receiver", "shared", "worker"}
 
 
 def test_the_reader_takes_the_same_redis_py_as_the_servers() -> None:

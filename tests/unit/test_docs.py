@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,11 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "openim_presence" / "README.md"]:
+    for page in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / name / "README.md" for name in ("openim_presence", "examples")),
+    ]:
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text()):
             linked = page.parent / target if target else page
             assert linked.exists(), (page, target)
@@ -106,7 +112,11 @@ def listed(readme: str) -> list[str]:
 
 def test_the_table_of_documents_has_each_page_once() -> None:
     """It is also the navigation of the site."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "openim_presence" / "README.md"]
+    pages = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / name / "README.md" for name in ("openim_presence", "examples")),
+    ]
     start = {"README.md", "README.zh-CN.md"}
     assert sorted(listed("README.md")) == sorted({str(page.relative_to(ROOT)) for page in pages} - start)
 
@@ -122,19 +132,23 @@ def programs(page: str) -> list[str]:
     return [re.sub(r"# .*", "#", block) for block in re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
 
 
-def test_the_docs_show_the_programs_as_they_are() -> None:
-    for page in (ROOT / "docs").glob("*.md"):
-        text = page.read_text()
-        assert recipes.with_programs(text) == text, f"{page} shows an older program: run python tests/recipes.py"
-
-
-def test_every_program_is_named_in_the_docs_and_run_by_a_test() -> None:
+def test_every_program_is_run_by_a_test_and_every_example_is_listed() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests" / "integration").glob("*.py"))
-    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
-    for path in recipes.EXAMPLES.iterdir():
-        assert path.read_text().splitlines()[0].split(" ", 1)[1] == path.name
-        assert f'"{path.name}"' in tests
-        assert re.search(rf"\s{re.escape(path.name)}$|examples/{re.escape(path.name)}\)", pages, re.MULTILINE)
+    for name in recipes.shown():
+        assert f'"{name}"' in tests
+    examples = {path for path in recipes.EXAMPLES.rglob("*") if path.is_file()} - {recipes.EXAMPLES / "README.md"}
+    listed = set(re.findall(r"\]\(([\w/.]+)\)", recipes.text("README.md"))) - {"../docs/cookbook.md"}
+    assert listed == {str(path.relative_to(recipes.EXAMPLES)) for path in examples if "node_modules" not in path.parts}
+    for program in ("service.py", "push.py", "mirror.py", "node/reader.mjs", "go/reader/main.go"):
+        assert f"(../examples/{program})" in (ROOT / "docs" / "cookbook.md").read_text()
+
+
+def test_programs_that_the_docs_show_are_formatted_and_free_of_lint() -> None:
+    for name, program in recipes.shown().items():
+        for step in (["format", "--check"], ["check"]) if name.endswith(".py") else ():
+            command = [sys.executable, "-m", "ruff", *step, "--stdin-filename", ROOT / "docs" / name, "-"]
+            done = subprocess.run(command, input=program, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (name, done.stdout, done.stderr)
 
 
 def test_each_step_of_the_workflows_is_a_script_that_is_there() -> None:
