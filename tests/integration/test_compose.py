@@ -159,7 +159,7 @@ def test_the_settings_are_valid_and_lead_to_the_redis_service(name: str) -> None
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_url_of_redis_may_be_a_secret(name: str, tmp_path: Path) -> None:
-    more = yaml.safe_load((ROOT / "examples" / "redis-secret.yml").read_text("utf-8"))
+    more = yaml.safe_load((ROOT / "deploy" / "redis-secret.yml").read_text("utf-8"))
     (secret,) = more["services"][name]["secrets"]
     assert list(more["secrets"]) == [secret]
     environment = _environment(name) | more["services"][name]["environment"]  # as Compose merges them
