@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import PRESENCE, Process, Receiver, Server, children, free_port, gone, presence, wait_until
+from support import PRESENCE, ROOT, Process, Receiver, Server, children, free_port, gone, presence, wait_until
 
 from shared.queue import open_queue
 from shared.settings import Settings
@@ -22,8 +22,8 @@ from shared.settings import Settings
 class Up(Process):
     def __init__(self, directory: Path, **environment: str) -> None:
         self.port = free_port()
-        ports = {"PRESENCE_PORT": str(self.port), "PRESENCE_ADMIN_PORT": str(free_port())}
-        super().__init__([sys.executable, PRESENCE, "up"], ports | environment, directory, "up")
+        self.ports = {"PRESENCE_PORT": str(self.port), "PRESENCE_ADMIN_PORT": str(free_port())}
+        super().__init__([sys.executable, PRESENCE, "up"], self.ports | environment, directory, "up")
 
     def wait(self) -> None:
         before = self.text().count("presence is up")
@@ -37,8 +37,8 @@ class Up(Process):
     def children(self) -> list[int]:
         return sorted(children(self))
 
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return presence(*arguments, PRESENCE_REDIS_URL=self.redis_url)
+    def run(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return presence(*arguments, PRESENCE_REDIS_URL=self.redis_url, **environment)
 
     def send(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return self.run("send", "--url", f"http://127.0.0.1:{self.port}/callbackExample", *arguments)
@@ -67,6 +67,23 @@ def test_one_command_runs_everything_and_leaves_nothing_running(up: Up, tmp_path
     up.start()
     up.wait()
     assert "online" in up.run("get", "alice").stdout
+
+
+def test_the_readme_shows_what_the_commands_print(up: Up) -> None:
+    section = (ROOT / "README.md").read_text().split("## See it work")[1].split("\n## ")[0]
+    shown = re.findall(r"\$ \.venv/bin/presence ([a-z]+)(.*)\n((?:(?!\n|```|\.\.\.).*\n)+)", section)
+    assert [command for command, _, _ in shown] == ["up", "send", "get"]
+    up.wait()
+    for command, arguments, lines in shown:
+        printed = up.text() if command == "up" else up.run(command, *arguments.split(), **up.ports).stdout
+        assert without_figures(lines) in without_figures(printed)
+        if command == "send":
+            wait_until(lambda: "online" in up.run("get", "alice").stdout)
+
+
+def without_figures(text: str) -> str:
+    """Numbers, times, addresses and ports differ from run to run."""
+    return re.sub(r"[\d.:,-]*\d", "#", re.sub(r" \(port \d+ is taken by another program\)", "", text))
 
 
 def test_a_child_that_dies_is_started_again(up: Up) -> None:
