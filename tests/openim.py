@@ -22,6 +22,11 @@ SECRET, ADMIN = "openIM123", "imAdmin"
 TOKEN = "eyJhbGciOiJIUzI1NiIs"
 #: With more connections in one answer, a real OpenIM fails internally and says that nobody is online.
 MOST_CONNECTIONS = 12_000
+#: The paths that every release has.
+ALWAYS = (
+    *("/user/get_users_online_status", "/user/get_users_online_token_detail", "/user/get_users_status"),
+    "/user/get_all_users_uid",
+)
 NAMES = {1: "IOS", 2: "Android", 5: "Web"}
 
 
@@ -128,14 +133,16 @@ class OpenIM:
             return self.errors[path]
         if path.startswith("/auth/"):
             return self._log_in(question)
-        if code := self._ended.get(given, 0 if given in self._tokens else 1501):
+        if not given:
+            return 1001
+        if code := self._ended.get(given, 0 if given in self._tokens else 1503):
             return code
         return self._answer_user(path, question, self._tokens[given] in self.admins)
 
     def _answer_user(self, path: str, question: dict[str, Any], is_admin: bool) -> Any:
         user_ids = question.get("userIDs", [])
         if path == "/user/get_users_online_status":
-            return [self._of_gateways(each) for each in user_ids] if is_admin else 1002
+            return ([self._of_gateways(each) for each in user_ids] or None) if is_admin else 1002
         if path == "/user/get_users_online_token_detail":
             merged = [each for each in map(self._merged, user_ids) if each] if is_admin else []
             total = sum(len(place["token"]) for each in merged for place in each["singlePlatformToken"])
@@ -157,21 +164,21 @@ class OpenIM:
             return web.Response(status=429, headers={"Retry-After": self.retry_after})
         if not request.path.startswith("/auth/") and (raw := self.raw(request.path)):
             return raw
-        unknown = {
-            "/auth/get_admin_token": self.is_old,
-            "/auth/user_token": not self.is_old,
-            "/msg/get_server_time": self.ahead_ms is None,
-            "/config/get_config_list": not self.release,
+        known = {
+            "/auth/get_admin_token": not self.is_old,
+            "/auth/user_token": self.is_old,
+            "/msg/get_server_time": self.ahead_ms is not None,
+            "/config/get_config_list": bool(self.release),
         }
-        if unknown.get(request.path):
+        if not known.get(request.path, request.path in ALWAYS):
             return web.Response(status=404, text="404 page not found")
         data = 1001
         if request.headers.get("operationID"):
             data = self._answer(request.path, question, request.headers.get("token", ""))
         code = data if isinstance(data, int) else 0
         trouble = f"trouble with {TOKEN}" if code else ""
-        body = {"errCode": code, "errMsg": trouble, "errDlt": trouble, "data": None if code else data}
-        return web.json_response(body)
+        body = {"errCode": code, "errMsg": trouble, "errDlt": trouble}
+        return web.json_response(body if code else {**body, "data": data})
 
 
 def conn_id(connection: Connection) -> str:

@@ -120,6 +120,54 @@ def test_the_fake_has_the_forms_of_the_recordings(
     assert fakes.shape(asyncio.run(post())) == fakes.shape(recorded)
 
 
+LOG_IN, A, B, C = (
+    "/auth/get_admin_token",
+    *(f"/user/get_users_{name}" for name in ("online_status", "status", "online_token_detail")),
+)
+ALICE = {"userIDs": ["alice"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "headers", "status", "code", "has_data"),
+    [
+        (LOG_IN, {"secret": "x", "userID": fakes.ADMIN}, {}, 200, 1002, False),
+        (LOG_IN, {"secret": fakes.SECRET, "userID": "alice"}, {}, 200, 1001, False),
+        (LOG_IN, {"secret": fakes.SECRET, "userID": fakes.ADMIN}, {"operationID": ""}, 200, 1001, False),
+        *((path, ALICE, {"operationID": ""}, 200, 1001, False) for path in (A, B, C)),
+        *((path, ALICE, {"token": ""}, 200, 1001, False) for path in (A, B, C)),
+        *((path, ALICE, {"token": "nonsense"}, 200, 1503, False) for path in (A, B, C)),
+        (A, ALICE, {"token": "bob's"}, 200, 1002, False),
+        (B, ALICE, {"token": "bob's"}, 200, 0, True),
+        (C, ALICE, {"token": "bob's"}, 200, 0, True),
+        *((path, {"userIDs": []}, {}, 200, 0, True) for path in (A, C)),
+        (B, {"userIDs": []}, {}, 200, 1001, False),
+        ("/user/nothing", {}, {}, 404, None, False),
+    ],
+)
+def test_the_fake_refuses_as_a_real_one(
+    fake: fakes.OpenIM,
+    path: str,
+    question: dict[str, Any],
+    headers: dict[str, str],
+    status: int,
+    code: int | None,
+    has_data: bool,
+) -> None:
+    """What v3.8.3-patch.16 answered to the same questions."""
+    fake._tokens |= {"admin's": fakes.ADMIN, "bob's": "bob"}
+
+    async def post() -> tuple[int, str]:
+        given = {"operationID": "op", "token": "admin's", **headers}
+        async with aiohttp.ClientSession(fake.url, headers=given) as session:
+            response = await session.post(path, json=question)
+            return response.status, await response.text()
+
+    got, text = asyncio.run(post())
+    assert got == status
+    if code is not None:
+        assert (json.loads(text)["errCode"], "data" in json.loads(text)) == (code, has_data)
+
+
 # How it is asked.
 
 
