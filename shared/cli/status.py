@@ -13,6 +13,7 @@ from shared.cli.text import age, moment, safe
 from shared.errors import Unavailable
 from shared.gateways.view import Gateway
 from shared.observe import health
+from shared.observe.counters import Stats
 from shared.observe.here import ask_receiver
 from shared.observe.poller import Poller
 from shared.observe.readiness import Readiness
@@ -120,15 +121,11 @@ class View(Status):
         ]
 
     def _presence_rows(self) -> list[str]:
-        stats, changes = self.stats, self.snapshot.presence.last_changes
+        changes = self.snapshot.presence.last_changes
         rates = [f"{rate:,.0f} {name}/s" for name, rate in self.rates.items() if rate is not None]
         rows = [_row("rates", ", ".join(rates))] if rates else []
-        rows.append(_row("lag", self._lag()))
-        counted = ", ".join(f"{count:,} {name}" for name, count in stats.outcomes.items())
-        rows.append(_row("events", f"{counted}; {health.counted(stats.changes, 'change')} of status"))
-        if stats.clock_ahead:
-            rows.append(_row("", f"{stats.clock_ahead:,} from gateways whose clock was ahead: see the workers' log"))
-        rows.append(_row("users", f"{stats.users_online:,} online"))
+        if stats := self.stats:
+            rows += self._counted(stats)
         if changes:
             change = changes[0]
             when = int(change.get("changed_at") or 0)
@@ -136,9 +133,19 @@ class View(Status):
             rows.append(_row("last change", f"{who}, {age(when)} ago ({moment(when)})"))
         return rows
 
-    def _lag(self) -> str:
+    def _counted(self, stats: Stats) -> list[str]:
+        counted = ", ".join(f"{count:,} {name}" for name, count in stats.outcomes.items())
+        ahead = f"{stats.clock_ahead:,} from gateways whose clock was ahead: see the workers' log"
+        return [
+            _row("lag", self._lag(stats)),
+            _row("events", f"{counted}; {health.counted(stats.changes, 'change')} of status"),
+            *([_row("", ahead)] if stats.clock_ahead else ()),
+            _row("users", f"{stats.users_online:,} online"),
+        ]
+
+    def _lag(self, stats: Stats) -> str:
         for before, when in ((self.before, "just now"), (None, "since the beginning")):
-            half, most = self.stats.lag_below(0.5, before), self.stats.lag_below(0.99, before)
+            half, most = stats.lag_below(0.5, before), stats.lag_below(0.99, before)
             if half is not None and most is not None and (before or when != "just now"):
                 return f"half of the events within {_span(half)}, 99% within {_span(most)} ({when})"
         return "nothing applied yet"

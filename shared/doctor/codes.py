@@ -77,7 +77,8 @@ CODES = {
     "P010": Code(
         "error",
         "Events wait in the journal until it answers, and presence stands still.",
-        "Start the server, or correct its URL; PRESENCE_REDIS_URL and PRESENCE_QUEUE_URL say where it is.",
+        "Start the server; if it runs, it is frozen, too busy, or out of reach. PRESENCE_REDIS_URL and "
+        "PRESENCE_QUEUE_URL say where it is.",
     ),
     "P011": Code(
         "error",
@@ -305,7 +306,7 @@ CODES = {
     "P058": Code(
         "note",
         "Each is tried five times within two minutes, then it fails for good.",
-        "See the workers' log for the reason.",
+        "presence failed list has the reason.",
     ),
     "P059": Code(
         "note",

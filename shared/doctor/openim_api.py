@@ -75,7 +75,7 @@ def _of_clock(facts: ApiFacts) -> Iterator[Item]:
 def _of_release(facts: ApiFacts, settings: Settings, now: Snapshot) -> Iterator[Item]:
     release = facts.release.removeprefix("v").partition("-")[0]
     is_heard = bool(now.presence.stats.events or now.queue.gateways.heard)
-    is_known = not now.presence.server.error and not now.queue.server.error
+    is_known = now.presence.known_stats is not None and not now.queue.server.error
     if release in SILENT_RELEASES:
         yield Finding("P086", f"{facts.where} is {release}")
     elif not facts.release and is_known and not is_heard:

@@ -24,8 +24,9 @@ def look(before: Snapshot, now: Snapshot, settings: Settings, here: Readiness | 
     else:
         yield Check("queue and workers")
         yield from _of_gateways(now.queue)
-    if now.presence.server.error:
-        yield Check("events applied", "cannot tell", "the Redis for presence does not answer")
+    if now.presence.known_stats is None:
+        because = "the Redis for presence does not answer" if now.presence.server.error else "a key is wrong"
+        yield Check("events applied", "cannot tell", because)
     else:
         yield Check("events applied")
         yield from _of_clock_ahead(before, now)
@@ -57,7 +58,7 @@ def _of_clock_ahead(before: Snapshot, now: Snapshot) -> Iterator[Item]:
     count = now.presence.stats.clock_ahead
     if not count:
         return
-    if not before.presence.server.error and count > before.presence.stats.clock_ahead:
+    if before.presence.known_stats and count > before.presence.stats.clock_ahead:
         yield Finding("P063", "callbacks come from a gateway whose clock is more than a minute ahead")
     else:
         yield Finding("P068", f"{count:,} callbacks came from gateways whose clock was more than a minute ahead")
@@ -67,8 +68,8 @@ def _of_leases(now: Snapshot, settings: Settings) -> Iterator[Item]:
     if not settings.online_lease_seconds:
         yield Check("leases", "not used", "PRESENCE_ONLINE_LEASE_SECONDS is 0")
         return
-    if now.queue.server.error or now.presence.server.error:
-        yield Check("leases", "cannot tell", "Redis does not answer")
+    if now.queue.server.error or now.presence.known_stats is None:
+        yield Check("leases", "cannot tell", "Redis does not answer, or a key is wrong")
         return
     yield Check("leases")
     gateways, online = live_gateways(now.queue), now.presence.stats.users_online

@@ -86,7 +86,7 @@ def collect_presence(client: Backend, settings: Settings) -> PresenceState:
     infos = client.at_each_primary(lambda node: node.info())
     server = _server(*infos)
     troubles = []
-    stats = Stats()
+    stats: Stats | None = None
     last_changes: tuple[dict[str, str], ...] = ()
     try:
         stats = Stats.of(client.hgetall(keys.stats))  # type: ignore[arg-type]  # the client decodes nothing
@@ -97,7 +97,7 @@ def collect_presence(client: Backend, settings: Settings) -> PresenceState:
         last_changes = tuple({_decode(name): _decode(value) for name, value in fields.items()} for _, fields in newest)
     except RedisError as error:
         troubles.append(f"{keys.changes}: {error}")
-    return PresenceState(server, stats, last_changes, tuple(troubles))
+    return PresenceState(server, stats or Stats(), stats is not None, last_changes, tuple(troubles))
 
 
 def _ask(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from shared.gateways.view import Gateway
 from shared.observe.edge import of_openim_unheard
 from shared.observe.readiness import Readiness
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot
@@ -42,8 +43,8 @@ def notes(snapshot: Snapshot) -> list[str]:
 def coded_problems(snapshot: Snapshot, settings: Settings, local: Readiness | None = None) -> list[Remark]:
     """As `problems`, each with its code."""
     return [
+        *_of_outages(snapshot, settings),  # the cause of much that follows
         *_of_receiver(local),
-        *_of_outages(snapshot, settings),
         *(() if snapshot.queue.server.error else _of_queue(snapshot)),
         *(() if snapshot.presence.server.error else _of_presence(snapshot.presence, settings)),
     ]
@@ -72,7 +73,7 @@ def _of_disks(queue: QueueState, presence: PresenceState) -> Iterator[Remark]:
 
 def _of_retries(queue: QueueState) -> Iterator[Remark]:
     if queue.retrying:
-        text = f"{counted(queue.retrying, 'event')} failed and will be tried again: see the workers' log"
+        text = f"{counted(queue.retrying, 'event')} failed and will be tried again: presence failed list"
         yield Remark("P058", text)
 
 
@@ -94,20 +95,31 @@ def _of_workers(queue: QueueState, now_ms: int) -> Iterator[Remark]:
 
 
 def _of_gateways(queue: QueueState) -> Iterator[Remark]:
+    yield from _of_restarts(queue)
     for each in queue.gateways.processes:
         name = f"OpenIM's gateway at {each.peer}, pid {each.pid}"
         if each.state == "silent":
             yield Remark(
                 "P066", f"{name}, is silent: if it was stopped or killed, it did not report that its users left"
             )
-        elif each.state == "restarted" and queue.at_ms - each.last_at_ms < RECENT_MS:
-            yield Remark("P067", f"{name}, has ended and another runs: it reported nothing about its users")
         if each.lost:
             numbers = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in each.missing[-3:])
             yield Remark(
                 "P065",
                 f"{name}, sent {counted(each.lost, 'batch')} of callbacks that never came, the last are {numbers}",
             )
+
+
+def _of_restarts(queue: QueueState) -> Iterator[Remark]:
+    """One for each address, however often its gateway has ended: it may do so again and again."""
+    ended: dict[str, list[Gateway]] = {}
+    for each in queue.gateways.processes:
+        if each.state == "restarted" and queue.at_ms - each.last_at_ms < RECENT_MS:
+            ended.setdefault(each.peer, []).append(each)
+    for peer, those in ended.items():
+        often = f" {len(those):,} times within an hour" if len(those) > 1 else ""
+        text = f"OpenIM's gateway at {peer}, pid {those[0].pid}, has ended{often} and another runs"
+        yield Remark("P067", f"{text}: it reported nothing about its users")
 
 
 def _of_comparisons(queue: QueueState, now_ms: int) -> Iterator[Remark]:

@@ -73,8 +73,7 @@ def of_snapshot(snapshot: Snapshot, queue_up: bool = True, presence_up: bool = T
         yield from _of_ledger(queue.ledger, snapshot.at_ms)
         yield gauge("presence_failed_batches", "Batches that could not be applied: presence failed list.", queue.failed)
     yield from _of_ambiguous(snapshot)
-    if not presence.server.error:
-        stats = presence.stats
+    if stats := presence.known_stats:
         events = CounterMetricFamily("presence_events", "Events by outcome.", labels=["outcome"])
         for outcome, count in stats.outcomes.items():
             events.add_metric([outcome], count)
@@ -127,7 +126,7 @@ def _of_ledger(ledger: Ledger, now_ms: int) -> Iterator[Metric]:
 
 def _of_ambiguous(snapshot: Snapshot) -> Iterator[Metric]:
     queue, presence = snapshot.queue, snapshot.presence
-    counts: dict[str, int] = {} if presence.server.error else {**presence.stats.ambiguous}
+    counts: dict[str, int] = {**presence.known_stats.ambiguous} if presence.known_stats else {}
     if not queue.server.error:
         counts |= queue.ledger.doubtful
     ambiguous = CounterMetricFamily(

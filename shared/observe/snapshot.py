@@ -66,12 +66,21 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class PresenceState:
-    """What our keys say on presence's server. last_changes: of the stream of changes, newest first."""
+    """What our keys say on presence's server. last_changes: of the stream of changes, newest first.
+
+    has_stats: False if the key of `stats` cannot be read.
+    """
 
     server: Server
     stats: Stats = field(default_factory=Stats)
+    has_stats: bool = True
     last_changes: tuple[dict[str, str], ...] = ()
     troubles: tuple[str, ...] = ()
+
+    @property
+    def known_stats(self) -> Stats | None:
+        """None if nothing is known of them: their zeros would say that nobody is online."""
+        return self.stats if self.has_stats and not self.server.error else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,16 +32,16 @@ class Status:
         self.coded_problems = health.coded_problems(snapshot, config, local)
         self.problems = [*silent, *(each.text for each in self.coded_problems)]
         self.notes = health.notes(snapshot)
-        self.before = before.presence.stats if before and not before.presence.server.error else None
+        self.before = before.presence.known_stats if before else None
         self._seconds = max(1, snapshot.at_ms - before.at_ms) / 1000 if before else 0.0
 
     @property
-    def stats(self) -> Stats:
-        return self.snapshot.presence.stats
+    def stats(self) -> Stats | None:
+        return self.snapshot.presence.known_stats
 
     def _rate(self, of: Callable[[Stats], int]) -> float | None:
-        """How many per second; None if there is only one reading."""
-        if self.before is None or self.snapshot.presence.server.error:
+        """How many per second; None if two readings are not known."""
+        if self.before is None or self.stats is None:
             return None
         return max(0, of(self.stats) - of(self.before)) / self._seconds
 
@@ -52,7 +52,7 @@ class Status:
     def as_json(self) -> dict[str, Any]:
         """Times in Unix milliseconds, sizes in bytes; null if unknown. Lags are bounds of the histogram."""
         queue, presence = self.snapshot.queue, self.snapshot.presence
-        knows_queue, knows_presence = not queue.server.error, not presence.server.error
+        knows_queue, stats = not queue.server.error, self.stats
         return {
             "healthy": not self.problems,
             "problems": self.problems,
@@ -68,11 +68,11 @@ class Status:
             else None,
             "rates": self.rates,
             "lag_seconds": self._lags(None),
-            "lag_seconds_now": self._lags(self.before) if self.before else None,
-            "events": self.stats.outcomes if knows_presence else None,
-            "changes": self.stats.changes if knows_presence else None,
-            "clock_ahead": self.stats.clock_ahead if knows_presence else None,
-            "users_online": self.stats.users_online if knows_presence else None,
+            "lag_seconds_now": self._lags(self.before) if self.before and stats else None,
+            "events": stats.outcomes if stats else None,
+            "changes": stats.changes if stats else None,
+            "clock_ahead": stats.clock_ahead if stats else None,
+            "users_online": stats.users_online if stats else None,
             "last_change": next(iter(presence.last_changes), None),
             "redis": {
                 "queue": {"url": without_password(self.config.queue_url), **asdict(queue.server)},
@@ -82,7 +82,9 @@ class Status:
 
     def _lags(self, before: Stats | None) -> dict[str, float | None]:
         shares = {"p50": 0.5, "p99": 0.99}
-        return {name: _finite(self.stats.lag_below(share, before)) for name, share in shares.items()}
+        return {
+            name: _finite(self.stats.lag_below(share, before)) if self.stats else None for name, share in shares.items()
+        }
 
 
 def _finite(seconds: float | None) -> float | None:

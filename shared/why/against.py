@@ -29,7 +29,9 @@ def _found(facts: Facts, ignored: Ignored) -> Iterator[str]:
     if ignored.outcome == "duplicate":
         yield "what is remembered has it already"
     if memory is None:
-        yield "it was received longer ago than users are remembered, and nothing was known of the user"
+        if facts.retention_seconds:
+            yield "it was received longer ago than users are remembered, and nothing was known of the user"
+        yield "what was known of the user then is no longer remembered"
         return
     scope, name = scope_of(event)
     if scope == "platform":

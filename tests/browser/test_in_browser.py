@@ -174,7 +174,7 @@ def test_without_a_password_nobody_acts(
     fail(open_queue(redis, Settings()), redis)
     browser.get(f"http://localhost:{receiver.admin_port}/")
     wait_until(lambda: "WRONGTYPE" in text(browser, "failed"))
-    assert not browser.find_elements(By.CSS_SELECTOR, "#failed button")
+    assert not browser.find_elements(By.CSS_SELECTOR, "#failed button[aria-label]")
     assert "PRESENCE_ADMIN_AUTH" in text(browser, "failed-note")
 
 

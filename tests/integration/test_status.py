@@ -174,6 +174,13 @@ def test_a_key_of_a_wrong_type_is_named(run: Run, redis: Redis, key: str) -> Non
     assert f"a key is wrong: {key}: WRONGTYPE" in result.output
 
 
+def test_counters_that_cannot_be_read_are_not_taken_for_zeros(run: Run, redis: Redis) -> None:
+    redis.set("presence-stats", "x")
+    said = json.loads(run("status", "--json").output)
+    assert (said["users_online"], said["events"], said["rates"]["events"]) == (None, None, None)
+    assert "\nusers " not in run("status").output
+
+
 def test_a_server_that_has_become_a_replica_is_named(
     run: Run, tmp_path: Path, keep: Callable[[Process], Process]
 ) -> None:

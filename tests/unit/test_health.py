@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shared.gateways.view import Gateway, Gateways
 from shared.observe import health
 from shared.observe.readiness import Readiness, combine, readiness_of
 from shared.observe.snapshot import PresenceState, QueueState, Server, Snapshot, Worker
@@ -27,6 +28,23 @@ def queue(**changes: Any) -> Snapshot:
 
 def test_a_system_that_is_well_has_neither_problems_nor_notes() -> None:
     assert health.problems(WELL, Settings(), HERE) == health.notes(WELL) == []
+
+
+def test_a_gateway_that_ends_again_and_again_is_one_line() -> None:
+    ended = [Gateway("10.0.0.7", pid, "restarted", NOW - 9000, NOW - 1000, 1000, 9, 0) for pid in (9, 8, 7)]
+    other = replace(ended[0], peer="10.0.0.8")
+    notes = health.notes(queue(at_ms=NOW, gateways=Gateways((*ended, other), 9, 0)))
+    assert notes == [
+        "OpenIM's gateway at 10.0.0.7, pid 9, has ended 3 times within an hour and another runs: it reported nothing "
+        "about its users",
+        "OpenIM's gateway at 10.0.0.8, pid 9, has ended and another runs: it reported nothing about its users",
+    ]
+
+
+def test_an_outage_comes_before_what_follows_from_it() -> None:
+    down = replace(HERE, redis="down", journal_events=7)
+    first, second = health.coded_problems(queue(server=Server(error="refused")), TWO, down)
+    assert (first.code, second.code) == ("P010", "P049")
 
 
 @pytest.mark.parametrize(

@@ -436,7 +436,7 @@ AGAINST: dict[str, tuple[memory.Memory | None, Event, str]] = {
         web(OFF, T),
         "names Web both online and offline",
     ),
-    "nobody": (None, web(ON, T0), "nothing was known of the user"),
+    "nobody": (None, web(ON, T0), "what was known of the user then is no longer remembered"),
     "what is gone": (user(), web(OFF, T0, platform_id=0), "is no longer remembered"),
 }
 
@@ -450,6 +450,8 @@ def test_what_was_stale_was_so_against_something(situation: str) -> None:
 def test_what_was_received_long_ago_was_stale_for_that() -> None:
     given = facts(user(), retention_seconds=10)
     assert "longer ago than users are remembered" in against(given, Ignored("stale", web(ON, T, received_at=T0), NOW))
+    of_nobody = against(facts(None, retention_seconds=10), Ignored("stale", web(ON, T, received_at=T0), NOW))
+    assert of_nobody.endswith("and nothing was known of the user")
 
 
 def test_a_duplicate_is_one_of_what_is_there() -> None:

@@ -27,6 +27,8 @@ const safe = (text) =>
 const number = (value, digits = 0) =>
   value === null || value === undefined ? "–" : Number(value).toLocaleString("en", { maximumFractionDigits: digits });
 
+const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+
 const rate = (value) => number(value, value >= 10 ? 0 : 1);
 
 const clock = (ms) => (ms ? new Date(Number(ms)).toLocaleTimeString() : "–");
@@ -57,6 +59,14 @@ function make(tag, text = "", ...children) {
 // A user's id may be written from right to left: it must not turn the text around it.
 const id = (text) => make("bdi", safe(text) || "(empty)");
 
+// A user's id that looks the user up.
+function link(user) {
+  const button = make("button", "", id(user));
+  button.className = "link";
+  button.addEventListener("click", () => lookUp(user));
+  return button;
+}
+
 const row = (...cells) => make("tr", "", ...cells.map((cell) => make("td", "", cell)));
 
 // --- What is shown ------------------------------------------------------------------------------------------------
@@ -82,6 +92,7 @@ function show(now) {
   showPrograms(now);
   const failed = now.queue ? now.queue.failed : null;
   // If one fails while another is requeued, the number stays the same, but the list changes.
+  if (failed === null) $("failed-note").textContent ||= "Not known.";
   if (failed !== failedShown || (failed && Date.now() - failedAt > FAILED_MS)) {
     failedShown = failed;
     failedAt = Date.now();
@@ -92,6 +103,7 @@ function show(now) {
 function showFlow(now) {
   const here = now.receiver_here ?? {};
   const queue = now.queue;
+  const away = now.redis.presence.error;
   const waits = queue?.oldest_ms ? `oldest ${span((now.at - queue.oldest_ms) / 1000)}` : "nothing waits";
   const steps = [
     ["OpenIM", `${rate(now.callbacks?.rate)}/s`, "callbacks", false],
@@ -99,7 +111,7 @@ function showFlow(now) {
     ["Journal", number(here.journal_events ?? null), "events waiting", here.redis === "down"],
     ["Queue", queue ? number(queue.jobs) : "away", queue ? `batches, ${waits}` : "no answer", !queue],
     ["Workers", now.workers ? number(now.workers.length) : "–", `${rate(now.rates.events)} events/s`, now.workers?.length === 0],
-    ["Presence", now.users_online === null ? "away" : number(now.users_online), "users online", now.users_online === null],
+    ["Presence", away ? "away" : number(now.users_online), away ? "no answer" : "users online", now.users_online === null],
     ["Changes", `${rate(now.rates.changes)}/s`, "to your services", false],
   ];
   $("flow").replaceChildren(...steps.map(([name, figure, text, bad]) => {
@@ -165,13 +177,14 @@ function chart(name, title, text, now) {
 
 function showChanges(now) {
   // Rows do not move under a pointer or under the keyboard's focus, and stay while presence is away.
-  if (now.redis.presence.error) return;
+  if (now.redis.presence.error) {
+    if (!$("changes").children.length) $("changes").append(row("not known", "", "", ""));
+    return;
+  }
   if ($("changes").matches(":hover, :focus-within")) return;
   const changes = (now.changes_newest ?? []).slice(0, CHANGES_SHOWN);
   $("changes").replaceChildren(...changes.map((each) => {
-    const user = make("button", "", id(each.user_id));
-    user.addEventListener("click", () => lookUp(each.user_id));
-    return row(clock(each.changed_at), user, safe(each.status), safe(each.command));
+    return row(clock(each.changed_at), link(each.user_id), safe(each.status), safe(each.command));
   }));
   if (!changes.length) $("changes").append(row("none yet", "", "", ""));
 }
@@ -191,14 +204,14 @@ function showCallbacks(now) {
 function showPrograms(now) {
   const rows = [];
   for (const each of now.receivers ?? []) {
-    rows.push(row("receiver", safe(each.name), `heard ${ago(each.at_ms, now.at)}, ${number(each.events)} events in its journal`));
+    rows.push(row("receiver", safe(each.name), `heard ${ago(each.at_ms, now.at)}, ${counted(each.events, "event")} in its journal`));
   }
   for (const each of now.workers ?? []) {
     rows.push(row("worker", safe(each.name), `${safe(each.state)}, up ${span((now.at - each.since_ms) / 1000)}`));
   }
   for (const each of now.gateways ?? []) {
     rows.push(row("OpenIM gateway", safe(`${each.peer}, pid ${each.pid}`),
-      `${safe(each.state)}, heard ${ago(each.last_at_ms, now.at)}, ${each.lost === null ? safe(each.note) : `${number(each.lost)} batches lost`}`));
+      `${safe(each.state)}, heard ${ago(each.last_at_ms, now.at)}, ${each.lost === null ? safe(each.note) : `batches lost: ${number(each.lost)}`}`));
   }
   const compared = now.reconcile;
   if (compared?.compared_at_ms) {
@@ -263,9 +276,8 @@ async function showFailed() {
 }
 
 function failedBatch(batch, mayAct) {
-  const item = make("li", `${clock(batch.failed_at)}: ${safe(batch.error)} `);
   const users = [...new Set(batch.events.map((event) => event.user_id))].slice(0, 5);
-  item.append(...users.flatMap((user) => [id(user), " "]));
+  const item = make("li", `${clock(batch.failed_at)} `, ...users.flatMap((user) => [link(user), " "]), `${safe(batch.error)} `);
   if (mayAct) {
     for (const [action, name] of [["requeue", "Requeue"], ["drop", "Drop"]]) {
       const button = make("button", name);
