@@ -93,7 +93,24 @@ class BatchMeta:
 
 
 class BatchJob(Job):
-    """RQ's job, made so that it can be finished after a worker died under it."""
+    """RQ's job, made so that it can be finished after a worker died under it, and so that it runs nothing but APPLY.
+
+    RQ imports and calls whatever a job in Redis names. So whoever could write to the queue could run programs on the
+    workers' machines.
+    """
+
+    @property
+    def func(self) -> Any:
+        """What the worker calls. Raises ValueError if the job names anything but APPLY."""
+        if self.func_name != APPLY or self.instance is not None:
+            raise ValueError(f"a job on this queue may only name {APPLY}")
+        return super().func
+
+    def restore(self, raw_data: dict[Any, Any]) -> None:
+        """Takes no callbacks and no webhooks from Redis: RQ would call and fetch those as well."""
+        super().restore(raw_data)
+        self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
+        self.webhooks = []
 
     def get_result_ttl(self, default_ttl: int) -> int:
         """A batch that was applied is not kept, unless the job sets `result_ttl`."""

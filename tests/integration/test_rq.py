@@ -1,6 +1,8 @@
 """What we rely on in RQ, and what we work around."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -9,11 +11,12 @@ from redis import Redis
 from rq import Queue, Retry, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.webhook import Webhook
 from support import wait_until
 
 from shared.events import Event, encode
 from shared.failed import FailedBatches
-from shared.queue import BatchJob, BatchMeta, enqueue_alone, enqueue_encoded, open_queue
+from shared.queue import APPLY, BatchJob, BatchMeta, enqueue_alone, enqueue_encoded, open_queue
 from shared.redis.client import connect
 from shared.settings import Settings
 from worker import jobs
@@ -23,7 +26,7 @@ from worker.store.store import Outcome, Poison, Store
 def abandon(redis: Redis, job_class: type[Job]) -> tuple[Queue, SimpleWorker]:
     """A queue with one job, begun by a worker that is gone; its execution has expired."""
     queue = Queue("q", connection=redis, serializer=JSONSerializer, job_class=job_class)
-    job = queue.enqueue("builtins.len", [1], result_ttl=0, retry=Retry(max=3))
+    job = queue.enqueue(APPLY, [], result_ttl=0, retry=Retry(max=3))
     worker = SimpleWorker([queue], connection=redis, serializer=JSONSerializer, job_class=job_class)
     taken = queue.dequeue_any([queue], None, connection=redis, job_class=job_class, serializer=JSONSerializer)
     assert taken is not None
@@ -44,7 +47,7 @@ def test_an_abandoned_job_can_be_finished(redis: Redis) -> None:
 
 
 def test_rq_still_needs_the_workaround(redis: Redis) -> None:
-    """If this fails, RQ has been fixed: remove `BatchJob` from shared/queue.py."""
+    """If this fails, RQ has been fixed: remove `BatchJob.execution_registry` from shared/queue.py."""
     _, worker = abandon(redis, Job)
     worker.work(burst=True, logging_level="CRITICAL", max_jobs=1)
     assert redis.keys("rq:job:*")
@@ -114,6 +117,37 @@ def test_a_pickle_is_not_read(redis: Redis, queue: Queue) -> None:
     Queue("presence", connection=redis).enqueue("os.getpid")
     run(queue, redis)
     assert queue.failed_job_registry.count == 1
+
+
+def forge(queue: Queue, call: Sequence[Any], **fields: str) -> Job:
+    """A batch on the queue that names this call instead of ours: a function, an instance, arguments. Tried once."""
+    job = enqueue_encoded(queue, [EVENT_JSON % b"a"], 0)
+    queue.connection.hset(job.key, mapping={"data": json.dumps([*call, {}]), "retries_left": 0, **fields})
+    return job
+
+
+@pytest.mark.parametrize("named", [("os.mkdir", None), ("join", "-"), (APPLY, "-"), (None, None)])
+def test_a_job_can_call_nothing_else(
+    queue: Queue, redis: Redis, tmp_path: Path, named: tuple[str | None, str | None]
+) -> None:
+    """Whoever can write to the queue must not be able to run programs on the workers' machines."""
+    job = forge(queue, [*named, [str(tmp_path / "made")]])
+    run(queue, redis)
+    assert not (tmp_path / "made").exists()
+    assert queue.failed_job_registry.get_job_ids() == [job.id]
+    assert f"may only name {APPLY}" in (BatchJob.fetch(job.id, redis, JSONSerializer).latest_result().exc_string or "")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("events", [[], 7])
+def test_a_job_has_no_callbacks_and_no_webhooks(queue: Queue, redis: Redis, events: Any) -> None:
+    calls: list[Any] = []
+    names = dict.fromkeys(("success_callback_name", "failure_callback_name", "stopped_callback_name"), "os.putenv")
+    webhooks = [Webhook("http://127.0.0.1:9/", status).to_dict() for status in ("finished", "failed")]
+    forge(queue, [APPLY, None, [events]], webhooks=json.dumps(webhooks), **names)
+    with patch("os.putenv", lambda *given: calls.append(given)), patch.object(Webhook, "send", calls.append):
+        run(queue, redis)
+    assert queue.failed_job_registry.count == (events == 7)
+    assert not calls
 
 
 def test_what_the_receiver_puts_on_the_queue_is_what_the_worker_reads(queue: Queue, redis: Redis) -> None:
