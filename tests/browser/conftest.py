@@ -19,8 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason))
 
 
-@pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
+@pytest.fixture(scope="session")
+def chrome() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,1400"):
@@ -29,3 +29,17 @@ def browser() -> Iterator[webdriver.Chrome]:
     driver = webdriver.Chrome(options, Service(DRIVER))
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def browser(chrome: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+    """With one tab, in which nothing has been opened."""
+    chrome.get_log("browser")  # type: ignore[no-untyped-call]  # what others left there
+    yield chrome
+    used = chrome.window_handles
+    chrome.switch_to.new_window("tab")
+    fresh = chrome.current_window_handle
+    for handle in used:
+        chrome.switch_to.window(handle)
+        chrome.close()
+    chrome.switch_to.window(fresh)

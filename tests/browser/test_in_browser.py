@@ -27,7 +27,7 @@ from shared.cli.openim import request
 from shared.queue import open_queue
 from shared.settings import Settings
 
-pytestmark = on_one_server
+pytestmark = [on_one_server, pytest.mark.xdist_group("browser")]
 Keep = Callable[[Process], Process]
 ODD_USERS = ["a/b", "..", "%2F", "a?b#c", "__proto__", "<img src=x onerror=alert(1)>", "\u202egnp.exe", "--all", "用户"]
 
@@ -202,12 +202,14 @@ def test_it_comes_back_after_a_sleep(browser: Chrome, system: Receiver) -> None:
     """When a laptop's lid is closed, neither the browser nor its timers run."""
     opened(browser, system)
     asleep = descendants(browser.service.process.pid)
-    for pid in asleep:
-        os.kill(pid, signal.SIGSTOP)
-    send(system, "alice")
-    time.sleep(5)
-    for pid in asleep:
-        os.kill(pid, signal.SIGCONT)
+    try:
+        for pid in asleep:
+            os.kill(pid, signal.SIGSTOP)
+        send(system, "alice")
+        time.sleep(5)
+    finally:
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
     wait_until(lambda: "alice" in text(browser, "changes"))
     wait_until(lambda: not text(browser, "connection"))
 

@@ -113,7 +113,7 @@ def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     venv = tmp_path_factory.mktemp("alone") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", venv)
-    run(*pip, "install", wheels["openim_presence"])
+    run(*pip, "install", "--no-compile", wheels["openim_presence"])
     return venv / "bin" / "python"
 
 
