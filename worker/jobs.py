@@ -25,7 +25,7 @@ from shared.redis.client import connect
 from shared.settings import Settings, load, without_password
 from worker import gateways, rq_clock
 from worker.clock_ahead import correct, is_ahead
-from worker.reconcile.doubtful import Doubtful, ambiguous
+from worker.reconcile.doubtful import Doubtful
 from worker.store.store import Outcome, Poison, Store
 
 #: While presence cannot be written, a job waits for about this long, then lets others have a turn. It comes back
@@ -87,7 +87,7 @@ def apply_batch(events: list[Any]) -> Retry | None:
         poison = Poison(f"{type(error).__name__}: {error}")
         poison.__cause__ = error
         results = [poison] * len(readable)
-    if job is not None and _settings().reconcile_seconds and (users := ambiguous(received)):
+    if job is not None and _settings().reconcile_seconds and (users := _ambiguous(received, results)):
         with suppress(RedisError):  # a later comparison will do
             Doubtful(job.connection, _settings().keys).add(users, rq_clock.now_ms())
     failures += [
@@ -133,6 +133,15 @@ def _apply_patiently(events: Sequence[Event], meta: BatchMeta) -> list[Outcome |
         else:
             outage().over()
             return results
+
+
+def _ambiguous(events: Sequence[Event], results: Sequence[Outcome | Poison]) -> set[str]:
+    """The users for whom a batch names a platform both online and offline, also if its parts came in several jobs."""
+    return {
+        event.user_id
+        for event, result in zip(events, results, strict=True)
+        if isinstance(result, Outcome) and result.is_ambiguous
+    }
 
 
 def _tell(readable: Sequence[tuple[int, Event]], results: Sequence[Outcome | Poison]) -> None:

@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from shared.events import Event
 from shared.gateways.view import Gateway, Gateways, State
 from shared.reports import Report
-from worker.reconcile import doubtful
 from worker.reconcile.triggers import AWAY_MS, SEEN, Seen, Urgent, look
 
 NOW = 1_764_150_000_000
@@ -67,20 +65,3 @@ def test_an_outage_is_remembered_until_a_receiver_is_back() -> None:
     _, urgent = look(seen, KNOWN, [Report("r1", NOW + 65_000, 0, 0, 0)], NOW + 65_000)
     assert urgent.online
     assert urgent.everybody
-
-
-def test_a_batch_is_ambiguous_if_a_platform_came_and_went_in_it() -> None:
-    def event(kind: str, user: str, platform_id: int, operation_id: str, conn_id: str = "") -> Event:
-        return Event(user, f"callbackAfterUser{kind}Command", 1, conn_id, platform_id, "", operation_id, 1)  # type: ignore[arg-type]
-
-    both = [event("Online", "a", 1, "op"), event("Offline", "a", 1, "op")]
-    assert doubtful.ambiguous(both) == {"a"}
-    assert doubtful.ambiguous([*both, event("Online", "b", 1, "op"), event("Offline", "b", 5, "op")]) == {"a"}
-    for others in (
-        [event("Online", "a", 1, "op"), event("Offline", "a", 1, "op2")],
-        [event("Online", "a", 1, ""), event("Offline", "a", 1, "")],
-        [event("Online", "a", 1, "op"), event("KickOff", "a", 1, "op")],
-        [event("Online", "a", 1, "op", "c1"), event("Offline", "a", 1, "op", "c1")],
-        [event("Online", "a", 0, "op"), event("Offline", "a", 0, "op")],
-    ):
-        assert doubtful.ambiguous(others) == set()

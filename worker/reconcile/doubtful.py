@@ -11,23 +11,12 @@ from typing import Any
 from redis import Redis
 
 from openim_presence.keys import Keys
-from shared.events import KINDS, Event
 
 #: After this long, OpenIM itself has completed what it sent callbacks about.
 WAIT_MS = 2_000
 #: At most this many users wait, and none for longer than this: under load, they are the first left to the next period.
 MOST = 10_000
 LONGEST_MS = 60_000
-
-
-def ambiguous(events: Iterable[Event]) -> set[str]:
-    """The users for whom one batch names a platform both online and offline. Kick-offs do not count: they are clear."""
-    online: set[tuple[str, int, str]] = set()
-    offline: set[tuple[str, int, str]] = set()
-    for user_id, command, _, conn_id, platform_id, _, operation_id, *_ in events:
-        if operation_id and platform_id and not conn_id and "KickOff" not in command:
-            (online if KINDS[command] == "online" else offline).add((user_id, platform_id, operation_id))
-    return {user_id for user_id, _, _ in online & offline}
 
 
 class Doubtful:

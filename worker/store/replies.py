@@ -1,5 +1,6 @@
 """The replies of the functions in lua/, as types; no other module knows the positions in their lists."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -10,15 +11,21 @@ Reading = Literal["kept", "closed"]
 
 #: The letter of each.
 READINGS: dict[str, Reading] = {"k": "kept", "c": "closed"}
-#: What each letter says of an event: its outcome, and whether the status of its user changed by its step.
-LETTERS: dict[str, tuple[OutcomeName, bool]] = {
-    "a": ("applied", False),
-    "A": ("applied", True),
-    "d": ("duplicate", False),
-    "D": ("duplicate", True),
-    "s": ("stale", False),
-    "S": ("stale", True),
-}
+_NAMES: dict[str, OutcomeName] = {"a": "applied", "d": "duplicate", "s": "stale"}
+#: The letter instead, if the event is the last of a step in which one batch named a platform both online and offline.
+_AMBIGUOUS = {"a": "x", "d": "y", "s": "z"}
+
+
+def _letters() -> Iterator[tuple[str, tuple[OutcomeName, bool, bool]]]:
+    for letter, name in _NAMES.items():
+        for each, is_ambiguous in ((letter, False), (_AMBIGUOUS[letter], True)):
+            yield each, (name, False, is_ambiguous)
+            yield each.upper(), (name, True, is_ambiguous)
+
+
+#: What each letter says of an event: its outcome, whether the status of its user changed by its step, and whether a
+#: batch of the step named a platform both online and offline.
+LETTERS = dict(_letters())
 #: The letter of an event of a user whose step failed.
 FAILED = "e"
 

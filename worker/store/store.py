@@ -57,10 +57,13 @@ R = TypeVar("R", bound=Applied | Reviewed)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one event. flipped: it was the last of a step that changed the user's status."""
+    """What became of one event. flipped: it was the last of a step that changed the user's status. is_ambiguous: it was
+    the last of a step after which a batch named a platform both online and offline.
+    """
 
     name: OutcomeName
     flipped: bool = False
+    is_ambiguous: bool = False
 
 
 _OUTCOMES = {letter: Outcome(*meaning) for letter, meaning in LETTERS.items()}

@@ -5,7 +5,8 @@
 --         then for each event eight values, see `read_events`
 --   Returns { outcomes, readings, an error for each user whose step failed, ... }. `outcomes` has a letter for each
 --   event: "a" applied, "d" duplicate, "s" stale, "e" an error; in upper case if it is the last event of a step that
---   changed the user's status. `readings` has one for each platform that a batch names both online and offline: "k"
+--   changed the user's status; and "x", "y", "z" for the first three if it is the last of a step with a reading.
+--   `readings` has one for each platform that a batch names both online and offline: "k"
 --   read as online, "c" as offline.
 --
 -- FUNCTION_review looks at a user whose lease is due, or all of whose settings have changed.
@@ -206,6 +207,8 @@ local function take_all(state, events, options)
   return outcomes, newest, cause, updated_at
 end
 
+local WITH_READING = { [APPLIED] = 'x', [DUPLICATE] = 'y', [STALE] = 'z' }
+
 -- One user's step: the letters of its events; and on a Cluster what else is in the reply.
 local function step(key, options, events)
   local state, outcomes, newest, cause, updated_at = read_part(key, events, options), nil, nil, nil, nil
@@ -219,7 +222,11 @@ local function step(key, options, events)
     local earliest = not options.changes and options.lease_ms > 0 and select(3, bound(state))
     return outcomes, on_cluster(options, state, earliest and earliest + options.lease_ms)
   end
-  options.readings = options.readings .. readings(state)
+  local read_as = readings(state)
+  if read_as ~= '' then
+    options.readings = options.readings .. read_as
+    outcomes = outcomes:sub(1, -2) .. WITH_READING[outcomes:sub(-1)]
+  end
   forget_batches(state)
   state.seq, state.updated_at = newest.seq, updated_at
   cause = cause or events[1]
