@@ -10,7 +10,8 @@ from pathlib import Path
 from shared.errors import PresenceError, SettingsError
 
 USUAL_PORT = 6379
-_AOF = "appendonlydir"
+#: The folder with its data, in its directory.
+AOF = "appendonlydir"
 _LOG = "server.log"
 _LOG_BYTES = 4096
 
@@ -61,10 +62,10 @@ def free_port(wanted: int) -> int:
 
 def check_data(data: Path) -> None:
     """Raises PresenceError if the server would ignore the data that is there and start empty."""
-    files = list((data / _AOF).glob("*.aof")) + list((data / _AOF).glob("*.rdb"))
-    if files and not list((data / _AOF).glob("*.manifest")):
+    files = list((data / AOF).glob("*.aof")) + list((data / AOF).glob("*.rdb"))
+    if files and not list((data / AOF).glob("*.manifest")):
         raise PresenceError(
-            f"{data / _AOF} has append-only files but no manifest that names them: a server would start without users; "
+            f"{data / AOF} has append-only files but no manifest that names them: a server would start without users; "
             "restore appendonly.aof.manifest from a copy, or move the directory away to start afresh"
         )
 
@@ -79,7 +80,7 @@ def reason(server: Path, data: Path) -> str:
         return f"see {data / _LOG}" + (f", whose last line is: {lines[-1]}" if lines else "")
     # The same binary is also the repair tool, if it is called by that tool's name.
     tool = f"{server.name.partition('-')[0]}-check-aof"
-    folder = shlex.quote(str(data / _AOF))
+    folder = shlex.quote(str(data / AOF))
     repair = f"exec -a {tool} {shlex.quote(str(server))} --fix {folder}/appendonly.aof.manifest"
     return (
         "its append-only file is damaged, as after a power cut. Keep a copy, then cut off the damaged end; the "

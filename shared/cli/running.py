@@ -8,9 +8,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import click
+
 from shared import settings
+from shared.cli.embedded import AOF
 from shared.errors import SettingsError
 
 _FILE = "up.json"
@@ -65,9 +69,18 @@ def _published(data: Path) -> dict[str, str]:
     except OSError:
         return {}
     else:
+        if (data / AOF).is_dir():
+            _say_that_it_has_ended()
         return {}
     try:
         said = json.loads((data / _FILE).read_text())
     except (OSError, ValueError):
         return {}
     return {str(name): str(value) for name, value in said.items()} if isinstance(said, dict) else {}
+
+
+@cache
+def _say_that_it_has_ended() -> None:
+    """Once: whoever relies on its settings would else be told about another Redis."""
+    where = settings.DEFAULT_REDIS_URL
+    click.echo(f"presence: no `presence up` runs in this directory now, so this is about {where}", err=True)

@@ -128,8 +128,11 @@ def test_commands_in_its_directory_ask_the_server_that_it_started(up: Up, tmp_pa
     assert up.redis_url in here("status")
     assert (tmp_path / "data" / "up.json").stat().st_mode & 0o077 == 0
     assert "nothing known" in here("get", "alice", PRESENCE_REDIS_URL=up.redis_url.replace("/0", "/1"))
+    assert "no `presence up` runs" not in here("status")
     assert up.stop(30) == 0
     assert not (tmp_path / "data" / "up.json").exists()
+    assert here("status").count("no `presence up` runs in this directory now") == 1
+    assert "no `presence up` runs" not in here("status", PRESENCE_REDIS_URL=up.redis_url)
 
 
 def test_a_data_directory_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
