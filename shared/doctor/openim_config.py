@@ -24,7 +24,12 @@ _WORDS |= dict.fromkeys(("false", "False", "FALSE", *_NOTHING), False)
 _WEAK = {"1": True, "t": True, "T": True, "0": False, "f": False, "F": False}
 _BARE = {"yes": True, "Yes": True, "YES": True, "on": True, "On": True, "ON": True, "y": True, "Y": True}
 _BARE |= {"no": False, "No": False, "NO": False, "off": False, "Off": False, "OFF": False, "n": False, "N": False}
-_NUMBER = re.compile(r"[-+]?(0x[0-9A-Fa-f]+|0o[0-7]+|0b[01]+|[0-9][0-9_]*(\.[0-9]*)?(e[-+]?[0-9]+)?)")
+#: A number without its underscores, which YAML ignores.
+_NUMBER = re.compile(
+    r"[-+]?(0x[0-9a-f]+|0o[0-7]+|0b[01]+|(\.[0-9]+|[0-9]+(\.[0-9]*)?)(e[-+]?[0-9]+)?)", re.ASCII | re.IGNORECASE
+)
+#: Underscores that Go does not take in a text, unlike YAML in a number.
+_MISPLACED = re.compile("[-+_]_|_$")
 #: What a template leaves to be filled in.
 _PLACEHOLDER = re.compile(r"\$\{?\w|\{\{")
 #: What Go does not escape in a path.
@@ -243,28 +248,38 @@ def _switch(callback: Callback, form: Form) -> bool | None:
     text = callback.enable or Text()
     if form != "3.7":  # yaml.v3, into a bool
         return None if text.is_quoted and text in _WORDS else {**_WORDS, **_BARE}.get(text)
-    if text in _WORDS or text in _WEAK:  # yaml.v3 into anything, then mapstructure, which is lenient
-        return {**_WORDS, **_WEAK}[text]
+    if text in _WEAK or (text in _WORDS and not (text.is_quoted and text in _NOTHING - {""})):
+        return {**_WORDS, **_WEAK}[text]  # yaml.v3 into anything, then mapstructure, which is lenient
     number = None if text.is_quoted else _number(text)
     return None if number is None else bool(number)
 
 
 def _of_timeout(callback: Callback, form: Form, where: str) -> Iterator[Item]:
     text = callback.timeout or Text()
-    seconds = 0 if text in _NOTHING and not text.is_quoted else _number(text)
-    if seconds is None or seconds >= 2**31 or (text.is_quoted and form != "3.7"):
+    if text.is_quoted:
+        seconds = _number_in(text) if form == "3.7" else None
+    else:
+        seconds = 0 if text in _NOTHING else _number(text)
+    if seconds is None or seconds >= 2**31:
         yield Finding("P085", f"{where} has a timeout that is not a whole number of seconds")
-    elif seconds <= 0:
+    elif int(seconds) <= 0:  # OpenIM cuts off the fraction
         yield Finding("P084", f"{where} has the timeout {seconds:g}")
 
 
 def _number(text: str) -> float | None:
-    """A number as YAML writes it; None for anything else."""
-    if not _NUMBER.fullmatch(text):
+    """A number as yaml.v3 reads it where it is not quoted (resolve.go); None for anything else."""
+    plain = text.replace("_", "")
+    if text.startswith("_") or not _NUMBER.fullmatch(plain):
         return None
-    if re.fullmatch("[-+]?0[0-7]+", text):
-        return int(text, 8)
+    number: float
     try:
-        return int(text, 0)
-    except ValueError:
-        return float(text)
+        number = int(plain, 8 if re.fullmatch("[-+]?0[0-7]+", plain) else 0)
+    except ValueError:  # a fraction, or 08
+        number = float(plain)
+    return number if abs(number) < 2**64 else None
+
+
+def _number_in(text: str) -> float | None:
+    """A whole number as mapstructure reads it in a text (strconv.ParseInt); None for anything else."""
+    number = _number(text or "0")
+    return number if isinstance(number, int) and not _MISPLACED.search(text) else None

@@ -37,6 +37,12 @@ class Text(str):
 
     is_quoted: bool = False
 
+    @classmethod
+    def quoted(cls, text: str) -> "Text":
+        made = cls(text)
+        made.is_quoted = True
+        return made
+
 
 class _Loader(yaml.SafeLoader):
     """Every scalar is text, since each release reads `yes` in its own way; a repeated key is an error."""
@@ -219,7 +225,7 @@ def _config(
     overridden = {key: given[key.upper()] for key in values if key.upper() in given}
     ours = {f"{name}_{end}".upper() for name in NAMES["3.7"] for end in ("enable", "timeout")} | {"URL"}
     ignored = [name for key, (name, _) in given.items() if key in ours and key not in map(str.upper, values)]
-    values |= {key: Text(value) for key, (_, value) in overridden.items()}
+    values |= {key: Text.quoted(value) for key, (_, value) in overridden.items()}
     callbacks = {}
     for kind, name in zip(KINDS, NAMES[form], strict=True):
         key = _fold(form, name)

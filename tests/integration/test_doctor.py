@@ -26,6 +26,7 @@ from support import Process, Receiver, Server, Worker, free_port, on_one_server,
 from topology import ClusterServers, Watched
 
 from shared.cli import cli
+from shared.doctor import openim_config
 from shared.doctor.probes import examination, servers
 from shared.doctor.probes import journal as journals
 from shared.doctor.probes import openim as openim_probe
@@ -429,6 +430,17 @@ def test_openims_release_and_compose_file_are_found_beside_its_files(run: Run, t
     (tmp_path / "docker-compose.yml").write_text("services: {im: {image: 'openim/openim-server:v3.8.1'}}")
     for path in (folder, tmp_path, folder / "webhooks.yml"):
         assert {"P080", "P086"} <= of_openim(run("--json", "--openim-config", str(path))), path
+
+
+@on_one_server
+def test_what_nobody_thought_of_in_openims_files_hides_nothing_else(run: Run, tmp_path: Path) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("nobody thought of it")
+
+    folder = openim(tmp_path, "http://127.0.0.1:1/callbackExample")
+    with patch.object(openim_config, "_of_config", fails):
+        ran = run("--json", "--openim-config", str(folder))
+    assert "nobody thought of it" in findings(ran)["P090"]
 
 
 @on_one_server

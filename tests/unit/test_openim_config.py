@@ -1,6 +1,7 @@
 """OpenIM's files, in the form of each release and with each fault, and what the doctor makes of them."""
 
 import codecs
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -243,11 +244,23 @@ def test_each_fault_is_found_and_no_other(files: Mapping[str, str | bytes], code
         ("null", "3.7", {"P082"}),
         ("", "3.7", {"P082"}),
         ("ture", "3.7", {"P082", "P085"}),
+        ("5_", "3.7", set()),
+        (".5", "3.7", set()),
+        ("0_", "3.7", {"P082"}),
+        ('"2"', "3.7", {"P082", "P085"}),
+        ('"~"', "3.7", {"P082", "P085"}),
+        ('""', "3.7", {"P082"}),
     ],
 )
 def test_true_is_what_that_release_takes_for_it(text: str, form: str, codes: set[str]) -> None:
     file = {"webhooks.yml": WEBHOOKS} if form == "3.7" else {"config.yaml": CONFIG}
     assert set(seen({name: each.replace("true", text) for name, each in file.items()})[0]) == codes
+
+
+# Without quotation marks both ignore underscores and cut off fractions.
+SECONDS = ["5_", "1__0", "5.5", "5.", "1e1", "1.5E_1", "+5", "08", "0_8", "0x_10", "0O17", "0B11", "0_10"]
+NO_SECONDS = ["0.5", ".5", "-_5", "-0b1", "-0", "0_"]
+NO_NUMBER = ["_5", "1e400", "0x", "0b2", "5e", "1:30", "\u0665", "9" * 5000, "-0x" + "f" * 5000, "5s"]
 
 
 @pytest.mark.parametrize(
@@ -263,11 +276,34 @@ def test_true_is_what_that_release_takes_for_it(text: str, form: str, codes: set
         ("0o0", "3.7", {"P084"}),
         ("~", "3.7", {"P084"}),
         ("99999999999", "3.7", {"P085"}),
+        *((text, form, set()) for text in SECONDS for form in ("3.7", "3.0")),
+        *((text, form, {"P084"}) for text in NO_SECONDS for form in ("3.7", "3.0")),
+        *((text, form, {"P085"}) for text in NO_NUMBER for form in ("3.7", "3.0")),
+        ('"1_0"', "3.7", set()),
+        ('"010"', "3.7", set()),
+        ('"5_"', "3.7", {"P085"}),
+        ('"-_5"', "3.7", {"P085"}),
+        ('"5.5"', "3.7", {"P085"}),
+        ('""', "3.7", {"P084"}),
     ],
 )
 def test_a_timeout_is_what_that_release_takes_for_it(text: str, form: str, codes: set[str]) -> None:
     file = {"webhooks.yml": WEBHOOKS} if form == "3.7" else {"config.yaml": CONFIG}
     assert set(seen({name: each.replace("timeout: 5", f"timeout: {text}") for name, each in file.items()})[0]) == codes
+
+
+def test_no_file_whatever_is_in_it_ends_the_doctor_or_has_it_show_a_secret() -> None:
+    chance = random.Random(1)
+    whole = [WEBHOOKS, CONFIG, OLD, config_map(webhooks_yml=WEBHOOKS, share_yml=NEW_SHARE), ETCD]
+    odd = ["_", "0", "-", ".", "e9", "\\", "'", '"', "[", "{", "}", "&a ", "*a", "<<: ", "!!int ", "!!set ", "? ", "\t"]
+    odd += ["\n", "\x00", "\ufffe", "\u0665", "%", "@", "://", "]", ":99999", "- ", "---\n", "|", "=", "~"]
+    for _ in range(500):
+        text = chance.choice(whole)
+        for _ in range(chance.randint(1, 3)):
+            start = chance.randrange(len(text))
+            text = text[:start] + chance.choice(odd) + text[start + chance.choice([0, 0, 1, 5]) :]
+        names = ("webhooks.yml", "config.yaml", "docker-compose.yml", "share.yml", "discovery.yml")
+        assert "geheim" not in str(seen({chance.choice(names): text}))
 
 
 @pytest.mark.parametrize("text", ["", "# all taken out\n", "---\n"])
@@ -305,6 +341,9 @@ def test_variables_override_what_the_file_has_and_nothing_else() -> None:
     findings, _ = seen(bare, environment={"IMENV_WEBHOOKS_AFTERUSERKICKOFF_ENABLE": "true"})
     assert set(findings) == {"P083", "P085"}
     assert "IMENV_WEBHOOKS_AFTERUSERKICKOFF_ENABLE is set and counts for nothing" in findings["P085"]
+    for value in ("5.5", "null"):  # viper takes a variable as text
+        findings, _ = seen(of_webhooks(), environment={"IMENV_WEBHOOKS_AFTERUSERONLINE_TIMEOUT": value})
+        assert set(findings) == {"P085", "P089"}
     assert seen(of_webhooks(), environment={"IMENV_WEBHOOKS_URL": ""})[0] == {}  # viper: an empty one is not set
     assert seen({"config.yaml": CONFIG}, environment=environment)[0] == {}  # 3.6 reads none
 

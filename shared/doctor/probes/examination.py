@@ -43,9 +43,7 @@ def _examine(settings: Settings, openim: Path | None) -> Iterator[Item]:
     of_system = Probe("queue and workers", partial(_snapshots, settings), SYSTEM_SECONDS)
     of_receiver = Probe("receiver", partial(receiver_probe.ask, settings), RECEIVER_SECONDS)
     of_journal = Probe("journal", partial(journal_probe.look_at, settings.journal_dir), JOURNAL_SECONDS)
-    of_openim = (
-        Probe("OpenIM's files", partial(openim_probe.look_at, openim, settings), OPENIM_SECONDS) if openim else None
-    )
+    of_openim = Probe("OpenIM's files", partial(_of_files, openim, settings), OPENIM_SECONDS) if openim else None
     of_api = Probe("OpenIM's API", partial(api_probe.ask, settings), OPENIM_SECONDS) if settings.openim_api else None
 
     yield from configuration.look(settings)
@@ -72,13 +70,18 @@ def _examine(settings: Settings, openim: Path | None) -> Iterator[Item]:
     yield from openim_api.look(api, settings, now)
     if of_openim is None:
         yield Check(openim_config.WHAT, "not used", "--openim-config names no directory")
-    elif read := of_openim.result():
-        yield from openim_config.look(*read, settings)
+    else:
+        yield from of_openim.result() or ()
     probes: list[Probe[Any] | None] = [*of_servers, of_system, of_receiver, of_journal, of_api, of_openim]
     for each in probes:
         if each and each.trouble:
             yield Check(each.name, "cannot tell", each.trouble)
             yield Finding("P090", f"the probe of {each.name} gave no answer: {each.trouble}")
+
+
+def _of_files(openim: Path, settings: Settings) -> list[Item]:
+    """Judges them in the probe too: whatever is in the files, the examination goes on."""
+    return [*openim_config.look(*openim_probe.look_at(openim, settings), settings)]
 
 
 def _snapshots(settings: Settings) -> tuple[Snapshot, Snapshot]:
