@@ -7,8 +7,6 @@ import ssl
 import sys
 from collections.abc import Coroutine
 
-from aiohttp import web
-
 from receiver import processes
 from receiver.admin import SingleProcess, make_admin
 from receiver.child import Inherited, answer_parent, inherited
@@ -17,6 +15,7 @@ from receiver.http import access, tls
 from receiver.http.handler import Receiver
 from receiver.http.listening import Listener, bind, listen
 from receiver.http.server import Server
+from receiver.http.visitors import AdminRunner
 from receiver.journal.fsync import PeriodicSync, SyncBeforeAck
 from receiver.journal.journal import Journal
 from receiver.lately import Lately
@@ -66,14 +65,14 @@ async def serve(settings: Settings, given: Inherited | None, context: ssl.SSLCon
     server = Server(receiver.handle, receiver.unreadable, context)
     listener = Listener(server, own, given.siblings if given else ())
     pages = SingleProcess(settings, journal, relay, counts, lately, stop, forwarder)
-    admin: web.AppRunner | None = None
+    admin: AdminRunner | None = None
     tasks: list[asyncio.Task[None]] = []
     try:
         await listener.start(settings.host, settings.port, "PORT")
         if given:
             tasks.append(asyncio.create_task(answer_parent(given.control, pages, stop)))
         elif settings.admin_port:
-            admin = web.AppRunner(make_admin(pages, settings), access_log=None)
+            admin = AdminRunner(make_admin(pages, settings), access_log=None)
             await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
         relay.start()
         syncer.start()

@@ -15,11 +15,10 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from aiohttp import web
-
 from receiver.admin import make_admin
 from receiver.child import Inherited
 from receiver.http.listening import bind, listen, take_newcomers
+from receiver.http.visitors import AdminRunner
 from receiver.metrics import MonotonicCounts, State, merge
 from receiver.stopping import Stop
 from shared.children import die_with_parent, ending
@@ -50,7 +49,7 @@ async def supervise(settings: Settings) -> None:
     sockets = [bind(settings.host, settings.port, "PORT", reuse_port=True) for _ in range(settings.processes)]
     closing = asyncio.create_task(_close(sockets, stop))
     places = [Place(own, [each for others in sockets if others is not own for each in others]) for own in sockets]
-    admin = web.AppRunner(make_admin(ProcessGroup(places), settings), access_log=None)
+    admin = AdminRunner(make_admin(ProcessGroup(places), settings), access_log=None)
     children = [asyncio.create_task(place.keep_running(stop)) for place in places]
     try:
         if settings.admin_port:

@@ -8,8 +8,10 @@ import logging
 import os
 import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from typing import Any
 
 from shared.errors import SettingsError
 from shared.logs.outage import Outage
@@ -21,6 +23,8 @@ from worker.heartbeat import Heartbeat
 
 #: A worker hangs if its loop has not run for this long: a job takes seconds, even while Redis is away.
 HANGS_SECONDS = 60.0
+#: How many may ask at a time: each has a thread and an open file, of which the worker needs some itself.
+MOST_PEERS = 32
 
 log = logging.getLogger("worker.admin")
 
@@ -84,7 +88,27 @@ def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """Has a thread for each peer, and at most MOST_PEERS: the oldest makes room for a newcomer."""
+
     daemon_threads = True
+    request_queue_size = 128  # as for 5 the kernel would keep a scrape waiting behind a few strangers
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: dict[socket.socket, None] = {}
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open[request] = None
+        if len(self._open) > MOST_PEERS:
+            oldest = next(iter(list(self._open)))
+            self._open.pop(oldest, None)
+            with suppress(OSError):  # it has just ended
+                oldest.shutdown(socket.SHUT_RDWR)  # and so its thread ends
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         if self.server_address[0] == "::":  # IPv4 as well, whatever the machine's default

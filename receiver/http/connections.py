@@ -58,7 +58,7 @@ class Connection(web.RequestHandler):
     def __init__(
         self,
         server: web.Server,
-        connections: OpenConnections,
+        connections: "OpenConnections[Connection]",
         unreadable: Callable[[str, HttpProcessingError], web.Response],
         wire: asyncio.Transport | None = None,
         **options: Any,
@@ -193,6 +193,7 @@ class Connection(web.RequestHandler):
         return (self.proven, self.phase == WORKS, self.since)
 
     def end_if_idle(self) -> None:
+        """Ends it if nothing has come that waits for an answer."""
         if self.transport is None:  # TLS is not yet agreed on
             self.cut()
         elif self.phase == WAITS and self.answered == self._request_count and not self._request_in_progress:

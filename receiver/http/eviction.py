@@ -7,7 +7,7 @@ import asyncio
 import logging
 import resource
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from shared.logs.throttle import LogThrottle
 
@@ -30,13 +30,12 @@ class Evictable(Protocol):
 
     def cut(self) -> None: ...
 
-    def end_if_idle(self) -> None:
-        """Ends it if nothing has come that waits for an answer."""
-        ...
+
+E = TypeVar("E", bound=Evictable)
 
 
-class OpenConnections:
-    """All connections of one process, in the order in which they came.
+class OpenConnections(Generic[E]):
+    """All connections of one server, in the order in which they came.
 
     now: seconds since the start, a count that costs nothing. are_ending: each connection ends with its next answer.
     """
@@ -45,27 +44,27 @@ class OpenConnections:
         self.now = 0
         self.are_ending = False
         self._most = most or most_connections()
-        self._open: dict[Evictable, None] = {}
+        self._open: dict[E, None] = {}
         self._crowds = LogThrottle(log, most=1)
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.call_later(1.0, self._tick)
 
-    def enter(self, newcomer: Evictable) -> None:
+    def enter(self, newcomer: E) -> None:
         self._open[newcomer] = None
         if len(self._open) > self._most:
             self._make_room(newcomer)
 
-    def leave(self, connection: Evictable) -> None:
+    def leave(self, connection: E) -> None:
         self._open.pop(connection, None)
 
-    def __iter__(self) -> Iterator[Evictable]:
+    def __iter__(self) -> Iterator[E]:
         return iter(self._open)
 
     def stop(self) -> None:
         """Ends the watch."""
         self._clock.cancel()
 
-    def _make_room(self, newcomer: Evictable) -> None:
+    def _make_room(self, newcomer: E) -> None:
         # Several at a time, so that a flood costs one such search for many connections.
         others = [each for each in self._open if each is not newcomer]
         for connection in sorted(others, key=lambda each: each.worth())[: self._most // 20 + 1]:

@@ -44,7 +44,7 @@ class Server(web.Server):
         super().__init__(self._serve)
         self.request_factory = partial(Request, loop=self._loop)
         self._handler = handler
-        self._open = OpenConnections(most)
+        self._open: OpenConnections[Connection] = OpenConnections(most)
         self._make = partial(Connection, self, self._open, unreadable, loop=self._loop, **OPTIONS)
         self._unreadable = unreadable
         self._tls = tls

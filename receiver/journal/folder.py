@@ -51,7 +51,7 @@ def create(root: Path) -> Folder:
     while True:
         # The time first, so that names sort from the oldest to the newest.
         path = root / f"{_PREFIX}{time.time_ns():x}-{os.getpid()}-{secrets.token_hex(4)}"
-        path.mkdir()
+        path.mkdir(mode=0o700)  # whoever could open it could also lock it
         try:
             folder = lock(path)
         except OSError:  # for example a file system without locks: each refused event would leave a folder

@@ -25,7 +25,7 @@ _LOCK = "lock"
 def hold(data: Path) -> Iterator[None]:
     """Locks the data directory: two servers on one append-only file would ruin it. Raises SettingsError."""
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)  # it names users
         file = (data / _LOCK).open("w")
     except OSError as error:
         raise SettingsError(

@@ -3,8 +3,10 @@
 import json
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -17,7 +19,7 @@ from support import Process, Receiver, Server, Worker, children, free_port, wait
 from shared.cli.openim import request
 from shared.logs.outage import Outage
 from shared.settings import Settings
-from worker.admin import HANGS_SECONDS, Pages
+from worker.admin import HANGS_SECONDS, MOST_PEERS, Pages
 from worker.heartbeat import Heartbeat
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -225,6 +227,24 @@ def test_a_worker_is_alive_whatever_redis_does(tmp_path: Path, keep: Callable[[P
     assert (status, json.loads(body)["status"], json.loads(body)["queue"]) == (200, "alive", "down")
     assert scrape(port)["presence_redis_up", "queue"] == 0
     assert get(port, "/other")[0] == 404
+
+
+def test_strangers_at_a_workers_admin_port_take_neither_files_nor_threads(watched: tuple[Worker, int]) -> None:
+    worker, port = watched
+
+    def open_now() -> dict[str, int]:
+        process = Path(f"/proc/{worker.popen.pid}")
+        return {kind: len(list((process / kind).iterdir())) for kind in ("fd", "task")}
+
+    before = open_now()
+    with ExitStack() as open_:
+        for _ in range(150):
+            stranger = open_.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            stranger.sendall(b"GET /")
+        assert get(port, "/healthz")[0] == 200
+        # By themselves they would go after 2 s.
+        wait_until(lambda: max(open_now()[kind] - count for kind, count in before.items()) <= MOST_PEERS + 8, 1.5)
+    wait_until(lambda: open_now()["task"] <= before["task"] + 1)
 
 
 def test_a_worker_that_hangs_is_not_alive() -> None:

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ LIMITS: dict[str, float] = {
     "http.body.BODY_SECONDS": 0.5,
     "http.connections.STRANGER_SECONDS": 1,
     "http.eviction.MOST_CONNECTIONS": 40,
+    "http.visitors.MOST_VISITORS": 40,
+    "http.visitors.FIRST_SECONDS": 1,
 }
 
 
@@ -115,6 +118,31 @@ def test_too_many_strangers_drive_out_each_other_and_not_who_is_known(impatient:
     assert files(impatient) < 100
 
 
+def files(receiver: Receiver) -> int:
+    return len(list(Path(f"/proc/{receiver.popen.pid}/fd").iterdir()))
+
+
+def visit(receiver: Receiver, sent: bytes) -> socket.socket:
+    visitor = socket.create_connection(("127.0.0.1", receiver.admin_port), 10)
+    visitor.sendall(sent)
+    return visitor
+
+
+def test_too_many_at_the_admin_port_drive_out_each_other_and_take_no_files(impatient: Receiver) -> None:
+    watching = visit(impatient, b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert watching.recv(4096).startswith(b"HTTP/1.1 200 ")
+    before = files(impatient)
+    with ExitStack() as open_:
+        for _ in range(300):
+            open_.enter_context(visit(impatient, b"GET /metrics HTTP/1.1\r\n"))
+        wait_until(lambda: files(impatient) <= before + 40)
+        assert impatient.readiness()[1]["status"] == "ready"
+        wait_until(lambda: files(impatient) <= before)  # none of them has sent a request in time
+    while b"event: status" not in watching.recv(65536):  # it goes on; a timeout ends this
+        pass
+    watching.close()
+
+
 def test_where_all_are_known_the_longest_idle_make_room(impatient: Receiver, connect: Connect) -> None:
     known = []
     for _ in range(60):
@@ -130,10 +158,6 @@ def is_open(connection: socket.socket) -> bool:
         return ask(connection).startswith(b"HTTP/1.1 200 ")
     except ConnectionError:
         return False
-
-
-def files(receiver: Receiver) -> int:
-    return len(list(Path(f"/proc/{receiver.popen.pid}/fd").iterdir()))
 
 
 def resident_mb(receiver: Receiver) -> float:

@@ -69,6 +69,11 @@ def test_one_command_runs_everything_and_leaves_nothing_running(up: Up, tmp_path
     assert "online" in up.run("get", "alice").stdout
 
 
+def test_other_users_of_the_machine_read_nothing_of_its_data(up: Up, tmp_path: Path) -> None:
+    up.wait()
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
 def test_the_readme_shows_what_the_commands_print(up: Up) -> None:
     section = (ROOT / "README.md").read_text().split("## See it work")[1].split("\n## ")[0]
     shown = re.findall(r"\$ \.venv/bin/presence ([a-z]+)(.*)\n((?:(?!\n|```|\.\.\.).*\n)+)", section)

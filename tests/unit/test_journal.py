@@ -63,6 +63,13 @@ def test_an_event_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
     assert path.read_bytes() == to_line(payload(1))
 
 
+def test_other_users_of_the_machine_can_neither_read_nor_lock_it(tmp_path: Path) -> None:
+    Journal(tmp_path, 1 << 20).append(payload(1))
+    (own,) = tmp_path.iterdir()
+    (file,) = own.iterdir()
+    assert (own.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+
+
 @pytest.mark.usefixtures("small_segments")
 def test_settled_events_leave_the_disk(tmp_path: Path) -> None:
     journal = Journal(tmp_path, PLENTY)
