@@ -225,7 +225,7 @@ def _of_reach(where: str, reached: Reached, *, has_credentials: bool) -> Iterato
 
 
 def _of_callbacks(config: Config) -> Iterator[Item]:
-    enabled = {}
+    enabled, endless = {}, list[str]()
     for kind, name in zip(KINDS, NAMES[config.form], strict=True):
         callback = config.callbacks[kind]
         if not callback.is_section:
@@ -235,7 +235,13 @@ def _of_callbacks(config: Config) -> Iterator[Item]:
             yield Finding("P085", f"{name} in {config.where} has an enable that is neither true nor false")
         enabled[kind] = bool(switch)
         if enabled[kind]:
-            yield from _of_timeout(callback, config.form, f"{name} in {config.where}")
+            seconds = _timeout(callback, config.form)
+            if seconds is None:
+                yield Finding("P085", f"{name} in {config.where} has a timeout that is not a whole number of seconds")
+            elif seconds <= 0:
+                endless.append(f"{name} ({seconds})")
+    if endless:
+        yield Finding("P084", f"no timeout in {config.where}: {', '.join(endless)}")
     off = [name for kind, name in zip(KINDS, NAMES[config.form], strict=True) if not enabled[kind]]
     if not enabled["online"] or not enabled["offline"]:
         yield Finding("P082", f"not enabled in {config.where}: {', '.join(off)}")
@@ -254,16 +260,14 @@ def _switch(callback: Callback, form: Form) -> bool | None:
     return None if number is None else bool(number)
 
 
-def _of_timeout(callback: Callback, form: Form, where: str) -> Iterator[Item]:
+def _timeout(callback: Callback, form: Form) -> int | None:
+    """In seconds; None if OpenIM does not start with it, or ignores it."""
     text = callback.timeout or Text()
     if text.is_quoted:
         seconds = _number_in(text) if form == "3.7" else None
     else:
         seconds = 0 if text in _NOTHING else _number(text)
-    if seconds is None or seconds >= 2**31:
-        yield Finding("P085", f"{where} has a timeout that is not a whole number of seconds")
-    elif int(seconds) <= 0:  # OpenIM cuts off the fraction
-        yield Finding("P084", f"{where} has the timeout {seconds:g}")
+    return None if seconds is None or seconds >= 2**31 else int(seconds)  # OpenIM cuts off the fraction
 
 
 def _number(text: str) -> float | None:

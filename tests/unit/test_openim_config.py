@@ -197,7 +197,7 @@ def test_anchors_and_capitals_are_read_as_openim_reads_them() -> None:
                 ("online:\n  enable: true\n  timeout: 5".replace("online", "Online"), "Online:\n  enable: true\n")
             ),
             "P084",
-            "afterUserOnline in webhooks.yml has the timeout 0",
+            "no timeout in webhooks.yml: afterUserOnline (0)",
         ),
         (
             {
