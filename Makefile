@@ -15,10 +15,10 @@ setup: .venv/ready  ## make .venv with everything that tests and lint need
 up: setup  ## run everything on this machine; Ctrl-C stops it
 	$(VENV)/presence up
 
-fast: setup  ## run the fast tests, in about half a minute
+fast: setup  ## run the fast tests, in under 30 s
 	$(VENV)/pytest tests/unit
 
-test: setup  ## run all tests, in 5 to 8 minutes
+test: setup  ## run all tests, in about 5 minutes
 	$(VENV)/pytest
 
 lint: setup  ## check format, lint and types

@@ -14,7 +14,10 @@ def test_copies_past_the_bound_are_dropped_and_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr(forward, "MOST_COPIES", 5)
 
     async def run() -> Any:
-        stuck = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(60)
+
+        stuck = await asyncio.start_server(hold, "127.0.0.1", 0)
         port = stuck.sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         forwarder = forward.Forwarder(load({"PRESENCE_FORWARD_URL": url, "PRESENCE_FORWARD_OURS": "1"}))
