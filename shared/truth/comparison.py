@@ -124,8 +124,7 @@ class Comparison:
                 self._tell(replace(verdict.openings, why=TOO_MANY), is_left=True)
             else:
                 self._tell(replace(verdict, why="forced") if is_blocked and not verdict.doubtful else verdict)
-        if not is_blocked or self._forces:
-            self._send([verdict.closings for verdict in settled])
+        self._send([verdict.closings for verdict in settled] if not is_blocked or self._forces else [])
         return self.tally
 
     async def _ask_again(self, held: Sequence[_Held]) -> list[Verdict]:
@@ -134,6 +133,7 @@ class Comparison:
         answer = await self._ask([each.ours.user_id for each in held])
         if answer is None:
             return [each.verdict for each in held]
+        self._progress()
         verdicts = []
         for each in held:
             # Judged by what we knew before the first question: if the user came back since, that has a higher seq.
@@ -160,12 +160,13 @@ class Comparison:
         events = [encode(event) for verdict in verdicts for event in corrections.events(verdict, now_ms)]
         if events and self._fixes:
             enqueue_encoded(self._servers.queue, events, now_ms)
-            self._ledger.put_right(self._put_right)
-            self._put_right.clear()
+        self._ledger.put_right(self._put_right)  # `finish` tells of users whose sessions `compare` opened
+        self._put_right.clear()
 
     def _tell(self, verdict: Verdict, *, is_left: bool = False) -> None:
         finding = Finding(verdict, _action(verdict) if self._fixes else "none")
-        self._put_right[verdict.kind] += finding.action != "none"
+        if finding.action != "none":
+            self._put_right[verdict.kind] += 1
         self.tally.add(finding, is_left=is_left or finding.action == "none" or bool(verdict.doubtful))
         self._report(finding)
 

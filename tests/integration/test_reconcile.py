@@ -214,6 +214,21 @@ def test_half_of_everybody_does_not_leave_at_once_unless_forced(old: World) -> N
     assert not old.ours()
 
 
+def test_who_was_opened_counts_as_put_right_even_if_closing_is_blocked(old: World) -> None:
+    connect(old, users("a", 120))
+    old.openim.restart(0, pid=9)
+    connect(old, ["a7"], lost=True)
+    *found, last = old.reconcile("--online", code=1)
+    assert last == counts(120, ghost=119, platforms=1)
+    assert {(each["user_id"], each["action"]) for each in found if each["kind"] == "platforms"} == {("a7", "opened")}
+    put_right = {name: value for name, value in metrics(old).items() if "presence_reconciled_total" in name}
+    assert put_right == {
+        "presence_reconciled_total ghost": 0,
+        "presence_reconciled_total missing": 0,
+        "presence_reconciled_total platforms": 1,
+    }
+
+
 def test_who_is_back_at_the_second_question_stays(old: World, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(old, users("a", 100))
     old.go(["a1", "a2"])
