@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from beside import PIDS, World, users
 from redis import Redis
 from support import Process, Server, Worker, on_one_server, wait_until
 
+import openim_presence
 from shared.events import Event
 from shared.events import encode as encode_event
 from shared.observe.metrics import of_snapshot
@@ -24,7 +26,8 @@ from shared.openim.client import OpenIM
 from shared.queue import enqueue_encoded, open_queue
 from shared.reports import Report, encode
 from shared.settings import Settings
-from shared.truth import ledger
+from shared.truth import comparison, ledger
+from shared.truth.comparison import Comparison
 from worker.reconcile import doubtful, reconciler
 from worker.reconcile.doubtful import Doubtful
 from worker.reconcile.reconciler import Reconciler, _NotOurs
@@ -211,6 +214,85 @@ def test_the_list_of_a_worker_that_was_killed_as_it_made_it_is_made_anew(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_worker_that_loses_the_turn_after_the_last_question_loses_no_result(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = of(world)
+    world.redis.delete("presence-gateways")  # without witnesses sessions are closed at the end of the round
+    drop(world, "a1")
+    done = worker._state.done
+
+    def lose(count: int) -> int:
+        left = done(count)
+        if not left:
+            world.redis.set("presence-reconciler", "another")
+        return left
+
+    monkeypatch.setattr(worker._state, "done", lose)
+    with suppress(_NotOurs):
+        step(world, worker)
+    world.work()
+    assert found(world).found["ghost"] == 1
+    assert world.ours() == world.truth()
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_worker_writes_the_result_of_one_that_was_killed_after_its_last_question(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    async def dies(_: object) -> None:
+        raise Killed
+
+    first, second = of(world), of(world)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Comparison, "finish", dies)
+        step(world, first)
+    world.redis.delete("presence-reconciler")
+    step(world, second)
+    assert found(world).found["compared"] == 650
+
+
+def test_a_worker_keeps_the_turn_while_it_lists_very_many_users(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "TURN_SECONDS", 0.4)
+    monkeypatch.setattr(reconciler, "STEP_SECONDS", 0.05)
+    monkeypatch.setattr(reconciler, "SHARE", 0.0)
+    read_all, lacked = openim_presence.read_all, 0
+
+    def slow(*arguments: Any) -> Iterator[Any]:
+        nonlocal lacked
+        for user in read_all(*arguments):
+            time.sleep(0.002)
+            lacked += not world.redis.exists("presence-reconciler")
+            yield user
+
+    monkeypatch.setattr(openim_presence, "read_all", slow)
+    step(world, of(world))
+    assert not lacked
+
+
+def test_a_worker_that_loses_the_turn_while_it_lists_users_adds_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one has begun the list anew."""
+    read_all, todo = openim_presence.read_all, Settings().keys.reconcile_todo
+
+    def loses(*arguments: Any) -> Iterator[Any]:
+        for number, user in enumerate(read_all(*arguments)):
+            if number == 300:
+                world.redis.set("presence-reconciler", "another")
+                world.redis.delete(todo)
+            yield user
+
+    monkeypatch.setattr(openim_presence, "read_all", loses)
+    with pytest.raises(_NotOurs):
+        step(world, of(world))
+    assert world.redis.llen(todo) == 0
+
+
+@pytest.mark.usefixtures("quick")
 def test_at_debug_each_correction_is_logged_with_its_reason(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "worker.reconcile")
     drop(world, "a7")
@@ -372,6 +454,20 @@ def test_who_is_in_doubt_and_had_another_event_just_now_is_asked_about_again(wor
     wait_until(lambda: "a7" in step(world, worker))
     assert world.ours() == world.truth()
     assert found(world).doubtful == {"asked": 1, "dropped": 0}
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_is_in_doubt_is_closed_even_if_no_gateway_is_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "AGAIN_SECONDS", 0.1)
+    worker, waiting = of(world), Doubtful(world.redis, Settings().keys)
+    step(world, worker)
+    world.redis.delete("presence-gateways")
+    drop(world, "a7", "a8")
+    world.openim.im._record["a8"] = {1}  # so OpenIM is asked twice
+    waiting.add(["a7", "a8"], time.time_ns() // 1_000_000 - doubtful.WAIT_MS)
+    step(world, worker)
+    assert world.ours() == world.truth()
+    assert found(world).doubtful == {"asked": 2, "dropped": 0}
 
 
 @pytest.mark.usefixtures("quick")

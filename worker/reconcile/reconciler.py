@@ -72,7 +72,7 @@ class Reconciler(threading.Thread):
         where = without_password(settings.openim_api)
         self._outage = Outage(log, f"OpenIM's API, {where},", first_seconds=5.0, longest_seconds=60.0)
         self._skipped: list[str] = []
-        self._rests_until = self._looked_at = self._urgent_at = -URGENT_SECONDS
+        self._rests_until = self._looked_at = self._urgent_at = self._kept_at = -URGENT_SECONDS
         #: Whether another worker, or none, may have had the turn since this one last looked.
         self._took_over = True
 
@@ -111,14 +111,21 @@ class Reconciler(threading.Thread):
         if self._stopping.is_set() or not self._turn.take():
             self._took_over = True
             raise _NotOurs
+        self._kept_at = time.monotonic()
+
+    def _keep_turn_now_and_then(self) -> None:
+        """For what is done very often."""
+        if time.monotonic() - self._kept_at >= STEP_SECONDS:
+            self._keep_turn()
 
     def _now_ms(self) -> int:
         self._servers.clock.ask()
         return self._servers.clock.now_ms()
 
     def _comparison(self, openim: OpenIM, **more: Any) -> Comparison:
-        fixes = bool(self._settings.reconcile_fix)
-        return Comparison(openim, self._servers, fixes=fixes, report=_tell_user, skip=self._skipped.append, **more)
+        """Raises _NotOurs after a question if another worker got the turn meanwhile."""
+        more |= {"fixes": bool(self._settings.reconcile_fix), "progress": self._keep_turn}
+        return Comparison(openim, self._servers, report=_tell_user, skip=self._skipped.append, **more)
 
     # All users, in turn.
 
@@ -129,30 +136,40 @@ class Reconciler(threading.Thread):
                 return
             this, tally = await self._begin(openim, this), Tally()
         comparison = self._comparison(openim, tally=tally)
-        while some := self._state.first(MOST_USERS):
-            await comparison.compare(some)
-            self._ask_later()
-            self._outage.over()
-            left = self._state.done(len(some))
+        while len(some := self._state.first(MOST_USERS + 1)) > MOST_USERS:
+            await self._compare(comparison, some[:MOST_USERS])
+            left = self._state.done(MOST_USERS)
             self._state.write_tally(comparison.tally)
             await self._pause(openim, this, left)
+        if some:
+            await self._compare(comparison, some)
+        # The last ones stay in the list until the result is written: if this worker stops now, another goes on.
         self._tell(await comparison.finish())
+        self._state.done(len(some))
+
+    async def _compare(self, comparison: Comparison, some: Sequence[str]) -> None:
+        await comparison.compare(some)
+        self._ask_later()
+        self._outage.over()
 
     async def _begin(self, openim: OpenIM, last: Round) -> Round:
         """Lists the users to compare."""
         servers, state = self._servers, self._state
         this = Round(last.number + 1, self._now_ms())
         state.clear()
+        keep = self._keep_turn_now_and_then
         if last.number % ALL_EVERY == 0 or last.wants_all:
-            users = people.everybody(servers.presence, servers.keys, openim)
+            users = people.everybody(servers.presence, servers.keys, openim, keep)
         else:
-            users = people.shown_online(servers.presence, servers.keys)
+            users = people.shown_online(servers.presence, servers.keys, keep)
         some: list[str] = []
         async for user_id in users:
             some.append(user_id)
             if len(some) == MOST_USERS:
+                self._keep_turn()
                 state.add(some)
                 some.clear()
+        self._keep_turn()
         state.add(some)
         this.is_listed = 1
         state.write_round(this)
@@ -209,11 +226,13 @@ class Reconciler(threading.Thread):
         self._took_over = False
 
     async def _ask_about_doubtful(self, openim: OpenIM) -> None:
-        """Asks at most one question, also about users with newer events: those win by their seq."""
+        """Asks about MOST_USERS at most. Who had another event within the last second waits once more; whatever comes
+        later wins by its seq.
+        """
         now_ms = self._now_ms()
         if not (some := self._doubtful.take(now_ms, MOST_USERS)):
             return
-        await self._comparison(openim, fresh_ms=WAIT_MS // 2).compare(some)
+        await self._comparison(openim, fresh_ms=WAIT_MS // 2).run(people.these(some))
         self._doubtful.asked([user_id for user_id in some if user_id not in self._skipped], now_ms)
         self._ask_later()
 
@@ -225,10 +244,10 @@ class Reconciler(threading.Thread):
 
     async def _compare_now(self, openim: OpenIM, urgent: Urgent) -> None:
         servers = self._servers
-        users = people.shown_online(servers.presence, servers.keys)
+        users = people.shown_online(servers.presence, servers.keys, self._keep_turn_now_and_then)
         if not urgent.online:
             users = self._at(urgent.gone, users)
-        tally = await self._comparison(openim, progress=self._keep_turn).run(users)
+        tally = await self._comparison(openim).run(users)
         self._ask_later()
         if urgent.online:
             self._tell(tally, " at once, since callbacks were lost")
