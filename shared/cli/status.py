@@ -130,7 +130,7 @@ class View(Status):
             change = changes[0]
             when = int(change.get("changed_at") or 0)
             who = f"{safe(change.get('user_id', ''))} {safe(change.get('status', ''))}"
-            rows.append(_row("last change", f"{who}, {age(when)} ago ({moment(when)})"))
+            rows.append(_row("last change", f"{who}, {age(when, self.snapshot.at_ms)} ago ({moment(when)})"))
         return rows
 
     def _counted(self, stats: Stats) -> list[str]:

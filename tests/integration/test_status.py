@@ -71,6 +71,13 @@ def test_all_is_well(run: Run, receiver: Receiver, worker: Worker, redis: Redis)
     assert "\x1b" not in text.output
 
 
+def test_the_age_of_the_last_change_does_not_depend_on_this_machines_clock(run: Run, redis: Redis) -> None:
+    seconds = redis.time()[0] - 7
+    redis.xadd("presence-changes", {"user_id": "alice", "status": "online", "changed_at": seconds * 1000})
+    with patch.object(import_module("shared.cli.text").time, "time_ns", lambda: (seconds + 3600) * 10**9):
+        assert re.search(r"last change +alice online, [78] s ago", run("status").output)
+
+
 def test_what_waits_is_shown_and_since_when(run: Run, redis: Redis) -> None:
     enqueue_encoded(open_queue(redis, Settings()), [json.dumps(EVENT).encode()], 7)
     result = run("status", "--json")
