@@ -86,7 +86,7 @@ class Live:
 
     async def now(self) -> dict[str, Any]:
         """A reading taken now, with rates since the last one."""
-        return self._status(await self._read(), self._last).as_json()
+        return self._shown(await self._read())
 
     async def close(self) -> None:
         """Ends all streams: a receiver that stops must not wait for those who watch."""
@@ -95,19 +95,22 @@ class Live:
             self._ticks.notify_all()
 
     def _take(self, reading: Reading) -> None:
-        status = self._status(reading, self._last)
-        shown = status.as_json()
-        shown["mends"] = [CODES[each.code].mend for each in status.coded_problems]
-        shown["changes_newest"] = list(reading.snapshot.presence.last_changes)
-        shown["callbacks"] = {"accepted": reading.accepted, "refused": reading.refused, "rate": None}
-        if self._last:
-            shown["callbacks"]["rate"] = _rate(self._last, reading)
-        self._event = _encode("status", shown)
+        self._event = _encode("status", self._shown(reading))
         self._last = reading
         # Half a reading early is near enough, and points do not drift apart.
         if not self._recorded or reading.at - self._recorded.at > UNWATCHED_SECONDS - WATCHED_SECONDS / 2:
             self._history.append(self._point(reading))
             self._recorded = reading
+
+    def _shown(self, reading: Reading) -> dict[str, Any]:
+        """What the page shows of it, with rates since the last one."""
+        status = self._status(reading, self._last)
+        shown = status.as_json()
+        shown["mends"] = [CODES[each.code].mend for each in status.coded_problems]
+        shown["changes_newest"] = list(reading.snapshot.presence.last_changes)
+        rate = _rate(self._last, reading) if self._last else None
+        shown["callbacks"] = {"accepted": reading.accepted, "refused": reading.refused, "rate": rate}
+        return shown
 
     def _status(self, reading: Reading, before: Reading | None) -> Status:
         return Status(self._settings, reading.snapshot, before.snapshot if before else None, reading.local)

@@ -24,6 +24,7 @@ from selenium.webdriver.common.keys import Keys
 from support import Process, Receiver, Server, Worker, free_port, on_one_server, wait_until
 
 from shared.cli.openim import request
+from shared.doctor.codes import CODES
 from shared.queue import open_queue
 from shared.settings import Settings
 
@@ -224,7 +225,7 @@ def descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
-def test_a_proxy_that_keeps_the_stream_to_itself_hides_nothing(browser: Chrome, system: Receiver) -> None:
+def test_a_proxy_that_keeps_the_stream_to_itself_hides_nothing(browser: Chrome, system: Receiver, redis: Redis) -> None:
     with Buffering(system.admin_port) as proxy:
         browser.get(url(proxy))
         wait_until(lambda: text(browser, "health") == "healthy")
@@ -232,6 +233,10 @@ def test_a_proxy_that_keeps_the_stream_to_itself_hides_nothing(browser: Chrome, 
         send(system, "alice")
         wait_until(lambda: "Presence1users online" in text(browser, "flow"))
         assert redis_seen != text(browser, "flow")
+        wait_until(lambda: "alice" in text(browser, "changes"))
+        fail(open_queue(redis, Settings()), redis)
+        wait_until(lambda: "failed" in text(browser, "problems"))
+        assert CODES["P054"].mend in text(browser, "problems")
 
 
 def test_it_asks_for_nothing_while_nobody_sees_it(browser: Chrome, system: Receiver) -> None:

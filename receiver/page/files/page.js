@@ -364,7 +364,7 @@ async function watch() {
   if (document.hidden || Date.now() - heardAt < SILENT_MS) return;
   if (Date.now() - startedAt > RESTART_MS) restart(); // after the machine slept, a connection can be dead without an error
   try {
-    hear("status", { callbacks: null, ...(await ask("/api/status")) });
+    hear("status", await ask("/api/status"));
   } catch {
     const since = heardAt ? `since ${clock(heardAt)}. What you see is from then` : "yet";
     $("connection").textContent = `No connection to the receiver ${since}; this page tries again.`;
