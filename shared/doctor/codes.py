@@ -402,7 +402,8 @@ CODES = {
     "P076": Code(
         "error",
         "The receiver answers 401, and OpenIM sends nothing twice.",
-        "Put the user and the password of PRESENCE_BASIC_AUTH into the URL, and restart OpenIM; docs/access.md.",
+        "Put the user and the password of PRESENCE_BASIC_AUTH into the URL, with %40 for @ and the like, and "
+        "restart OpenIM; docs/access.md.",
     ),
     "P077": Code(
         "error",

@@ -242,7 +242,11 @@ def _of_callbacks(config: Config) -> Iterator[Item]:
                 endless.append(f"{name} ({seconds})")
     if endless:
         yield Finding("P084", f"no timeout in {config.where}: {', '.join(endless)}")
-    off = [name for kind, name in zip(KINDS, NAMES[config.form], strict=True) if not enabled[kind]]
+    off = [
+        name if config.callbacks[kind].enable else f"{name} (no enable: there)"
+        for kind, name in zip(KINDS, NAMES[config.form], strict=True)
+        if not enabled[kind]
+    ]
     if not enabled["online"] or not enabled["offline"]:
         yield Finding("P082", f"not enabled in {config.where}: {', '.join(off)}")
     elif off:

@@ -190,7 +190,8 @@ def test_anchors_and_capitals_are_read_as_openim_reads_them() -> None:
         ),
         (of_webhooks(("enable: true", "enable: false")), "P082", "afterUserOnline"),
         ({"config.yaml": CONFIG.replace("enable: true", "enable: false")}, "P082", "userOnline, userOffline, userKick"),
-        ({"webhooks.yml": f"url: {URL}\n"}, "P082", "afterUserOnline, afterUserOffline"),
+        ({"webhooks.yml": f"url: {URL}\n"}, "P082", "afterUserOnline (no enable: there), afterUserOffline"),
+        (of_webhooks(("afterUserOffline:", "afterUserOfline:")), "P082", ": afterUserOffline (no enable: there)"),
         ({"webhooks.yml": WEBHOOKS.partition("afterUserKickOff")[0]}, "P083", "afterUserKickOff"),
         (
             of_webhooks(
