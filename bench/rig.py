@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from support import Process, Receiver, Server, Worker, free_port, wait_until
+from support import Process, Receiver, Server, Worker, free_port, listens, wait_until
 
 from shared.cli import embedded
 
@@ -36,17 +36,7 @@ class Bare(Process):
         self.port = free_port()
         command = [sys.executable, str(Path(__file__).parent / "bare.py"), str(self.port)]
         super().__init__(command, {}, directory, "bare")
-        wait_until(lambda: _listens(self.port))
-
-
-def _listens(port: int) -> bool:
-    import socket
-
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
+        wait_until(lambda: listens(self.port))
 
 
 @contextmanager

@@ -56,6 +56,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    """Whether a program listens at the port of loopback."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            # The kernel may give the connection this very port, and TCP then connects it to itself.
+            return bool(connection.getsockname() != connection.getpeername())
+    except OSError:
+        return False
+
+
 def start(
     command: list[str], environment: dict[str, str], directory: Path, stdout: IO[bytes], stderr: IO[bytes]
 ) -> warm.Program | subprocess.Popen[bytes]:
@@ -198,12 +208,7 @@ class Receiver(Process):
     def _listens(self) -> bool:
         """The admin port comes last."""
         ports = {self.environment["PRESENCE_PORT"], self.environment["PRESENCE_ADMIN_PORT"]} - {"0"}
-        try:
-            for port in ports:
-                socket.create_connection(("127.0.0.1", int(port)), 1).close()
-        except OSError:
-            return False
-        return True
+        return all(listens(int(port)) for port in ports)
 
     def post(self, target: str, headers: dict[str, str], body: bytes, method: str = "POST") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)

@@ -1,7 +1,8 @@
 """What we rely on in RQ, and what we work around."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +24,16 @@ from worker import jobs
 from worker.store.store import Outcome, Poison, Store
 
 
+@contextmanager
+def presence_at(client: Redis) -> Iterator[None]:
+    """Has jobs that run in this process write presence there."""
+    with (
+        patch.object(jobs, "_store", lambda: Store(client, Settings())),
+        patch.object(jobs, "_settings", Settings),
+    ):
+        yield
+
+
 def abandon(redis: Redis, job_class: type[Job]) -> tuple[Queue, SimpleWorker]:
     """A queue with one job, begun by a worker that is gone; its execution has expired."""
     queue = Queue("q", connection=redis, serializer=JSONSerializer, job_class=job_class)
@@ -41,7 +52,8 @@ def abandon(redis: Redis, job_class: type[Job]) -> tuple[Queue, SimpleWorker]:
 
 def test_an_abandoned_job_can_be_finished(redis: Redis) -> None:
     queue, worker = abandon(redis, BatchJob)
-    worker.work(burst=True, logging_level="CRITICAL")
+    with presence_at(redis):
+        worker.work(burst=True, logging_level="CRITICAL")
     assert queue.job_ids == []
     assert not redis.keys("rq:job:*")
 
@@ -49,7 +61,8 @@ def test_an_abandoned_job_can_be_finished(redis: Redis) -> None:
 def test_rq_still_needs_the_workaround(redis: Redis) -> None:
     """If this fails, RQ has been fixed: remove `BatchJob.execution_registry` from shared/queue.py."""
     _, worker = abandon(redis, Job)
-    worker.work(burst=True, logging_level="CRITICAL", max_jobs=1)
+    with presence_at(redis):
+        worker.work(burst=True, logging_level="CRITICAL", max_jobs=1)
     assert redis.keys("rq:job:*")
 
 
@@ -63,10 +76,7 @@ def queue(redis: Redis) -> Queue:
 
 def run(queue: Queue, redis: Redis, presence: Redis | None = None) -> None:
     worker = SimpleWorker([queue], connection=redis, serializer=JSONSerializer, job_class=BatchJob)
-    with (
-        patch.object(jobs, "_store", lambda: Store(presence or redis, Settings())),
-        patch.object(jobs, "_settings", Settings),
-    ):
+    with presence_at(presence or redis):
         worker.work(burst=True, logging_level="CRITICAL")
 
 
