@@ -25,6 +25,7 @@ from worker.heartbeat import Heartbeat
 from worker.rq_clock import set_rq_clock
 from worker.rq_worker import PresenceWorker
 from worker.store.store import Poison
+from worker.succession import Succession
 from worker.sweep.sweeper import Sweeper
 
 #: The name in a stack trace. The job itself has logged this error, with the event.
@@ -68,6 +69,7 @@ def work(settings: Settings, stopping: threading.Event) -> None:
     log.info("working on the queue %s at %s", settings.keys.queue, where)
     inspected = False
     name = uuid4().hex
+    succession = Succession(name)
     Sweeper(settings, stopping).start()
     reconciler = _start_reconciler(settings, stopping)
     while not stopping.is_set():
@@ -83,7 +85,8 @@ def work(settings: Settings, stopping: threading.Event) -> None:
             clock = ServerClock(connection)
             clock.ask()
             set_rq_clock(clock.now_ms)
-            PresenceWorker(name, queue, connection, outage, stopping, heartbeat, clock).work(logging_level="WARNING")
+            worker = PresenceWorker(name, queue, connection, outage, stopping, heartbeat, clock, succession)
+            worker.work(logging_level="WARNING")
             stopping.wait(1.0)
         except RedisError as error:
             stopping.wait(outage.failed(error))

@@ -24,6 +24,7 @@ from shared.queue import SKEW_FIELD, BatchJob, check_type
 from shared.redis.client import is_outage, refresh_primary
 from shared.redis.clock import ServerClock
 from worker.heartbeat import Heartbeat
+from worker.succession import PLACE_FIELD, Succession
 
 #: A job that its worker has not finished after this time is run again by another.
 ABANDONED_SECONDS = 15
@@ -42,7 +43,7 @@ log = logging.getLogger("worker")
 class PresenceWorker(SimpleWorker):
     """Runs jobs in its own process, one after the other, and keeps its connections.
 
-    name: of this process, over all workers that it starts after outages. clock: of the queue's server; see
+    name, succession: of this process, over all workers that it starts after outages. clock: of the queue's server; see
     worker/rq_clock.py. Raises the errors on which RQ's own loop gives up; then start another worker.
     """
 
@@ -58,8 +59,10 @@ class PresenceWorker(SimpleWorker):
         stopping: threading.Event,
         heartbeat: Heartbeat,
         clock: ServerClock,
+        succession: Succession,
     ) -> None:
         self._outage = outage
+        self._succession = succession
         self._clock = clock
         self._heartbeat = heartbeat
         self._stopping = stopping
@@ -90,6 +93,10 @@ class PresenceWorker(SimpleWorker):
         self.connection.delete(self.key)  # from before an outage; RQ would take it for another worker of this name
         super().register_birth()  # type: ignore[no-untyped-call]
 
+    def serialize(self) -> dict[Any, Any]:
+        ours = {SKEW_FIELD: self._clock.skew_ms, PLACE_FIELD: self._succession.place}
+        return {**super().serialize(), **ours}
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return ABANDONED_SECONDS
 
@@ -112,7 +119,10 @@ class PresenceWorker(SimpleWorker):
         refresh_primary(self.connection)  # if there is a new primary, receivers push events there
         for queue in self.queues:
             check_type(queue)
-        for step in (self._retry_abandoned, self._rescue_stuck, self._promote_scheduled, clean_worker_registry):
+        for step in (
+            *(self._retry_abandoned, self._rescue_stuck, self._promote_scheduled),
+            *(self._replace_killed, clean_worker_registry),
+        ):
             for queue in self.queues:
                 try:
                     step(queue)
@@ -160,10 +170,14 @@ class PresenceWorker(SimpleWorker):
                     transaction.lpush(queue.key, job_id)
                 transaction.execute()
 
+    def _replace_killed(self, queue: Queue) -> None:
+        if name := self._succession.replace_one(queue, self.connection):
+            log.info("this worker replaces worker %s, which was killed on this machine", name)
+
     def _register_again(self) -> None:
         """Registers this worker again: after a long time without Redis it was removed, and RQ would not add it."""
         with self.connection.pipeline() as transaction:
-            transaction.hset(self.key, mapping={**self.serialize(), SKEW_FIELD: self._clock.skew_ms})
+            transaction.hset(self.key, mapping=self.serialize())
             transaction.expire(self.key, REMEMBERED_SECONDS)
             register(self, transaction)
             transaction.execute()

@@ -296,7 +296,8 @@ CODES = {
     "P056": Code(
         "warning",
         "Its batch is taken over within a minute; fewer workers are left.",
-        "Restart it: kill -CONT, then kill, or docker compose up -d worker.",
+        "Restart it: kill -CONT, then kill, or docker compose up -d worker. If it was killed, this ends when a worker "
+        "starts in its place on that machine, else after 10 minutes.",
     ),
     "P057": Code(
         "warning",

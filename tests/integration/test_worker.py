@@ -1,12 +1,16 @@
 """A worker among keys that are not as they should be."""
 
+import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from rq.utils import utcformat
 from support import Process, Receiver, Server, Worker, on_one_server, wait_until
 
+from shared.observe.collector import collect_queue
 from shared.queue import enqueue_encoded, open_queue
 from shared.settings import Settings
 
@@ -139,3 +143,82 @@ def test_a_worker_is_the_same_one_after_an_outage(
     wait_until(lambda: "is back after" in worker.text())
     wait_until(lambda: redis.hget(next(iter(before)), "state") == b"idle")
     assert redis.smembers("rq:workers") == before
+
+
+Start = Callable[[str], tuple[Worker, str]]
+
+
+@pytest.fixture
+def start(server: Server, redis: Redis, tmp_path: Path, keep: Callable[[Process], Process]) -> Start:
+    """Starts a worker and waits for its first maintenance; returns its name as well."""
+
+    def start(name: str) -> tuple[Worker, str]:
+        before = names(redis)
+        worker = Worker(tmp_path, server.url, name)
+        keep(worker)
+        (new,) = wait_until(lambda: names(redis) - before)
+        wait_for_maintenance(redis)
+        return worker, new
+
+    return start
+
+
+def names(redis: Redis) -> set[str]:
+    return {key.decode().rpartition(":")[2] for key in redis.smembers("rq:workers:presence")}
+
+
+def wait_for_maintenance(redis: Redis) -> None:
+    """Of the worker that runs: its last step adds it again."""
+    redis.delete("rq:workers")
+    wait_until(lambda: redis.exists("rq:workers"))
+
+
+def is_silent(redis: Redis, *workers: str) -> bool:
+    return {each.name for each in collect_queue(redis, Settings()).silent_workers} == set(workers)
+
+
+def make_silent(redis: Redis, name: str) -> None:
+    """As it is a while after its last heartbeat."""
+    redis.hset(f"rq:worker:{name}", "last_heartbeat", utcformat(datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+@on_one_server
+def test_a_killed_worker_is_no_longer_named_once_another_is_in_its_place(redis: Redis, start: Start) -> None:
+    killed, name = start("killed")
+    killed.kill()
+    make_silent(redis, name)
+    assert is_silent(redis, name)
+    successor, _ = start("successor")
+    wait_until(lambda: is_silent(redis))
+    assert f"replaces worker {name}" in successor.text()
+
+
+@on_one_server
+def test_a_frozen_worker_is_named_whoever_starts_beside_it(redis: Redis, start: Start) -> None:
+    frozen, name = start("frozen")
+    frozen.signal(signal.SIGSTOP)
+    make_silent(redis, name)
+    start("beside")
+    assert is_silent(redis, name)
+
+
+@on_one_server
+def test_one_successor_is_in_the_place_of_one_killed_worker(redis: Redis, start: Start) -> None:
+    both = [start("one"), start("two")]
+    for killed, name in both:
+        killed.kill()
+        make_silent(redis, name)
+    start("successor")
+    wait_until(lambda: any(is_silent(redis, name) for _, name in both))
+    start("second successor")
+    wait_until(lambda: is_silent(redis))
+
+
+@on_one_server
+def test_a_worker_that_ran_already_is_no_successor(redis: Redis, start: Start) -> None:
+    start("beside")
+    killed, name = start("killed")
+    killed.kill()
+    make_silent(redis, name)
+    wait_for_maintenance(redis)
+    assert is_silent(redis, name)
