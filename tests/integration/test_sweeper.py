@@ -35,6 +35,36 @@ def test_users_of_a_server_that_was_restored_get_lease_and_retention_as_well(ser
 
 
 @on_one_server
+@pytest.mark.parametrize(
+    ("before", "now", "cause"),
+    [
+        ({}, {}, ""),
+        ({}, LEASED, "lease or retention has changed"),
+        (LEASED, {}, "lease or retention has changed"),
+        (LEASED, LEASED, "presence's Redis was restarted or replaced"),
+    ],
+)
+def test_a_start_of_redis_is_worth_a_line_only_if_users_have_leases_or_get_them(
+    server: Server,
+    redis: Redis,
+    caplog: pytest.LogCaptureFixture,
+    before: dict[str, int],
+    now: dict[str, int],
+    cause: str,
+) -> None:
+    sweeper(server, **before).sweep()
+    redis.hset("presence-sweep", "walked", "another run of the server")
+    redis.delete("presence-sweeper")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        sweeper(server, **now).sweep()
+    assert redis.hget("presence-sweep", "walked") != b"another run of the server"
+    assert [record.message.partition(":")[0] for record in caplog.records] == (
+        [cause, "all users have the lease and the retention that are set now"] if cause else []
+    )
+
+
+@on_one_server
 def test_the_leases_go_when_there_are_none_any_more(server: Server, redis: Redis) -> None:
     Store(redis, Settings(**LEASED)).apply([ONLINE])
     assert redis.zcard("presence-leases") == 1

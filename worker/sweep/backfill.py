@@ -11,6 +11,9 @@ from worker.store.store import PIPELINE_EVENTS, Store
 #: The part of each second that the walk may take.
 WALK_SECONDS = 0.3
 
+#: The settings of somebody who uses neither.
+NEITHER = "0/0"
+
 log = logging.getLogger("worker.leases")
 
 
@@ -23,15 +26,18 @@ class Backfill:
         self.wanted = f"{settings.online_lease_seconds}/{settings.retention_seconds}"
         self._walk: Iterator[str] | None = None
 
-    def give(self, now_ms: int) -> bool:
+    def give(self, now_ms: int, had: str) -> bool:
         """Walks on; True if all users have the new settings.
 
-        now_ms: the beginning of leases that have none yet. Raises Unavailable.
+        now_ms: the beginning of leases that have none yet. had: the settings that users have, in the form of `wanted`;
+        the same as those if only the server is another. Raises Unavailable.
         """
+        level = logging.INFO if {had, self.wanted} != {NEITHER} else logging.DEBUG
         if self._walk is None:
-            log.info(
-                "lease, retention or the server is new: all users get the lease and the retention that are set now"
+            cause = (
+                "lease or retention has changed" if had != self.wanted else "presence's Redis was restarted or replaced"
             )
+            log.log(level, "%s: all users get the lease and the retention that are set now", cause)
             self._walk = self._store.user_ids()
         rest_at = time.monotonic() + WALK_SECONDS
         while user_ids := list(islice(self._walk, PIPELINE_EVENTS)):
@@ -39,7 +45,7 @@ class Backfill:
             if time.monotonic() > rest_at:
                 return False
         self._walk = None
-        log.info("all users have the lease and the retention that are set now")
+        log.log(level, "all users have the lease and the retention that are set now")
         return True
 
     def break_off(self) -> None:

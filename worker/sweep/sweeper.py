@@ -18,7 +18,7 @@ from shared.redis.clock import ServerClock
 from shared.redis.turn import Turn
 from shared.settings import Settings
 from worker.store.store import Store
-from worker.sweep.backfill import Backfill
+from worker.sweep.backfill import NEITHER, Backfill
 from worker.sweep.leases import Leases
 from worker.sweep.receivers import read_reports
 from worker.sweep.replay_window import ReplayWindow
@@ -113,9 +113,9 @@ class Sweeper(threading.Thread):
     def _give_settings(self, before: dict[str, str], presence: str) -> dict[str, str]:
         """Which settings all users have now, and on which servers: a restored server may have older users."""
         walked = before.get("walked", presence)  # an older release did not say
-        has = {"settings": before.get("settings", "0/0"), "walked": walked}
+        has = {"settings": before.get("settings", NEITHER), "walked": walked}
         done = {"settings": self._backfill.wanted, "walked": presence or walked}
-        if has != done and not self._backfill.give(self._clock.now_ms()):
+        if has != done and not self._backfill.give(self._clock.now_ms(), has["settings"]):
             return has
         if not self._leases and not self._cleared:
             self._presence.unlink(self._keys.leases)  # left from a time with leases
