@@ -36,8 +36,8 @@ def lag_counts(received_at: Iterable[int], now_ms: int) -> dict[str, int]:
 class Stats:
     """What the hash says. lags: how many events fall under each bound, the last number is beyond all; not cumulated.
 
-    clock_ahead: events from gateways whose clock was ahead (worker/clock_ahead.py). ambiguous: how batches were read
-    that name a platform of a user both online and offline.
+    clock_ahead: events from gateways whose clock was ahead (worker/clock_ahead.py); one whose batch is applied twice
+    counts twice. ambiguous: how batches were read that name a platform of a user both online and offline.
     """
 
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
