@@ -102,7 +102,7 @@ class _Place:
 
 
 class Feed:
-    """The changes after one point. For one thread; the client's socket_timeout must exceed the wait of a poll.
+    """The changes after one point. For one thread; the client needs a long enough `socket_timeout`, see `poll`.
 
     after: the id of the last change seen, such as a former feed's `last`; None for the changes from the first poll on.
     """
@@ -119,6 +119,11 @@ class Feed:
     def poll(self, wait_seconds: float = 2.0) -> list[Change]:
         """The next changes, at most 1000, in order; an empty list if none came for about `wait_seconds`.
 
+        wait_seconds: 0 does not wait. The client's `socket_timeout` must be longer: redis-py 8.1 sets 5 s by itself,
+        redis-py 6.2 none. Otherwise redis-py's TimeoutError, a RedisError, ends a poll in which no change comes. It
+        comes after `socket_timeout`, or several times that if the client tries again, as `Redis()` does. No change is
+        lost by it.
+
         Raises RedisError if the server is away: poll again, and reading goes on where it was. Raises Missed, once, if
         the last change read is no longer in the stream: it was trimmed, or a server that was restarted lost it. The
         changes of the last seconds may then come again.
@@ -127,7 +132,10 @@ class Feed:
 
 
 class AsyncFeed:
-    """As `Feed`, for asyncio. A poll may be cancelled: the next one goes on where it was."""
+    """As `Feed`, for asyncio, with the same `socket_timeout`.
+
+    A poll may be cancelled: the next one goes on where it was.
+    """
 
     def __init__(self, client: AsyncClient, prefix: str = DEFAULT_PREFIX, after: str | None = None) -> None:
         self._client = client

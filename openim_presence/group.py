@@ -178,7 +178,7 @@ class _Consumer:
 
 
 class ConsumerGroup:
-    """One consumer of a group. For one thread; the client's socket_timeout must exceed the wait of a poll.
+    """One consumer of a group. For one thread; the client needs a long enough `socket_timeout`, see `poll`.
 
     consumer: a name that no other program of the group has, and that stays the same after a restart. take_over_seconds:
     after this time without acknowledgement, another consumer takes over the changes; the work on one list must take
@@ -199,6 +199,9 @@ class ConsumerGroup:
     def poll(self, wait_seconds: float = 2.0) -> list[Change]:
         """The next changes, at most 100, in order; an empty list if none came for about `wait_seconds`.
 
+        wait_seconds: 0 does not wait. The client's `socket_timeout` must be longer, see `Feed.poll`; otherwise
+        redis-py's TimeoutError, a RedisError, ends a poll in which no change comes. No change is lost by it.
+
         What is not acknowledged comes again, also after a restart of this program. Raises RedisError if the server is
         away: poll again. Raises Missed if the group is new, or if changes may be gone unread.
         """
@@ -213,7 +216,10 @@ class ConsumerGroup:
 
 
 class AsyncConsumerGroup:
-    """As `ConsumerGroup`, for asyncio. A poll may be cancelled: the next one returns what it was given."""
+    """As `ConsumerGroup`, for asyncio, with the same `socket_timeout`.
+
+    A poll may be cancelled: the next one returns what it was given.
+    """
 
     def __init__(
         self,

@@ -16,7 +16,9 @@ import pytest
 import redis as redis_py
 import redis.asyncio as redis_asyncio
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import PRESENCE, REPLY_FORMS, Process, Server, on_one_server, wait_until
 
 from openim_presence import AsyncFeed, Change, Feed, Missed
@@ -50,6 +52,9 @@ class Following:
     def poll(self, wait_seconds: float = 0.01) -> list[Change]:
         found = self.feed.poll(wait_seconds)
         return list(self._loop.run_until_complete(found) if self._loop else found)
+
+    def try_once(self) -> None:
+        self._client.set_retry(type(self._client.get_retry())(NoBackoff(), 0))
 
     def close(self) -> None:
         if self._loop:
@@ -97,6 +102,16 @@ def test_changes_come_once_and_in_order(redis: Redis, follow: Make, form: dict[s
     redis.delete(STREAM)
     with pytest.raises(Missed, match="no longer has 9999999999999-2"):
         feed.poll()
+
+
+@on_one_server
+def test_a_poll_longer_than_the_socket_timeout_fails_and_loses_nothing(redis: Redis, follow: Make) -> None:
+    feed = follow("0", socket_timeout=0.2)
+    feed.try_once()
+    with pytest.raises(RedisTimeoutError):
+        feed.poll(5)
+    redis.xadd(STREAM, change("alice"))
+    assert users(feed) == ["alice"]
 
 
 def test_more_than_one_batch_is_read_whole(redis: Redis, follow: Make) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from redis.backoff import NoBackoff
 from redis.connection import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import REPLY_FORMS, Server, on_one_server
 
 from openim_presence import AsyncConsumerGroup, ConsumerGroup, Missed
@@ -65,6 +67,9 @@ class Consumer:
             self.ack(raised.value)
         return raised.value
 
+    def try_once(self) -> None:
+        self._client.set_retry(type(self._client.get_retry())(NoBackoff(), 0))
+
     def close(self) -> None:
         if self._loop:
             self._loop.run_until_complete(self._client.aclose())
@@ -97,6 +102,16 @@ def add(client: redis.Redis, *users: str) -> list[str]:
 def pending(client: redis.Redis) -> int:
     found: Any = client.xpending(STREAM, "mailer")
     return int(found["pending"])
+
+
+@on_one_server
+def test_a_poll_longer_than_the_socket_timeout_fails_and_loses_nothing(consumer: Make, redis: redis.Redis) -> None:
+    group = consumer(form={"socket_timeout": 0.2}).ready()
+    group.try_once()
+    with pytest.raises(RedisTimeoutError):
+        group.poll(5)
+    add(redis, "alice")
+    assert group.users() == ["alice"]
 
 
 @pytest.mark.parametrize("form", REPLY_FORMS, ids=str)
