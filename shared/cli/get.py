@@ -3,10 +3,14 @@
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import click
 from redis import Redis
+from redis.exceptions import RedisError
 
 import openim_presence
 from openim_presence.keys import Keys
@@ -15,6 +19,11 @@ from shared.cli.running import load_settings
 from shared.cli.text import age, moment, named, safe
 from shared.platforms import platform_name
 from shared.redis.client import connect
+from shared.redis.clock import ServerClock
+from shared.settings import Settings
+
+#: How long to wait for a queue's server of its own, which is asked for nothing but its clock.
+CLOCK_SECONDS = 0.5
 
 
 @click.command()
@@ -37,6 +46,7 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
         raise click.UsageError("name users, or give - to read them from standard input, or --all")
     config = load_settings()
     with connect(config.redis_url) as client, Listing() as listing:
+        clock = cache(lambda: _clock(client, config))  # asked at the first age, and not for JSON
         if everybody:
             found = openim_presence.read_all(client, config.key_prefix)
         else:
@@ -46,7 +56,7 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
             if status in (None, user.status):
                 shown += 1
                 broken += user.status == "unknown" and bool(user.error)
-                listing.line(json.dumps(user.as_json()) if as_json else _line(user, client, config.keys))
+                listing.line(json.dumps(user.as_json()) if as_json else _line(user, client, config.keys, clock))
             listing.progress("{:,} users read, {:,} shown", count, shown)
     if broken:
         sys.exit(1)
@@ -60,7 +70,22 @@ def _trouble(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
     return safe(f"{user.error}: {key} is a {kind.decode()}; rename it, or delete it: presence forget {program}")
 
 
-def _line(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
+def _clock(client: Redis, config: Settings) -> ServerClock:
+    """That of the queue's server, with which receivers' clocks are compared; this machine's if it does not answer."""
+    if not config.has_separate_queue:
+        return _asked(client)
+    with connect(config.queue_url, timeout=CLOCK_SECONDS) as queue:
+        return _asked(queue)
+
+
+def _asked(client: Redis) -> ServerClock:
+    clock = ServerClock(client)
+    with suppress(RedisError):  # the user may not be allowed to ask
+        clock.ask()
+    return clock
+
+
+def _line(user: openim_presence.Presence, client: Redis, keys: Keys, clock: Callable[[], ServerClock]) -> str:
     name = f"{safe(user.user_id):<24} {user.status:<8}"
     if user.status == "unknown":
         return f"{name} {_trouble(user, client, keys) if user.error else 'nothing known'}"
@@ -70,6 +95,6 @@ def _line(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
     sessions += ", " if sessions else ""
     where = f", {safe(user.platform)}" if user.platform else ""
     return (
-        f"{name} since {moment(user.changed_at)} ({age(user.changed_at)} ago), "
+        f"{name} since {moment(user.changed_at)} ({age(user.changed_at, clock().now_ms())} ago), "
         f"{sessions}last event {safe(user.command)}{where}, seq {safe(user.seq)}"
     )

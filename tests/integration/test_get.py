@@ -3,17 +3,22 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from redis import Redis
-from support import PRESENCE, Server, on_one_server, wait_until
+from support import PRESENCE, Server, free_port, on_one_server, wait_until
 
+from shared.cli import text
 from shared.cli.get import get
+from shared.redis import clock
 
 pytestmark = on_one_server
 USERS = 6000  # enough that a listing of all fills a pipe, and takes a while
@@ -142,3 +147,30 @@ def test_an_id_cannot_forge_a_line(server: Server, redis: Redis) -> None:
     assert line.isprintable()
     (found,) = (json.loads(line) for line in run(server, "--all", "--json"))
     assert found["user_id"] == forged
+
+
+@pytest.fixture
+def changed_a_minute_ago(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the clock of this machine is an hour ahead."""
+    minute_ago = time.time_ns() // 1_000_000 - 60_000
+    redis.hset("presence:alice", mapping={"status": "offline", "seq": 1, "changed_at": minute_ago})
+    ahead = SimpleNamespace(**{**vars(time), "time_ns": lambda: time.time_ns() + 3_600_000_000_000})
+    for module in (clock, text):
+        monkeypatch.setattr(module, "time", ahead)
+
+
+@pytest.mark.usefixtures("changed_a_minute_ago")
+def test_an_age_is_by_the_clock_of_redis(server: Server) -> None:
+    (line,) = run(server, "alice")
+    assert re.search(r"\(6\d s ago\)", line)
+
+
+@pytest.mark.usefixtures("changed_a_minute_ago")
+def test_an_age_is_by_this_machine_if_the_queue_does_not_answer(server: Server) -> None:
+    result = CliRunner().invoke(
+        get,
+        ["alice"],
+        None,
+        {"PRESENCE_REDIS_URL": server.url, "PRESENCE_QUEUE_URL": f"redis://127.0.0.1:{free_port()}"},
+    )
+    assert (result.exit_code, "(61 min ago)" in result.stdout) == (0, True)
