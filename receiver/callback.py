@@ -21,6 +21,7 @@ from shared.events import COMMANDS, SEQ_MAX, Event
 
 #: Characters.
 ID_MAX = 256
+#: A longer one is cut: up to OpenIM 3.7 clients choose it, and whoever could have their events refused could hide.
 OPERATION_ID_MAX = 1024
 
 #: What every one of OpenIM's callback names looks like (pkg/callbackstruct/constant.go).
@@ -172,7 +173,7 @@ class _Body(_Named):
     connID: NotRequired[_Id]
     platformID: NotRequired[Annotated[int, Field(ge=0, le=255)]]
     platform: NotRequired[_Id]
-    operationID: NotRequired[Annotated[str, Field(max_length=OPERATION_ID_MAX)]]
+    operationID: NotRequired[str]
 
 
 #: In larger bodies, fields that we do not read are removed first: pydantic would build objects of all of them, which
@@ -181,8 +182,8 @@ class _Body(_Named):
 SKIM_BYTES = 1024
 #: The limit for a body that could have been forwarded but turns out to be about presence.
 OURS_MOST_BYTES = 1 << 20
-#: The longest text, with each character written as two escapes.
-_FIELD_MOST_BYTES = 12 * OPERATION_ID_MAX + 2
+#: The longest text that has a limit, with each character written as two escapes.
+_FIELD_MOST_BYTES = 12 * ID_MAX + 2
 
 
 def _skimmer(fields: Iterable[str]) -> msgspec.json.Decoder[msgspec.Struct]:
@@ -211,9 +212,7 @@ class _Fields(msgspec.Struct, forbid_unknown_fields=True):
     conn_id: _ShortText = msgspec.field(name="connID", default="")
     platform_id: Annotated[int, msgspec.Meta(ge=0, le=255)] = msgspec.field(name="platformID", default=0)
     platform: _ShortText = ""
-    operation_id: Annotated[str, msgspec.Meta(max_length=OPERATION_ID_MAX)] | msgspec.UnsetType = msgspec.field(
-        name="operationID", default=msgspec.UNSET
-    )
+    operation_id: str | msgspec.UnsetType = msgspec.field(name="operationID", default=msgspec.UNSET)
     is_app_background: bool = msgspec.field(name="isAppBackground", default=False)
     token: str = ""
 
@@ -248,7 +247,7 @@ def read_body(
     if operation_id:
         operation_id = _text_of(operation_id)
     elif fields.operation_id is not msgspec.UNSET:
-        operation_id = fields.operation_id
+        operation_id = fields.operation_id[:OPERATION_ID_MAX]
     elif operation_id is None:  # an empty header is not absent: some gateways send only that
         raise Refused(400, "there is no operationID", f"operationID: must be in the header or in the body. {_AS_SENT}")
     event = Event(
@@ -297,7 +296,9 @@ def _skim(body: bytes, decoder: msgspec.json.Decoder[msgspec.Struct]) -> bytes:
     except (ValueError, RecursionError) as error:  # msgspec.DecodeError and UnicodeError are ValueErrors
         raise Refused(400, "the body is not JSON", f"Invalid JSON: {error}") from None
     for name, raw in msgspec.structs.asdict(skimmed).items():
-        if raw is not msgspec.UNSET and len(memoryview(raw)) > _FIELD_MOST_BYTES:
+        text = b"" if raw is msgspec.UNSET else memoryview(raw)
+        is_cut = name == "operationID" and text[:1] == b'"'
+        if len(text) > _FIELD_MOST_BYTES and not is_cut:
             raise Refused(400, "a field is wrong", f"{name}: is too long")
     return msgspec.json.encode(skimmed)
 

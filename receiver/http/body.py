@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from receiver.callback import Refused
 from receiver.http.responses import JSON
@@ -88,7 +88,8 @@ def broken_off() -> Refused:
 
 
 async def ask_for(request: web.BaseRequest) -> None:
-    """Tells a peer that sent `Expect: 100-continue` to send its body."""
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+    """Tells a peer that sent `Expect: 100-continue` to send its body. HTTP/1.0 knows no such answer."""
+    expects = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if expects and request.version >= HttpVersion11:
         await request.writer.write(_CONTINUE)
         request.writer.output_size = 0  # else aiohttp would believe that the answer has begun

@@ -96,6 +96,18 @@ def test_a_client_that_waits_for_100_continue_gets_it(edge: Receiver) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_client_of_http_1_0_gets_one_answer_alone(edge: Receiver) -> None:
+    head = HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+    with socket.create_connection(("127.0.0.1", edge.port), 10) as connection:
+        connection.sendall(head)
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+        connection.settimeout(10)
+        connection.sendall(BODY)
+        assert connection.recv(100).startswith(b"HTTP/1.0 200 ")
+
+
 def test_an_answer_is_whole_whether_or_not_the_connection_is_kept(edge: Receiver) -> None:
     rest = b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
     kept, closed = raw(edge, HEAD + rest + HEAD + CLOSE + rest).split(b"HTTP/1.1 200 OK\r\n")[1:]
