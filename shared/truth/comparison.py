@@ -86,14 +86,14 @@ class Comparison:
             await self.compare(list(some))
         return await self.finish()
 
-    async def compare(self, user_ids: Sequence[str]) -> None:
-        """Compares at most MOST_USERS users. `finish` does what must wait until all were compared."""
+    async def compare(self, user_ids: Sequence[str]) -> list[str]:
+        """Compares at most MOST_USERS users. Returns those about whom `finish` decides, after all were compared."""
         answer = await self._ask(user_ids)
         if answer is None:
             self.tally.unknown += len(user_ids)
             self.tally.left += len(user_ids)
-            return
-        asked_at, done = time.monotonic(), []
+            return []
+        asked_at, done, held_before = time.monotonic(), [], len(self._held)
         self.tally.compared += len(user_ids)
         self.tally.unknown += len(user_ids) - len(answer.known)
         for verdict in answer.verdicts():
@@ -108,6 +108,7 @@ class Comparison:
                 self._held.append(_Held(answer.known[verdict.user_id], verdict, asked_at))
         self._send(done)
         self._progress()
+        return [each.ours.user_id for each in self._held[held_before:]]
 
     async def finish(self) -> Tally:
         """If there are no witnesses, asks a second time about those who need it, then corrects all of them or none."""

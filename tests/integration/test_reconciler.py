@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,9 @@ def test_a_round_fills_its_period(world: World, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(worker, "_now_ms", lambda: start + int((now - began) * 1000))
     original = worker._state.done
 
-    def done(count: int) -> int:
+    def done(count: int, again: Sequence[str] = ()) -> None:
         at.append(now - began)
-        return original(count)
+        original(count, again)
 
     monkeypatch.setattr(worker._state, "done", done)
     monkeypatch.setattr(worker, "_look", lambda _: original_look())
@@ -194,6 +194,36 @@ def test_another_worker_goes_on_where_one_was_killed(world: World, monkeypatch: 
 
 
 @pytest.mark.usefixtures("quick")
+def test_whom_a_killed_worker_was_to_close_at_the_end_another_closes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    monkeypatch.setattr(comparison, "AGAIN_SECONDS", 0.1)
+    first, second = of(world), of(world)
+    drop(world, "a1", "a2", "b299")
+    world.redis.delete("presence-gateways")  # without witnesses sessions are closed at the end of the round
+    pauses = 0
+
+    async def dies(*_: object) -> None:
+        nonlocal pauses
+        pauses += 1
+        if pauses == 3:  # everybody but the last fifty has been asked about
+            raise Killed
+
+    monkeypatch.setattr(first, "_pause", dies)
+    with pytest.raises(Killed):
+        step(world, first)
+    assert world.ours() != world.truth()
+    world.redis.delete("presence-reconciler")
+    assert len(step(world, second)) == 50 + 3
+    assert world.ours() == world.truth()
+    assert (found(world).found["compared"], found(world).found["ghost"]) == (650, 3)
+    assert not world.redis.exists("presence-reconcile-todo")
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_list_of_a_worker_that_was_killed_as_it_made_it_is_made_anew(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,13 +250,13 @@ def test_a_worker_that_loses_the_turn_after_the_last_question_loses_no_result(
     worker = of(world)
     world.redis.delete("presence-gateways")  # without witnesses sessions are closed at the end of the round
     drop(world, "a1")
-    done = worker._state.done
+    state = worker._state
+    done = state.done
 
-    def lose(count: int) -> int:
-        left = done(count)
-        if not left:
+    def lose(count: int, again: Sequence[str] = ()) -> None:
+        done(count, again)
+        if not state.left():
             world.redis.set("presence-reconciler", "another")
-        return left
 
     monkeypatch.setattr(worker._state, "done", lose)
     with suppress(_NotOurs):

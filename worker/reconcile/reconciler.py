@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -136,21 +137,25 @@ class Reconciler(threading.Thread):
                 return
             this, tally = await self._begin(openim, this), Tally()
         comparison = self._comparison(openim, tally=tally)
-        while len(some := self._state.first(MOST_USERS + 1)) > MOST_USERS:
-            await self._compare(comparison, some[:MOST_USERS])
-            left = self._state.done(MOST_USERS)
-            self._state.write_tally(comparison.tally)
-            await self._pause(openim, this, left)
-        if some:
-            await self._compare(comparison, some)
+        held = 0  # at the end of the list: if this worker stops, another asks about them, and counts them
+        while (left := self._state.left() - held) > MOST_USERS:
+            again = await self._compare(comparison, self._state.first(MOST_USERS))
+            held += len(again)
+            self._state.done(MOST_USERS, again)
+            self._state.write_tally(replace(comparison.tally, compared=comparison.tally.compared - held))
+            await self._pause(openim, this, left - MOST_USERS)
+        if left:
+            await self._compare(comparison, self._state.first(left))
         # The last ones stay in the list until the result is written: if this worker stops now, another goes on.
         self._tell(await comparison.finish())
-        self._state.done(len(some))
+        self._state.done(left + held)
 
-    async def _compare(self, comparison: Comparison, some: Sequence[str]) -> None:
-        await comparison.compare(some)
+    async def _compare(self, comparison: Comparison, some: Sequence[str]) -> list[str]:
+        """The users whose sessions may be closed only at the end."""
+        held = await comparison.compare(some)
         self._ask_later()
         self._outage.over()
+        return held
 
     async def _begin(self, openim: OpenIM, last: Round) -> Round:
         """Lists the users to compare."""

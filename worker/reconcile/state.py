@@ -1,6 +1,6 @@
 """What another worker must know to go on where this one stopped, on the queue's server."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any
@@ -73,11 +73,18 @@ class State:
         found: Any = self._queue.lrange(self._todo, 0, count - 1)
         return [user_id.decode(errors="replace") for user_id in found]
 
-    def done(self, count: int) -> int:
-        """Removes the first `count` of them. How many are left."""
-        self._queue.ltrim(self._todo, count, -1)
-        left: Any = self._queue.llen(self._todo)
-        return int(left)
+    def left(self) -> int:
+        """How many they are."""
+        found: Any = self._queue.llen(self._todo)
+        return int(found)
+
+    def done(self, count: int, again: Sequence[str] = ()) -> None:
+        """Removes the first `count` of them, and adds those to ask about again if this worker stops."""
+        with self._queue.pipeline() as transaction:
+            transaction.ltrim(self._todo, count, -1)
+            if again:
+                transaction.rpush(self._todo, *again)
+            transaction.execute()
 
     def clear(self) -> None:
         self._queue.delete(self._todo)
