@@ -17,7 +17,7 @@ _SEQ = r"(-|\d{1,19})"
 _RECORD = re.compile(rf"{_SEQ} {_SEQ} (\d{{1,3}})(?: (x|\d+))?")
 _SUM = re.compile(rf"{_SEQ} {_SEQ}(?: (\d{{1,19}}))?")
 _BATCH = re.compile(r"(\d{1,19}) (\S+) (.*)", re.DOTALL)
-_NAMED = re.compile(r"([nfk])(\d{1,3})\.\w*(?:@(\d{1,19}))?")
+_NAMED = re.compile(r"([nfk])(\d{1,3})\.(?:x(\d{1,5})|\w*)(?:@(\d{1,19}))?")
 _KINDS: dict[str, EventKind] = {"n": "online", "f": "offline", "k": "kick_off"}
 _EXPIRED = "x"
 
@@ -149,8 +149,10 @@ def _batch(value: str) -> Batch | None:
     named = [_NAMED.fullmatch(each) for each in match[2].split(",")] if match else []
     if not match or not all(named):
         return None
-    events = tuple(Named(_KINDS[each[1]], int(each[2]), int(each[3] or match[1])) for each in named if each)
-    return Batch(match[3], events)
+    events: list[Named] = []
+    for each in filter(None, named):
+        events += [Named(_KINDS[each[1]], int(each[2]), int(each[4] or match[1]))] * int(each[3] or 1)
+    return Batch(match[3], tuple(events))
 
 
 def _sum(name: str, value: str) -> Sum | None:

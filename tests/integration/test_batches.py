@@ -7,9 +7,11 @@ import pytest
 from redis import Redis
 from support import on_one_server
 
+from shared import memory
 from shared.events import Event
 from shared.observe.counters import Stats
 from shared.settings import Settings
+from shared.why import judgement
 from worker.store.store import Outcome, Store
 
 pytestmark = on_one_server
@@ -212,11 +214,33 @@ def test_an_operation_id_of_any_form_fails_nothing(store: Store, redis: Redis, o
     assert platforms(redis) == "1,5,7"
 
 
-def test_a_batch_without_end_is_bounded(store: Store, redis: Redis) -> None:
+@pytest.mark.parametrize("span", [50_000, 500_000])
+def test_a_batch_without_end_is_bounded(store: Store, redis: Redis, span: int) -> None:
     rng = random.Random(1)
     for _ in range(40):
-        store.apply([rng.choice((on, off))("one", rng.randrange(50_000), rng.randrange(1, 256)) for _ in range(100)])
-    assert max(len(value) for value in redis.hgetall("presence:u").values()) < 64 * 24
+        store.apply([rng.choice((on, off))("one", rng.randrange(span), rng.randrange(1, 12)) for _ in range(100)])
+    assert max(len(value) for value in redis.hgetall("presence:u").values()) < (64 + 3 * 11) * 24
+
+
+@pytest.mark.parametrize(
+    ("onlines", "offlines", "expected"),
+    [((64, 100), (1, 101), "1"), ((63, 100), (64, 100), ""), ((128, 100), (3, 101), "1"), ((3, 100), (200, 100), "")],
+)
+def test_a_batch_of_many_events_is_read_as_one(
+    store: Store, redis: Redis, onlines: tuple[int, int], offlines: tuple[int, int], expected: str
+) -> None:
+    """So many come if a user has dozens of connections: each change repeats the online event of all that are left."""
+    (online, on_seq), (offline, off_seq) = onlines, offlines
+    events = [on("one", on_seq)] * online + [off("one", off_seq)] * offline
+    events = [event._replace(id=f"{number:x}") for number, event in enumerate(events)]
+    for seed in range(5):
+        redis.delete("presence:u")
+        random.Random(seed).shuffle(events)
+        for start in range(0, len(events), 17):
+            store.apply(events[start : start + 17])
+        assert platforms(redis) == expected
+        (reading,) = judgement.read_batches(memory.read(redis.hgetall("presence:u")))[0].readings
+        assert (reading.online, reading.offline) == (online, offline)
 
 
 def test_seqs_past_a_double_are_told_apart(store: Store, redis: Redis) -> None:

@@ -4,7 +4,7 @@
 -- step, in order, until an event comes that is of another kind.
 
 local BATCHES_MAX = #SLOT_NAMES -- remembered one by one
-local EVENTS_MAX = 64 -- of one batch: OpenIM sends one for each change, and each connection, of the user
+local EVENTS_MAX = 64 -- of one batch, remembered one by one: OpenIM sends one for each change and connection of the user
 local SPAN = 60000 -- events of one operationID are one batch while their seqs, in ms, are less than this apart
 
 -- Whether the platform is online by the batches so far, whatever its lease.
@@ -24,11 +24,12 @@ local function tally(events)
       by_platform[event.platform_id] = count
       counts[#counts + 1] = count
     end
+    local number = event.number or 1
     if event.kind == 'n' then
-      count.online = count.online + 1
+      count.online = count.online + number
     else
-      count.offline = count.offline + 1
-      if event.kind == 'k' then count.kicks = count.kicks + 1 end
+      count.offline = count.offline + number
+      if event.kind == 'k' then count.kicks = count.kicks + number end
     end
     count.seq = highest(event.seq, count.seq)
   end
@@ -233,13 +234,30 @@ local function has_lower_seq(a, b)
   return higher(b.seq, a.seq)
 end
 
+-- Past EVENTS_MAX a batch's events of one kind and platform are only counted: nothing tells one of them, delivered again,
+-- from another.
+local function put_event(events, event)
+  if #events < EVENTS_MAX then
+    events[#events + 1] = event
+    return
+  end
+  local number = event.number or 1
+  for _, known in ipairs(events) do
+    if known.number and known.kind == event.kind and known.platform_id == event.platform_id then
+      known.number, known.seq = known.number + number, highest(known.seq, event.seq)
+      return
+    end
+  end
+  events[#events + 1] = { kind = event.kind, platform_id = event.platform_id, number = number, seq = event.seq }
+end
+
 -- Divides events of one operationID into batches anew, from the lowest seq up.
 local function divide(state, batches, events)
   local operation_id = operation_of(batches[1])
   table.sort(events, has_lower_seq)
   local part, parts = nil, 0
   for _, event in ipairs(events) do
-    if not part or #part.events == EVENTS_MAX or not is_near(part.low, event.seq, SPAN) then
+    if not part or not is_near(part.low, event.seq, SPAN) then
       parts = parts + 1
       part = batches[parts]
       if not part then
@@ -248,7 +266,7 @@ local function divide(state, batches, events)
       end
       part.events, part.low, part.is_changed, part.kind, part.is_new = {}, event.seq, true, false, true
     end
-    part.events[#part.events + 1] = event
+    put_event(part.events, event)
     part.high, part.is_new = event.seq, part.is_new and event.is_new
   end
 end
@@ -278,12 +296,12 @@ local function names_slot(state, operation_id)
 end
 
 local function fits(batch, seq)
-  return #events_of(batch) < EVENTS_MAX and is_near(lowest(batch.low, seq), highest(batch.high, seq), SPAN)
+  events_of(batch) -- which may set its low and high
+  return is_near(lowest(batch.low, seq), highest(batch.high, seq), SPAN)
 end
 
 local function add_event(batch, item)
-  local events = events_of(batch)
-  events[#events + 1] = item
+  put_event(events_of(batch), item)
   batch.low, batch.high = lowest(batch.low, item.seq), highest(batch.high, item.seq)
   operation_of(batch) -- which its text says
   batch.kind, batch.is_changed = false, true

@@ -7,6 +7,7 @@
 --       "b:0" to "b:3"  ->  "<seq> <events> <operation_id>"
 --       the newest batches of platforms. Commas separate the events, each "<kind><platform_id>.<id>[@<seq>]": its kind
 --       is "n" online, "f" offline or "k" kick-off, and its seq is left out if it is the one that the text begins with.
+--       An id "x<number>" stands for so many events that are only counted, with the highest of their seqs.
 --       "s:<platform_id>"  ->  "<on> <off>[ <mixed>]"
 --       the sum of the batches that are no longer remembered, as in "p:"; and the highest seq at which one of them said
 --       offline though it named the platform both online and offline
@@ -19,7 +20,7 @@
 
 local EXPIRED = 'x'
 local RECORD = '^(%S+) (%S+) (%d+) ?(%S*)$'
-local C, P, S, T = 99, 112, 115, 116 -- the bytes; a library has no functions at hand while it is loaded
+local C, P, S, T, X = 99, 112, 115, 116, 120 -- the bytes; a library has no functions at hand while it is loaded
 local SLOT_NAMES = { 'b:0', 'b:1', 'b:2', 'b:3' }
 local call -- redis.call, which is not at hand either; see `begin`
 
@@ -127,7 +128,8 @@ local function connection_record(state, scope)
   return new_record(state, scope, take_closed(state, scope):match(RECORD))
 end
 
--- A batch has its events in a list, each { kind, platform_id, id, seq }. One of a single event, as most are, is left as
+-- A batch has its events in a list, each { kind, platform_id, id, seq }, or with a number in place of the id if they are
+-- only counted. One of a single event, as most are, is left as
 -- text with the event's kind and platform beside it, until somebody needs more.
 local function new_batch(slot, text, seq, kind, platform_id, operation_id)
   local batch = from(BATCHES)
@@ -148,7 +150,8 @@ local function events_of(batch)
   local first, items = batch.text:match('^(%d+) (%S+)')
   for kind, platform_id, id, seq in items:gmatch('(%a)(%d+)%.(%w*)@?(%d*)') do
     if seq == '' then seq = first end
-    events[#events + 1] = { kind = kind, platform_id = platform_id, id = id, seq = seq }
+    local number = id:byte() == X and tonumber(id:sub(2)) or nil
+    events[#events + 1] = { kind = kind, platform_id = platform_id, id = id, number = number, seq = seq }
     batch.low, batch.high = lowest(batch.low or seq, seq), highest(batch.high or seq, seq)
   end
   batch.low, batch.high = batch.low or first, batch.high or first
@@ -160,7 +163,8 @@ local function text_of(batch)
   if batch.kind then return batch.text end
   local seq, items = batch.events[1].seq, {}
   for i, event in ipairs(batch.events) do
-    items[i] = event.kind .. event.platform_id .. '.' .. event.id .. (event.seq ~= seq and '@' .. event.seq or '')
+    local id = event.number and 'x' .. event.number or event.id
+    items[i] = event.kind .. event.platform_id .. '.' .. id .. (event.seq ~= seq and '@' .. event.seq or '')
   end
   return seq .. ' ' .. table.concat(items, ',') .. ' ' .. operation_of(batch)
 end
