@@ -21,6 +21,7 @@ from receiver.journal.journal import Journal
 from receiver.lately import Lately
 from receiver.metrics import Counts
 from receiver.relay.relay import Relay
+from receiver.service_manager import say_ready
 from receiver.stopping import Stop
 from shared.errors import PresenceError
 from shared.logs import setup as logs
@@ -78,6 +79,8 @@ async def serve(settings: Settings, given: Inherited | None, context: ssl.SSLCon
         syncer.start()
         where = settings.host, settings.port, " (HTTPS)" if context else ""
         log.info("receiving on %s:%d%s, journal in %s", *where, settings.journal_dir.absolute())
+        if not given:  # for several processes, their parent says it
+            say_ready()
         if context and settings.tls_cert and settings.tls_key:
             tasks.append(asyncio.create_task(tls.renew(settings.tls_cert, settings.tls_key, server.serve_with)))
         await stop.told.wait()

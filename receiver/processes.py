@@ -20,6 +20,7 @@ from receiver.child import Inherited
 from receiver.http.listening import bind, listen, take_newcomers
 from receiver.http.visitors import AdminRunner
 from receiver.metrics import MonotonicCounts, State, merge
+from receiver.service_manager import say_ready
 from receiver.stopping import Stop
 from shared.children import die_with_parent, ending
 from shared.errors import PresenceError
@@ -54,7 +55,9 @@ async def supervise(settings: Settings) -> None:
     try:
         if settings.admin_port:
             await listen(admin, settings.admin_host, settings.admin_port, "ADMIN_PORT")
+        announcing = asyncio.create_task(_announce(places))
         await asyncio.wait(children, return_when=asyncio.FIRST_COMPLETED)  # one ends only for a reason
+        announcing.cancel()
     finally:
         stop.told.set()
         endings = await asyncio.gather(*children, closing, return_exceptions=True)
@@ -62,6 +65,12 @@ async def supervise(settings: Settings) -> None:
     for ended in endings:
         if isinstance(ended, BaseException):
             raise ended
+
+
+async def _announce(places: "list[Place]") -> None:
+    for place in places:
+        await place.answered.wait()
+    say_ready()
 
 
 async def _close(sockets: list[list[socket.socket]], stop: Stop) -> None:
@@ -73,14 +82,17 @@ async def _close(sockets: list[list[socket.socket]], stop: Stop) -> None:
 
 
 class Place:
-    """A place for one process and, when it has ended, for the next. own, siblings: as `Listener` takes them."""
+    """A place for one process and, when it has ended, for the next. own, siblings: as `Listener` takes them.
+
+    answered: set once the process has answered, and so listens.
+    """
 
     def __init__(self, own: list[socket.socket], siblings: list[socket.socket]) -> None:
         self.counts = MonotonicCounts()
+        self.answered = asyncio.Event()
         self._own = own
         self._siblings = siblings
         self._process: asyncio.subprocess.Process | None = None
-        self._has_answered = False
         self._asking: asyncio.Task[dict[str, Any] | None] | None = None
 
     @property
@@ -88,7 +100,7 @@ class Place:
         """Why it does not answer."""
         if self._process is None:
             return "a process starts"
-        return f"process {self._process.pid} " + ("does not answer" if self._has_answered else "is starting")
+        return f"process {self._process.pid} " + ("does not answer" if self.answered.is_set() else "is starting")
 
     async def keep_running(self, stop: Stop) -> None:
         """Runs until it is told to stop. Raises PresenceError if the first process cannot start."""
@@ -126,7 +138,7 @@ class Place:
                 start_new_session=True,
             )
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=MOST_SAID)
-        self._has_answered = False
+        self.answered.clear()
         self._asking = None
         self._process = process  # from here on it can be asked
         return process
@@ -155,10 +167,10 @@ class Place:
                 return
             else:
                 missed += 1
-                if missed == NAMED_AT and self._has_answered:
+                if missed == NAMED_AT and self.answered.is_set():
                     named = True
                     log.error("receiver process %d does not answer", process.pid)
-                if missed == (FROZEN_AT if self._has_answered else FROZEN_AT_START):
+                if missed == (FROZEN_AT if self.answered.is_set() else FROZEN_AT_START):
                     log.error("receiver process %d is frozen, and is killed", process.pid)
                     process.kill()
                     return
@@ -180,7 +192,7 @@ class Place:
             said: dict[str, Any] = json.loads(await self._reader.readline())
         except (OSError, ValueError):  # it has ended
             return None
-        self._has_answered = True
+        self.answered.set()
         return said
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 import shutil
 import socket
 import ssl
@@ -246,6 +247,69 @@ def test_a_receiver_replaced_on_its_port_under_load_loses_nothing(server: Server
     port = str(receiver.port)
     client = Client(receiver.port)
     asyncio.run(replace_four_times(client, receiver))
+    assert client.sent > 2000
+    assert client.lost == 0
+
+
+@pytest.fixture
+def service_manager() -> Iterator[socket.socket]:
+    """As much of systemd as a receiver speaks to. Its name is an abstract one, which the kernel chose."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.settimeout(20)
+        told.bind("")
+        yield told
+
+
+def restart(receiver: Receiver, service_manager: socket.socket) -> None:
+    """As `systemctl restart` does for a unit of `Type=notify`."""
+    receiver.environment["NOTIFY_SOCKET"] = service_manager.getsockname().decode().replace("\0", "@")
+    assert receiver.stop() == 0
+    receiver.start()
+    assert service_manager.recv(100) == b"READY=1"
+
+
+def test_the_service_manager_hears_once_when_it_listens(
+    receiver: Receiver, service_manager: socket.socket, connect: Connect
+) -> None:
+    restart(receiver, service_manager)
+    for _ in range(8):
+        assert ask(connect(receiver.port)).startswith(b"HTTP/1.1 200 ")
+    assert receiver.stop() == 0
+    service_manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        service_manager.recv(100)
+
+
+def test_a_service_manager_that_is_gone_stops_no_receiver(receiver: Receiver, connect: Connect) -> None:
+    receiver.environment["NOTIFY_SOCKET"] = "/nowhere/notify"
+    assert receiver.stop() == 0
+    receiver.start()
+    wait_until(lambda: "the service manager could not be told that the receiver is ready" in receiver.text())
+    assert ask(connect(receiver.port)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_receivers_of_the_units_restarted_in_turn_lose_nothing(
+    server: Server, tmp_path: Path, keep: Keep, service_manager: socket.socket
+) -> None:
+    unit = (ROOT / "deploy" / "systemd" / "presence-receiver@.service").read_text()
+    processes = re.findall(r"^Environment=.*\bPRESENCE_PROCESSES=(\d+)", unit, re.MULTILINE)[-1]
+    assert "\nType=notify\n" in unit
+    port, journal = str(free_port()), str(tmp_path / "journal")
+    receivers = [
+        start(tmp_path / name, server, keep, processes=processes, port=port, journal_dir=journal)
+        for name in ("first", "second")
+    ]
+
+    async def restart_each_twice(client: Client) -> None:
+        load = asyncio.create_task(client.run())
+        for receiver in receivers * 2:
+            await asyncio.to_thread(restart, receiver, service_manager)
+        await asyncio.sleep(0.5)
+        client.stopping = True
+        await load
+
+    client = Client(int(port))
+    asyncio.run(restart_each_twice(client))
     assert client.sent > 2000
     assert client.lost == 0
 

@@ -118,7 +118,7 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
         # It looks for the program, which is here in another place.
         here = path.read_text().replace("/opt/openim-presence/bin", str(Path(sys.executable).parent))
         (tmp_path / path.name).write_text(here)
-    units = ["./presence-receiver.service", "./presence-worker@1.service"]
+    units = ["./presence-receiver@10016.service", "./presence-worker@1.service"]
     ran = subprocess.run(
         ["systemd-analyze", "verify", *units], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -126,29 +126,36 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     assert (complaints, ran.returncode) == ([], 0)
 
 
+def settings_of(name: str, instance: str) -> dict[str, str]:
+    """What the unit sets."""
+    given = unit(name)["Service"]["Environment"].replace("%i", instance)
+    return {variable: value for variable, _, value in (each.partition("=") for each in given.split())}
+
+
 @pytest.mark.parametrize(
-    ("name", "program"), [("presence-receiver.service", "receiver"), ("presence-worker@.service", "worker")]
+    ("name", "program"), [("presence-receiver@.service", "receiver"), ("presence-worker@.service", "worker")]
 )
 def test_a_unit_starts_its_program_with_settings_that_it_takes(name: str, program: str) -> None:
     service = unit(name)["Service"]
     assert service["ExecStart"] == f"/opt/openim-presence/bin/presence {program}"
-    variable, _, value = service["Environment"].replace("%i", "1").partition("=")
-    assert load({variable: value}) != load({})
+    given = settings_of(name, "1")
+    assert all(load({variable: value}) != load({}) for variable, value in given.items())
+    section = OPERATIONS.partition("### On a plain server")[2].partition("\n### ")[0]
+    assert all(f"`{variable}`" in section for variable in given)
     # Compose stops its containers with these, too.
     grace = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][program]["stop_grace_period"]
     assert service["TimeoutStopSec"] + "s" == grace
 
 
 def test_the_journal_is_where_the_unit_may_write() -> None:
-    service = unit("presence-receiver.service")["Service"]
-    journal = Path(service["Environment"].removeprefix("PRESENCE_JOURNAL_DIR="))
-    assert journal.parent == Path("/var/lib") / service["StateDirectory"]
+    journal = Path(settings_of("presence-receiver@.service", "10016")["PRESENCE_JOURNAL_DIR"])
+    assert journal.parent == Path("/var/lib") / unit("presence-receiver@.service")["Service"]["StateDirectory"]
 
 
 def test_the_units_differ_only_where_the_programs_do() -> None:
     """What protects one protects the other, too."""
     receiver, worker = (
-        dict(unit(name)["Service"]) for name in ("presence-receiver.service", "presence-worker@.service")
+        dict(unit(name)["Service"]) for name in ("presence-receiver@.service", "presence-worker@.service")
     )
     different = {name for name in {*receiver, *worker} if receiver.get(name) != worker.get(name)}
-    assert different == {"Environment", "ExecStart", "LimitNOFILE", "StateDirectory", "User"}
+    assert different == {"Environment", "ExecStart", "LimitNOFILE", "StateDirectory", "Type", "User"}
