@@ -187,6 +187,8 @@ class Place:
         return asking.result() if asking.done() else None
 
     async def _exchange(self) -> dict[str, Any] | None:
+        if self._writer.is_closing():  # it ended since it was to be asked; uvloop would raise RuntimeError
+            return None
         try:
             self._writer.write(b"?")
             said: dict[str, Any] = json.loads(await self._reader.readline())

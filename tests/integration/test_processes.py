@@ -1,5 +1,6 @@
 """Several receiver processes on one port."""
 
+import asyncio
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import pytest
 from hostile import WHOLE
 from redis import Redis
 from support import Process, Receiver, Server, children, free_port, gone, wait_until
+
+from receiver.processes import Place
 
 Keep = Callable[[Process], Process]
 HEADERS = {"Content-Type": "application/json"}
@@ -62,6 +65,21 @@ def test_all_stop_with_their_parent(several: Receiver) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in before)
     assert several.text().count("stopped: 0 events") == 3
     assert "does not answer" not in several.text()
+
+
+def test_whoever_asks_while_a_process_ends_gets_no_answer_and_no_error() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        place = Place([], [])
+        process = await place._start()
+        place._writer.close()  # and there is a moment before the place is empty
+        await asyncio.sleep(0.1)
+        assert await place.ask() is None
+        process.kill()
+        await process.wait()
+
+    uvloop.run(main())
 
 
 def test_they_do_not_outlive_a_killed_parent(several: Receiver) -> None:
