@@ -6,6 +6,7 @@
 // A change says whose presence to read; the hash says what it is. The reader notes its place in the stream before it
 // reads everybody, so that no change falls in between. If the stream no longer has the entry at that place, others may
 // be gone too: it reads everybody again.
+import { once } from "node:events"
 import { setTimeout } from "node:timers/promises"
 import { createClient } from "redis"
 
@@ -48,8 +49,10 @@ async function changesAfter(place, users) {
 
 let running = true
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => (running = false))
-client.on("error", () => {}) // it connects again by itself
+let trouble // why there is no connection
+client.on("error", (error) => (trouble = error)) // it connects again by itself
 client.connect()
+await once(client, "ready").catch(() => {}) // or until the first try has failed, which takes 5 s at most
 const everybody = process.argv.slice(2)
 let place
 while (running) {
@@ -58,7 +61,8 @@ while (running) {
     for (const user of await read(users)) show(user)
     place = next
   } catch (error) {
-    console.error("waiting for Redis:", error.message)
+    const { message, code } = client.isReady ? error : (trouble ?? error)
+    console.error("waiting for Redis:", message || code) // an error of several addresses has no message
     await setTimeout(1000)
   }
 }

@@ -376,6 +376,7 @@ def test_a_reader_shows_users_and_follows_their_changes(
 
     alice, bob = "alice online 2024-11-23T07:07:58.000Z 1", "bob offline 2024-11-23T07:07:59.000Z"
     shows(alice, bob, "nobody unknown")
+    assert "waiting" not in program.text()
     gateway(ON, "carol")  # nobody asked
     gateway(ON, "bob", at=1732345680000)
     bob = "bob online 2024-11-23T07:08:00.000Z 1"
@@ -388,6 +389,7 @@ def test_a_reader_shows_users_and_follows_their_changes(
     shows("alice offline 2024-11-23T07:08:01.000Z", bob, "nobody unknown")
 
     kill_redis(server, program)
+    wait_until(lambda: "refused" in program.text().lower(), what="the program to say why")
     server.restart()
     gateway(ON, "nobody", at=1732345682000)
     shows("nobody online 2024-11-23T07:08:02.000Z 1")
