@@ -1,4 +1,5 @@
 # One image for both programs: `python -m receiver`, the default, and `python -m worker`.
+# SECURITY.md says how to pin the base image by digest.
 
 FROM python:3.13-slim AS build
 WORKDIR /src

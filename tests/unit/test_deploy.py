@@ -101,6 +101,17 @@ def test_panels_have_titles_and_do_not_overlap() -> None:
         taken |= cells
 
 
+def test_images_are_named_by_version_and_watched_by_dependabot() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text()
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    named = re.findall(r"^\s*(?:FROM|image:) ([a-z][^\s$]+)", f"{dockerfile}\n{compose}", re.MULTILINE)
+    assert len(named) == 6
+    assert [each for each in named if not re.search(r":v?\d+(\.\d+)*(-[a-z]+)?(@sha256:\w+)?$", each)] == []
+    assert not re.search(r"pip install .*rq-dashboard(?!==)", compose)
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    assert {"docker", "docker-compose"} <= {each["package-ecosystem"] for each in updates}
+
+
 # systemd
 
 
