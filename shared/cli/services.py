@@ -15,7 +15,8 @@ def _become(module: str) -> None:
 def receiver() -> None:
     """Runs one receiver, as `python -m receiver` does.
 
-    Settings that matter: PRESENCE_REDIS_URL, PRESENCE_HOST, PRESENCE_PORT, PRESENCE_JOURNAL_DIR, PRESENCE_PROCESSES.
+    Settings that matter: PRESENCE_REDIS_URL, PRESENCE_HOST, PRESENCE_PORT, PRESENCE_ADMIN_PORT (the page),
+    PRESENCE_JOURNAL_DIR, PRESENCE_PROCESSES.
 
     \b
     Example:

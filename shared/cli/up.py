@@ -34,7 +34,8 @@ def up() -> None:
     """Runs everything on this machine: a server with its data in ./data, a receiver, a worker.
 
     Settings that matter: PRESENCE_REDIS_URL (your own server instead), PRESENCE_HOST and PRESENCE_PORT (where it takes
-    callbacks), PRESENCE_CALLBACK_PATH and PRESENCE_BASIC_AUTH (who may send them).
+    callbacks), PRESENCE_CALLBACK_PATH and PRESENCE_BASIC_AUTH (who may send them), PRESENCE_ADMIN_PORT (where the page
+    is).
 
     \b
     Examples:

@@ -28,6 +28,19 @@ def test_every_command_has_an_example_that_runs_it(path: tuple[str, ...]) -> Non
     }
 
 
+@pytest.mark.parametrize(
+    ("command", "ports"),
+    [
+        ("up", {"PRESENCE_PORT", "PRESENCE_ADMIN_PORT"}),
+        ("receiver", {"PRESENCE_PORT", "PRESENCE_ADMIN_PORT"}),
+        ("worker", {"PRESENCE_WORKER_ADMIN_PORT"}),
+    ],
+)
+def test_a_program_names_the_settings_of_its_ports(command: str, ports: set[str]) -> None:
+    text = CliRunner().invoke(cli, [command, "--help"]).output
+    assert set(re.findall(r"\bPRESENCE_[A-Z_]*PORT\b", text)) == ports
+
+
 def test_the_commands_are_listed_by_task_and_completion_is_mentioned() -> None:
     text = CliRunner().invoke(cli, ["--help"]).output
     assert [text.index(f"\n  {name} ") for name in cli.commands]
