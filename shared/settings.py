@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from openim_presence.keys import Keys
+from shared.addresses import check_name
 from shared.errors import SettingsError
 from shared.redis.url import parse
 
@@ -63,6 +64,7 @@ def _host(value: str) -> str:
             IPv6Address(inner)
         except ValueError:
             raise ValueError("must be an address or a name alone; the port is a separate setting") from None
+    check_name(inner)
     return inner
 
 
@@ -104,6 +106,7 @@ def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be http://host or https://host, with a port and a path if there are any")
+    check_name(parts.hostname)
     try:
         _ = parts.port
     except ValueError:
@@ -248,6 +251,8 @@ def _trouble(name: str, value: str) -> str:
             f"Kubernetes has set it, for its Service {service}: put enableServiceLinks: false into the pod's spec, "
             "give the Service another name, or set the port yourself"
         )
+    if not _is_text(value):
+        return "must be text in UTF-8"
     for end, char in (("begins", value[0]), ("ends", value[-1])):
         if char.isspace() or _is_control(char):
             return f"{end} with {_named(char)}; remove it"
@@ -256,6 +261,15 @@ def _trouble(name: str, value: str) -> str:
     if len(value) > 1 and _QUOTES.get(value[0]) == value[-1]:
         return f"is in quotes, {_named(value[0])}; remove them"
     return ""
+
+
+def _is_text(value: str) -> bool:
+    """False if there are bytes that are not UTF-8: os.environ has them as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_control(char: str) -> bool:

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
+from shared.addresses import is_of_the_host
 from shared.errors import SettingsError
 from shared.logs.outage import Outage
 from shared.logs.streams import lines_dropped
@@ -79,9 +80,11 @@ def serve(settings: Settings, pages: Pages) -> ThreadingHTTPServer:
         _Server.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = _Server((host, port), Handler)
     except OSError as error:
+        trouble = f"cannot listen on {host}:{port}: {error.strerror}"
+        if is_of_the_host(error):
+            raise SettingsError(f"PRESENCE_ADMIN_HOST: {trouble}") from None
         raise SettingsError(
-            f"PRESENCE_WORKER_ADMIN_PORT: cannot listen on {host}:{port}: {error.strerror}; "
-            "each worker on a host needs its own port, or 0 for none"
+            f"PRESENCE_WORKER_ADMIN_PORT: {trouble}; each worker on a host needs its own port, or 0 for none"
         ) from None
     threading.Thread(target=server.serve_forever, name="admin", daemon=True).start()
     return server

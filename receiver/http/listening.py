@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
+from shared.addresses import is_of_the_host
 from shared.errors import SettingsError
 
 #: How many connections may wait to be accepted: with aiohttp's 128, many strangers would make OpenIM retry after 1 s.
@@ -58,8 +59,9 @@ def _naming(host: str, port: int, variable: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise SettingsError(f"PRESENCE_{variable}: cannot listen on {host}:{port}: {reason}") from None
+        at_fault = variable.replace("PORT", "HOST") if is_of_the_host(error) else variable
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        raise SettingsError(f"PRESENCE_{at_fault}: cannot listen on {host}:{port}: {reason}") from None
 
 
 class Listener:

@@ -8,6 +8,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from redis import ConnectionPool
 from redis.connection import parse_url
 
+from shared.addresses import check_name
+
 CLUSTER_PORT = 6379
 SENTINEL_PORT = 26379
 
@@ -26,6 +28,7 @@ _NUMBERS = {
     "socket_connect_timeout": (0.1, 60),
     "health_check_interval": (0, 3600),
 }
+_CERT_REQS = ("none", "optional", "required")
 _HARMLESS = {
     *_NUMBERS,
     *("username", "password", "client_name", "socket_keepalive"),
@@ -102,6 +105,12 @@ def _check_options(query: str, kind: str) -> None:
                 fits = False
             if not fits:
                 raise ValueError(f"its option {name} must be a number from {least} to {most}")
+        if name == "ssl_cert_reqs" and value not in _CERT_REQS:
+            raise ValueError(f"its option {name} must be {', '.join(_CERT_REQS[:-1])} or {_CERT_REQS[-1]}")
+        if name == "client_name" and not re.fullmatch("[!-~]+", value):
+            raise ValueError(f"its option {name} may have neither blanks nor characters beyond ASCII")
+    if "ssl_keyfile=" in query and "ssl_certfile=" not in query:  # redis-py would fail at each connection
+        raise ValueError("its option ssl_keyfile needs ssl_certfile")
 
 
 def _single(url: str) -> Address:
@@ -116,6 +125,8 @@ def _single(url: str) -> Address:
         _ = parts.port
     except ValueError:  # its text shows the port, which may be a piece of a password
         raise ValueError("is not a Redis URL: it must be redis://[user:password@]host:port/db") from None
+    if parts.scheme != "unix":
+        check_name(unquote(parts.hostname or ""))
     _check_options(parts.query, "single")
     _options(url)
     return Address("single")
@@ -141,7 +152,9 @@ def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
         port = int(found["port"] or found["v6_port"] or default_port)
         if not 0 < port < 65536:
             raise ValueError(f"{part!r}: a port is from 1 to 65535")
-        hosts.append((unquote(found["v6"] or found["name"]), port))
+        host = unquote(found["v6"] or found["name"])
+        check_name(host)
+        hosts.append((host, port))
     return tuple(hosts)
 
 

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from support import Hasty, Process, Receiver, load_samples, same_answer, wait_until
 
+from receiver.http.listening import bind
+from shared.errors import SettingsError
+
 pytestmark = pytest.mark.xdist_group("edge")  # they share what takes long to start
 NOWHERE = "redis://127.0.0.1:1/0"  # the edge needs no Redis
 
@@ -298,3 +301,16 @@ def test_a_port_in_use_stops_the_start_with_one_line(edge: Receiver, tmp_path: P
     assert result.returncode == 1
     assert "PRESENCE_PORT: cannot listen on" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("variable", ["HOST", "ADMIN_HOST"])
+def test_a_host_on_which_nothing_can_listen_is_named_itself(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_no_such_name(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    port = variable.replace("HOST", "PORT")
+    with pytest.raises(SettingsError, match=f"^PRESENCE_{variable}: cannot listen on 203.0.113.7:10006: Cannot assign"):
+        bind("203.0.113.7", 10006, port)
+    monkeypatch.setattr(socket, "getaddrinfo", has_no_such_name)
+    with pytest.raises(SettingsError, match=f"^PRESENCE_{variable}: cannot listen on typo:10006: Name or service not"):
+        bind("typo", 10006, port)

@@ -266,3 +266,9 @@ def test_a_worker_admin_port_in_use_stops_the_start_with_one_line(
     assert "PRESENCE_WORKER_ADMIN_PORT: cannot listen on" in second.text()
     assert "its own port, or 0" in second.text()
     assert "Traceback" not in second.text()
+
+
+def test_a_worker_admin_host_on_which_nothing_can_listen_is_named(server: Server, tmp_path: Path) -> None:
+    worker = Worker(tmp_path, server.url, admin_host="203.0.113.7", worker_admin_port=str(free_port()))
+    assert worker.popen.wait(20) == 1
+    assert worker.text().startswith("worker: PRESENCE_ADMIN_HOST: cannot listen on 203.0.113.7:")
