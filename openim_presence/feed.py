@@ -20,6 +20,7 @@ BATCH = 1000
 #: How far back to read again if a server has lost its last moments. New ids may then be lower than those already
 #: read, because its clock was set back or a replica with another clock took over.
 REWIND_MS = 10_000
+_BEGINNING = "0-0"
 FIELDS = ("user_id", "status", "previous", "seq", "changed_at", "command", "conn_id", "platform_id", "operation_id")
 
 
@@ -64,12 +65,13 @@ class _Place:
     def __init__(self, prefix: str, after: str | None) -> None:
         self._stream = Keys(prefix).changes
         self.last = after
-        self._has_read_last = False
+        #: Whether `last` is a change that was read, here or by a former feed; else it is only a time, or the beginning.
+        self._has_read_last = bool(after) and "-" in str(after) and after != _BEGINNING
 
     def poll(self, wait_seconds: float) -> Steps[list[Change]]:
         if self.last is None:
             self.last = yield from self._newest()
-            self._has_read_last = self.last != "0-0"
+            self._has_read_last = self.last != _BEGINNING
         # Ask for the last one read again: one step shows whether it is still there and what follows it.
         start = self.last if self._has_read_last else f"({self.last}"
         entries = yield ("XRANGE", self._stream, start, "+", "COUNT", BATCH + 1)
@@ -98,13 +100,15 @@ class _Place:
     def _newest(self) -> Steps[str]:
         """The id of the newest entry, "0-0" if there is none."""
         entries = yield ("XREVRANGE", self._stream, "+", "-", "COUNT", 1)
-        return entries[0][0].decode() if entries else "0-0"
+        return entries[0][0].decode() if entries else _BEGINNING
 
 
 class Feed:
     """The changes after one point. For one thread; the client needs a long enough `socket_timeout`, see `poll`.
 
-    after: the id of the last change seen, such as a former feed's `last`; None for the changes from the first poll on.
+    after: the id of the last change seen, such as a former feed's `last`, which must still be in the stream, else the
+    first poll raises Missed; or a time in Unix milliseconds, as text ("0" for all changes); None for the changes from
+    the first poll on.
     """
 
     def __init__(self, client: Client, prefix: str = DEFAULT_PREFIX, after: str | None = None) -> None:
@@ -167,7 +171,7 @@ def missed(stream: str, why: str) -> Steps[Missed]:
     except ResponseError as error:
         if not is_no_such_key(error):
             raise
-        return Missed(f"changes may be missing: {why}", "0-0")
+        return Missed(f"changes may be missing: {why}", _BEGINNING)
     # Not the id of the newest entry: that may have been removed, and ids still go on from here.
     return Missed(f"changes may be missing: {why}", about["last-generated-id"].decode())
 

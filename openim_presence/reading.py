@@ -119,7 +119,7 @@ async def users_online_async(client: AsyncClient, prefix: str = DEFAULT_PREFIX) 
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    if isinstance(items, str):
+    if isinstance(items, str | bytes):
         raise TypeError("user_ids must be a list: in a string, each letter would be a user")
     remaining = iter(items)
     while chunk := list(islice(remaining, CHUNK)):
@@ -137,7 +137,9 @@ async def _chunks_async(items: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
         yield chunk
 
 
-def _ask(client: Any, prefix: str, user_ids: Sequence[str]) -> Any:
+def _ask(client: Any, prefix: str, user_ids: Sequence[Any]) -> Any:
+    if any(isinstance(user_id, bytes) for user_id in user_ids):
+        raise TypeError("user_ids must be text: decode bytes first, they would find no user")
     keys, pipeline = Keys(prefix), client.pipeline(transaction=False)
     for user_id in user_ids:
         # A lone surrogate is in no user's id, and so finds no user.

@@ -14,7 +14,6 @@ import openim_presence
 from shared.cli.listing import Listing
 from shared.cli.running import load_settings
 from shared.cli.text import named, safe
-from shared.errors import SettingsError
 from shared.observe.health import counted
 from shared.openim.errors import OpenIMError
 from shared.platforms import platform_name
@@ -71,7 +70,8 @@ def reconcile(users: tuple[str, ...], online: bool, everybody: bool, dry_run: bo
         raise click.UsageError("name users, or give - to read them from standard input, --online or --all")
     config = load_settings()
     if not config.openim_api:
-        raise SettingsError("PRESENCE_OPENIM_API: set it to OpenIM's REST API, such as http://openim:10002")
+        click.echo("presence: PRESENCE_OPENIM_API: set it to OpenIM's REST API, such as http://openim:10002", err=True)
+        sys.exit(NOT_ASKED)
     wanted = _Wanted(users, online, everybody, dry_run, force)
     with Listing() as listing:
         began = time.monotonic()

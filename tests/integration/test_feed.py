@@ -136,6 +136,30 @@ def test_reading_goes_on_after_a_given_change(redis: Redis, follow: Make) -> Non
     assert users(follow("1-0")) == ["u2", "u3"]
 
 
+@pytest.mark.parametrize("gone", ["trimmed", "lost"])
+def test_a_feed_that_goes_on_where_another_ended_notices_what_is_gone(redis: Redis, follow: Make, gone: str) -> None:
+    redis.xadd(STREAM, change("read"), id="100000-0")
+    former = follow("0")
+    assert users(former) == ["read"]
+    for name, entry_id in (("missed", "100001-0"), ("kept", "100002-0")):
+        redis.xadd(STREAM, change(name), id=entry_id)
+    if gone == "trimmed":
+        redis.xtrim(STREAM, maxlen=1, approximate=False)
+    else:
+        redis.delete(STREAM)
+    feed = follow(former.feed.last)
+    with pytest.raises(Missed, match="no longer has 100000-0, the last one read"):
+        feed.poll()
+    assert users(feed) == (["kept"] if gone == "trimmed" else [])
+
+
+def test_a_time_is_no_change_that_must_be_there(redis: Redis, follow: Make) -> None:
+    for number in (1, 2, 3):
+        redis.xadd(STREAM, change(f"u{number}"), id=f"{number}00-1")
+    assert users(follow("150")) == ["u2", "u3"]
+    assert users(follow("0-0")) == ["u1", "u2", "u3"]
+
+
 def test_what_was_trimmed_unread_is_noticed_once(redis: Redis, follow: Make) -> None:
     feed = follow()
     users(feed)

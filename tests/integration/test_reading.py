@@ -118,8 +118,15 @@ def test_ten_thousand_users_take_ten_round_trips(client: redis.Redis, monkeypatc
 
 
 def test_one_string_is_no_list_of_users(read: Callable[..., list[Presence]]) -> None:
-    with pytest.raises(TypeError, match="list"):
-        read("read", "alice")
+    for one in ("alice", b"alice"):
+        with pytest.raises(TypeError, match="list"):
+            read("read", one)
+
+
+def test_bytes_are_no_ids(read: Callable[..., list[Presence]]) -> None:
+    """As a client without decode_responses returns them, say of a set of users. Nobody would be found."""
+    with pytest.raises(TypeError, match="decode"):
+        read("read", ["alice", b"bob"])
 
 
 def test_counting_who_is_online_scans_nothing(client: redis.Redis) -> None:
