@@ -34,7 +34,8 @@ class _ByTask(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for task, commands in _TASKS.items():
             with formatter.section(task):
-                formatter.write_dl([(str(each.name), each.get_short_help_str(80)) for each in commands])
+                # The whole first sentence: click would cut it off at the end of the line.
+                formatter.write_dl([(str(each.name), each.get_short_help_str(200)) for each in commands])
 
 
 @click.group(cls=_ByTask, context_settings={"help_option_names": ["-h", "--help"]})

@@ -36,7 +36,7 @@ def failed() -> None:
 @failed.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a failed batch.")
 def list_(as_json: bool) -> None:
-    """Shows what failed, why, whose it is and since when, and what is still being tried.
+    """Shows what failed, why, whose it is and since when. What is still being tried follows.
 
     \b
     Examples:
@@ -81,7 +81,7 @@ def requeue(ids: tuple[str, ...], everything: bool) -> None:
 @failed.command()
 @_chosen
 def drop(ids: tuple[str, ...], everything: bool) -> None:
-    """Discards failed batches for good, and with them what they say about their users.
+    """Discards failed batches for good. What they say about their users is lost.
 
     \b
     Example:

@@ -261,7 +261,5 @@ def _report(tally: Tally, seconds: float, as_json: bool) -> None:
         return
     for answer, number in tally.answers.most_common(10):
         click.echo(f"{number:>9} x {safe(answer)}")
-    click.echo(
-        f"{tally.accepted} of {count} accepted in {seconds:.1f} s ({result['per_second']:.0f}/s); "
-        f"answers: p50 {times['p50']} ms, p99 {times['p99']} ms, max {times['max']} ms"
-    )
+    answers = f"; answers: p50 {times['p50']} ms, p99 {times['p99']} ms, max {times['max']} ms" if tally.seconds else ""
+    click.echo(f"{tally.accepted} of {count} accepted in {seconds:.1f} s ({result['per_second']:.0f}/s){answers}")

@@ -364,6 +364,7 @@ def test_send_says_why_no_answer_came() -> None:
     port = free_port()
     refused = presence("send", "--url", f"http://127.0.0.1:{port}/", "--user", "a", "--event", "online")
     assert f"no answer: 127.0.0.1:{port}: Connection refused" in refused.stdout
+    assert "p50" not in refused.stdout
     with socket.create_server(("127.0.0.1", 0)) as closing:
         threading.Thread(target=_hang_up, args=(closing,), daemon=True).start()
         url = f"http://127.0.0.1:{closing.getsockname()[1]}/"

@@ -46,3 +46,10 @@ def test_the_commands_are_listed_by_task_and_completion_is_mentioned() -> None:
     assert [text.index(f"\n  {name} ") for name in cli.commands]
     assert text.index("Run it:") < text.index("See who is online:") < text.index("Try it:")
     assert "_PRESENCE_COMPLETE=bash_source" in text
+
+
+@pytest.mark.parametrize("group", [[], ["failed"]], ids=["presence", "presence failed"])
+def test_no_command_is_listed_with_half_a_sentence(group: list[str]) -> None:
+    listed = CliRunner().invoke(cli, [*group, "--help"]).output.partition("Options:")[2]
+    assert "failed" in listed
+    assert "..." not in listed
