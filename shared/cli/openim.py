@@ -67,7 +67,7 @@ def request(
     """
     form = SHAPES[shape]
     command = form.command.format(step=step)
-    operation_id = operation_id or f"{seq}-{safe(user_id)}"  # goes into a header
+    operation_id = operation_id or f"{seq}-{step}-{safe(user_id)}"  # goes into a header
     headers = {"Content-Type": "application/json; charset=utf-8"}
     body: dict[str, Any] = {"userID": user_id, "callbackCommand": command, "seq": seq}
     if form.header:

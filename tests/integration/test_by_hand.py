@@ -24,10 +24,10 @@ def test_each_curl_of_the_documents_gets_the_answer_that_they_show(receiver: Rec
 
 def test_a_user_comes_and_goes_by_hand(receiver: Receiver, worker: Worker, redis: Redis) -> None:
     ((command, _),) = SHOWN.findall(PAGES[1].read_text())
-    run(command, receiver)
-    wait_until(lambda: redis.hget("presence:user123", "status") == b"online")
-    run(command.replace("Online", "Offline").replace("$(date +%s)000", "$(date +%s)999"), receiver)
-    wait_until(lambda: redis.hget("presence:user123", "status") == b"offline")
+    for second, step in enumerate(("Online", "Online", "Offline"), 1_700_000_000):
+        run(command.replace("Online", step).replace("$(date +%s)", str(second)), receiver)
+        expected = [f"{second}000".encode(), step.lower().encode()]
+        wait_until(lambda expected=expected: redis.hmget("presence:user123", "seq", "status") == expected)
 
 
 def run(command: str, receiver: Receiver) -> str:

@@ -36,8 +36,8 @@ def test_an_operation_is_found_in_every_log_on_its_way(both: tuple[Receiver, Wor
     receiver, worker = both
     callback = request("v3.8", "/s3cret", "Online", "alice", 7)
     assert receiver.post(callback.url, callback.headers, callback.body)[0] == 200
-    wait_until(lambda: about(worker, "7-alice"))
-    (taken,), (applied,) = about(receiver, "7-alice"), about(worker, "7-alice")
+    wait_until(lambda: about(worker, "7-Online-alice"))
+    (taken,), (applied,) = about(receiver, "7-Online-alice"), about(worker, "7-Online-alice")
     for line in (taken, applied):
         assert (line["user_id"], line["command"], line["seq"]) == ("alice", "callbackAfterUserOnlineCommand", 7)
     assert taken["message"] == "accepted"
@@ -49,8 +49,8 @@ def test_trouble_with_an_event_names_the_event(both: tuple[Receiver, Worker], re
     redis.set("presence:bob", "not a hash")
     callback = request("v3.8", "/s3cret", "Offline", "bob", 8)
     assert receiver.post(callback.url, callback.headers, callback.body)[0] == 200
-    wait_until(lambda: len(about(worker, "8-bob")) > 1)
-    first, second, *_ = about(worker, "8-bob")
+    wait_until(lambda: len(about(worker, "8-Offline-bob")) > 1)
+    first, second, *_ = about(worker, "8-Offline-bob")
     assert (first["level"], first["user_id"]) == ("error", "bob")
     assert "goes on alone" in first["message"]
     assert "still cannot" in second["message"]

@@ -43,6 +43,15 @@ def test_every_shape_ends_in_redis(receiver: Receiver, redis: Redis) -> None:
     wait_until(lambda: redis.hget("presence:user123", "seq") == str(last).encode())
 
 
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("shape", ["v2", "v3.7", "v3.8"])
+def test_of_two_callbacks_with_one_seq_the_online_one_counts(receiver: Receiver, redis: Redis, shape: str) -> None:
+    for event in ("offline", "online", "offline"):
+        send(receiver, "--shape", shape, "--user", "alice", "--event", event, "--seq", "100")
+    wait_until(lambda: applied(redis) == 3)
+    assert status_of(redis, "alice") == b"online"
+
+
 def test_two_workers_share_the_work(
     server: Server, receiver: Receiver, redis: Redis, tmp_path: Path, keep: Keep
 ) -> None:
