@@ -27,13 +27,16 @@ class Heard:
     """What a job's events show of one batch.
 
     seq: the lowest, by the gateway's clock. at_ms: when the first event was received, in Unix milliseconds by the clock
-    of the queue's server. kinds: of the events. witnesses: some of the users that the batch names online.
+    of the queue's server. kinds: of the events. witnesses: some of the users that the batch names online. quickest_ms,
+    slowest_ms: from an event's stamp to its receipt, plus the difference between the two clocks.
     """
 
     seq: int
     at_ms: int
     kinds: set[Kind]
     witnesses: list[Witness] = field(default_factory=list)
+    quickest_ms: int = 0
+    slowest_ms: int = 0
 
 
 def batch_of(operation_id: str) -> tuple[int, int] | None:
@@ -53,18 +56,24 @@ def heard_in(events: Iterable[Event], skew_ms: int = 0) -> dict[Name, dict[int, 
     for user_id, command, seq, _, platform_id, _, operation_id, received_at, _, peer in events:
         if operation_id[:2] != "p_" or not peer:
             continue
-        kind, batch = KINDS[command], found.get((peer, operation_id))
+        kind, batch, way_ms = KINDS[command], found.get((peer, operation_id)), received_at - seq
         if batch is None:
-            batch = found[peer, operation_id] = Heard(seq, received_at, {kind})
+            batch = found[peer, operation_id] = Heard(seq, received_at, {kind}, [], way_ms, way_ms)
         else:
             batch.seq = min(batch.seq, seq)
             batch.at_ms = min(batch.at_ms, received_at)
             batch.kinds.add(kind)
+            if way_ms > batch.slowest_ms:
+                batch.slowest_ms = way_ms
+            elif way_ms < batch.quickest_ms:
+                batch.quickest_ms = way_ms
         if kind == "online" and platform_id and len(batch.witnesses) < MOST_WITNESSES:
             batch.witnesses.append((user_id, platform_id))
     processes: dict[Name, dict[int, Heard]] = {}
     for (peer, operation_id), batch in found.items():
         if name := batch_of(operation_id):
             batch.at_ms -= skew_ms
+            batch.quickest_ms -= skew_ms
+            batch.slowest_ms -= skew_ms
             processes.setdefault((peer, name[0]), {})[name[1]] = batch
     return processes

@@ -18,6 +18,12 @@ MOST_RUNS = 4
 MOST_WITNESSES = 16
 #: If something with fewer numbers overlaps another run, it is not a run but a callback that came very late.
 RUN_LEAST = 3
+#: A gateway drops a callback that finds no place in its queue within 3 s (openimsdk/tools, mq/memamq/queue.go). The
+#: hundred in the queue have then waited for as long, so some callbacks come this much later than others do. The rest of
+#: their batches comes: the numbers show nothing.
+LATE_MS = 2_900
+#: None waits for longer: a hundred, two at a time, 5 s each. What is later was not stamped by a clock.
+LATEST_MS = 300_000
 
 
 @dataclass(slots=True)
@@ -26,7 +32,9 @@ class Process:
 
     online, offline: whether such callbacks came. runs: those that have ended and, as the last, the current one.
     minutes: for each of the last minutes, how many new numbers came in it. witnesses: some users that the process
-    called online, the latest one last.
+    called online, the latest one last. quickest: for each of the last minutes, the shortest time from the stamp of a
+    callback to its receipt. late_at_ms: when the last one came that had waited at the gateway for so long that others
+    may have been dropped; 0 if none has.
     """
 
     online: bool = False
@@ -34,6 +42,8 @@ class Process:
     runs: list[Run] = field(default_factory=list)
     minutes: dict[int, int] = field(default_factory=dict)
     witnesses: list[Witness] = field(default_factory=list)
+    quickest: dict[int, int] = field(default_factory=dict)
+    late_at_ms: int = 0
 
     def hear(self, number: int, batch: Heard, now_ms: int) -> None:
         """Takes a batch, or a part of it, that a worker gets now. What came before changes nothing."""
@@ -47,9 +57,18 @@ class Process:
             self.runs = sorted(self.runs, key=lambda run: run.last_at_ms)[-MOST_RUNS:]
         if is_new:
             self._count(batch.at_ms)
+        self._time(batch)
         if batch.witnesses:
             others = [each for each in self.witnesses if each not in batch.witnesses]
             self.witnesses = [*others, *batch.witnesses][-MOST_WITNESSES:]
+
+    def _time(self, batch: Heard) -> None:
+        minute = batch.at_ms // 60_000
+        self.quickest[minute] = min(self.quickest.get(minute, batch.quickest_ms), batch.quickest_ms)
+        if len(self.quickest) > USUAL_MINUTES + 1:
+            del self.quickest[min(self.quickest)]
+        if LATE_MS <= batch.slowest_ms - min(self.quickest.values()) < LATEST_MS:
+            self.late_at_ms = max(self.late_at_ms, batch.at_ms)
 
     def _count(self, at_ms: int) -> None:
         minute = at_ms // 60_000

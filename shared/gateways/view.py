@@ -38,11 +38,15 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Gateways:
-    """All gateways: the processes of the last day, the one that called back last first, and sums that never go back."""
+    """All gateways: the processes of the last day, the one that called back last first, and sums that never go back.
+
+    late_at_ms: when a callback last came so late that the gateway may have dropped others; 0 if none has.
+    """
 
     processes: tuple[Gateway, ...] = ()
     heard: int = 0
     lost: int = 0
+    late_at_ms: int = 0
 
 
 def view(known: Mapping[Name, Process], now_ms: int, forgotten_heard: int = 0, forgotten_lost: int = 0) -> Gateways:
@@ -56,6 +60,7 @@ def view(known: Mapping[Name, Process], now_ms: int, forgotten_heard: int = 0, f
         tuple(sorted(recent, key=lambda each: each.last_at_ms, reverse=True)),
         forgotten_heard + sum(process.heard for process in known.values()),
         forgotten_lost + sum(process.lost(now_ms) for process in known.values()),
+        max((process.late_at_ms for process in known.values()), default=0),
     )
 
 

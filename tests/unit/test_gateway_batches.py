@@ -262,8 +262,9 @@ def events_of(name: str) -> list[Event]:
     with gzip.open(ROOT / "tests" / "recordings" / f"{name}.json.gz") as file:
         calls = json.load(file)["calls"]
     return [
-        Event(user, f"callbackAfterUser{kind.title()}Command", seq, "", platform, "", operation, seq, f"{n}", PEER)
-        for n, (_, kind, user, platform, seq, operation) in enumerate(calls)
+        Event(user, f"callbackAfterUser{kind.title()}Command", seq, "", platform, "", operation, at, f"{n}", PEER)
+        for n, (seconds, kind, user, platform, seq, operation) in enumerate(calls)
+        for at in [calls[0][4] + round((seconds - calls[0][0]) * 1000)]
     ]
 
 
@@ -278,10 +279,12 @@ def heard(events: list[Event]) -> dict[Name, Process]:
 
 
 @pytest.mark.parametrize("name", ["churn-600", "churn-400", "churn-main"])
-def test_in_the_recordings_of_a_real_openim_no_number_is_missing(name: str) -> None:
+def test_in_the_recordings_of_a_real_openim_no_number_is_missing_and_nothing_is_late(name: str) -> None:
     events = events_of(name)
     now = max(event.seq for event in events) + LOST_MS
-    for gateway in view(heard(events), now).processes:
+    found = view(heard(events), now)
+    assert found.late_at_ms == 0
+    for gateway in found.processes:
         assert (gateway.lost, gateway.note, gateway.state) == (0, "", "live"), gateway
 
 
@@ -304,12 +307,96 @@ def test_exactly_the_numbers_that_were_dropped_are_found_missing() -> None:
     assert found.lost == 50
 
 
+@pytest.mark.parametrize(
+    ("ways", "is_late"),
+    [
+        ([(0, 0), (0, 407)], False),  # the most in the recordings
+        ([(0, 0), (0, 3100)], True),
+        ([(0, 0), (3100, 3100)], True),
+        ([(-5000, -5000), (-1900, -1900)], True),  # the gateway's clock is ahead
+        ([(8000, 8000), (8000, 8100)], False),  # or behind
+        ([(-(2**63), -(2**63)), (0, 3100)], False),  # something else than a clock
+    ],
+)
+def test_a_callback_is_late_if_it_had_to_wait_at_its_gateway(ways: list[tuple[int, int]], is_late: bool) -> None:
+    found = Process()
+    for number, (quickest, slowest) in enumerate(ways):
+        at = NOW + number
+        found.hear(number, Heard(at, at, set(BOTH), [], quickest, slowest), at)
+        found = decode(encode(found))
+    assert view({(PEER, 1): found}, NOW).late_at_ms == (NOW + 1 if is_late else 0)
+
+
+def test_what_is_usual_by_now_is_not_late() -> None:
+    found = Process()
+    for minute in range(13):  # the gateway's clock was set back by 5 s in the second one
+        at, way = NOW + 60_000 * minute, 5000 if minute else 0
+        found.hear(minute, Heard(at, at, set(BOTH), [], way, way), at)
+    assert found.late_at_ms == NOW + 60_000 * 10
+
+
+class Sender:
+    """A gateway of OpenIM 3.8.2 and later as its sources have it, millisecond by millisecond.
+
+    Four goroutines each stamp the callbacks of a batch one by one, and wait 3 s for one of a hundred places before they
+    drop one. Two others send what has a place; an answer takes answer_ms, and none comes while the receiver stalls.
+    """
+
+    def __init__(self, rng: random.Random, stall_ms: int, answer_ms: int) -> None:
+        #: In the order in which they arrived: number, stamp, and when that was.
+        self.arrived: list[tuple[int, int, int]] = []
+        self.dropped = numbers = 0
+        queue: list[tuple[int, int]] = []
+        todo: list[list[int]] = [[] for _ in range(4)]
+        waits: dict[int, tuple[int, int]] = {}
+        for now in range(40_000):
+            if now % 1000 == 0 and now < 20_000:
+                for goroutine in range(4):
+                    numbers += 1
+                    todo[goroutine] += [numbers] * rng.randint(1, 20)
+            if now % answer_ms == 0 and not 5500 <= now < 5500 + stall_ms:
+                self.arrived += [(*each, now) for each in queue[:2]]
+                del queue[:2]
+            for goroutine in range(4):
+                while todo[goroutine] or goroutine in waits:
+                    number, stamp = waits.pop(goroutine, None) or (todo[goroutine].pop(0), now)
+                    if len(queue) < 100:
+                        queue.append((number, stamp))
+                    elif now - stamp < 3000:
+                        waits[goroutine] = number, stamp
+                        break
+                    else:
+                        self.dropped += 1
+
+
+@pytest.mark.parametrize(
+    ("stall_ms", "answer_ms"), [(0, 1), (2500, 1), (5000, 1), (8000, 1), (12_000, 1), (0, 150), (0, 2500)]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_if_a_gateway_dropped_callbacks_others_were_late(seed: int, stall_ms: int, answer_ms: int) -> None:
+    rng = random.Random(seed)
+    sender = Sender(rng, stall_ms, answer_ms)
+    found, at = Process(), 0
+    while at < len(sender.arrived):
+        job = sender.arrived[at : at + rng.randint(1, 60)]
+        at += len(job)
+        events = [
+            Event(f"{seq}", "callbackAfterUserOnlineCommand", NOW + seq, "", 1, "", f"p_1_{n}", NOW + now, "", PEER)
+            for n, seq, now in job
+        ]
+        for number, batch in heard_in(events)[PEER, 1].items():
+            found.hear(number, batch, NOW)
+    assert (sender.dropped > 0) == (stall_ms > 5000 or answer_ms > 100)
+    assert (found.late_at_ms > 0) == (sender.dropped > 0 or stall_ms == 5000)  # then some waited, and got a place
+
+
 def test_a_batch_is_heard_with_all_that_a_job_has_of_it() -> None:
     on = Event("a", "callbackAfterUserOnlineCommand", 5, "", 1, "", "p_1_2", 900, "x", PEER)
     off = on._replace(user_id="b", command="callbackAfterUserOfflineCommand", seq=4, received_at=901)
     others = [on._replace(operation_id="op"), on._replace(peer="")]
-    assert heard_in([on, off, *others]) == {(PEER, 1): {2: Heard(4, 900, {"online", "offline"}, [("a", 1)])}}
-    assert heard_in([on], skew_ms=50)[PEER, 1][2].at_ms == 850, "by the clock of the queue's server"
+    assert heard_in([on, off, *others]) == {(PEER, 1): {2: Heard(4, 900, {"online", "offline"}, [("a", 1)], 895, 897)}}
+    by_server = heard_in([on], skew_ms=50)[PEER, 1][2]
+    assert (by_server.at_ms, by_server.slowest_ms) == (850, 845), "by the clock of the queue's server"
 
 
 def test_some_of_those_whom_a_process_called_online_last_are_kept_as_its_witnesses() -> None:

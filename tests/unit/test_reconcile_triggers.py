@@ -27,6 +27,8 @@ KNOWN = Gateways((gateway("live"), gateway("restarted", 1)), 100, 3)
         (ALL_WELL, KNOWN, HERE, False, Urgent()),
         (None, replace(KNOWN, lost=9), AWAY, True, Urgent()),  # the first round is about everybody
         (ALL_WELL, replace(KNOWN, lost=4), HERE, False, Urgent(online=True, everybody=True)),
+        (ALL_WELL, replace(KNOWN, late_at_ms=NOW), HERE, False, Urgent(online=True, everybody=True)),
+        (replace(ALL_WELL, late_at_ms=NOW), replace(KNOWN, late_at_ms=NOW), HERE, False, Urgent()),
         (ALL_WELL, Gateways((gateway("silent"),), 100, 3), HERE, False, Urgent(gone=frozenset({("10.0.0.7", 7)}))),
         (ALL_WELL, Gateways((gateway("restarted"),), 100, 3), HERE, False, Urgent(gone=frozenset({("10.0.0.7", 7)}))),
         # Another run of the process that was gone before.

@@ -255,7 +255,7 @@ class Reconciler(threading.Thread):
         tally = await self._comparison(openim).run(users)
         self._ask_later()
         if urgent.online:
-            self._tell(tally, " at once, since callbacks were lost")
+            self._tell(tally, " at once, since callbacks may be lost")
         else:
             log.info("compared %d users of gateways that are gone: %d ghosts", tally.compared, tally.ghost)
 

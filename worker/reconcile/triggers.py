@@ -18,12 +18,14 @@ class Seen:
     """What was known at the last look, at_ms. lost: batches of gateways that never came. away: no receiver reported.
 
     gone: runs of gateway processes that have ended or are silent, each by address, pid and the time of its first event.
+    late_at_ms: when a callback last came so late that a gateway may have dropped others.
     """
 
     at_ms: int = 0
     lost: int = 0
     gone: frozenset[tuple[str, int, int]] = frozenset()
     away: bool = False
+    late_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,11 @@ def look(
     gone = frozenset((each.peer, each.pid, each.first_at_ms) for each in gateways.processes if each.state != "live")
     is_away = now_ms - max((each.at_ms for each in receivers), default=0) > AWAY_MS
     if before is None:
-        return Seen(now_ms, gateways.lost, gone, is_away), Urgent()
+        return Seen(now_ms, gateways.lost, gone, is_away, gateways.late_at_ms), Urgent()
     was_away = before.away or (took_over and now_ms - before.at_ms > AWAY_MS)
-    seen = Seen(now_ms, gateways.lost, gone, is_away)
-    was_lost = gateways.lost > before.lost or (was_away and not is_away)
+    seen = Seen(now_ms, gateways.lost, gone, is_away, gateways.late_at_ms)
+    was_late = gateways.late_at_ms > before.late_at_ms
+    was_lost = gateways.lost > before.lost or was_late or (was_away and not is_away)
     return seen, Urgent(was_lost, _named(gone - before.gone), was_lost)
 
 
