@@ -155,7 +155,9 @@ def _how_to(config: settings.Settings, *, own: bool) -> str:
     elsewhere = f" (port {embedded.USUAL_PORT} is taken by another program)" if own and taken else ""
     shown = f"http://{url_host(config.admin_host)}:{config.admin_port}/"
     page = f"See all of it on a page: {shown}\n" if config.admin_port else ""
-    send, read = _assignments(config, _SENDING) + program, _assignments(config, _READING) + program
+    send = read = program
+    if os.sep not in program or Path(program).is_absolute():  # else it works here alone, where it finds the settings
+        send, read = _assignments(config, _SENDING) + program, _assignments(config, _READING) + program
     return f"""
 presence is up; Ctrl-C stops it. It takes callbacks at {url} from {reach};
 presence is in {redis}{elsewhere}. Commands run in this directory find it by themselves.

@@ -20,10 +20,10 @@ from shared.settings import Settings
 
 
 class Up(Process):
-    def __init__(self, directory: Path, **environment: str) -> None:
+    def __init__(self, directory: Path, program: str = PRESENCE, **environment: str) -> None:
         self.port = free_port()
         self.ports = {"PRESENCE_PORT": str(self.port), "PRESENCE_ADMIN_PORT": str(free_port())}
-        super().__init__([sys.executable, PRESENCE, "up"], self.ports | environment, directory, "up")
+        super().__init__([sys.executable, program, "up"], self.ports | environment, directory, "up")
 
     def wait(self) -> None:
         before = self.text().count("presence is up")
@@ -236,6 +236,22 @@ def test_the_hint_fits_the_settings(tmp_path: Path, server: Server) -> None:
         assert "online" in said
     finally:
         up.kill()
+
+
+def test_the_hint_of_a_program_beside_the_data_leaves_to_it_what_it_finds_by_itself(
+    tmp_path: Path, server: Server, keep: Callable[[Process], Process]
+) -> None:
+    program = os.path.relpath(PRESENCE, tmp_path)
+    up = Up(tmp_path, program, PRESENCE_REDIS_URL=server.url, PRESENCE_KEY_PREFIX="im")
+    keep(up)
+    up.wait()
+    hints = [line.strip() for line in up.text().splitlines() if line.startswith(f"  {program} ")]
+    assert [line.split()[1] for line in hints] == ["send", "get", "watch", "status"]
+    sending, getting, *_ = hints
+    subprocess.run(["bash", "-c", sending], check=True, timeout=30, cwd=tmp_path)
+    wait_until(lambda: server.client.hget("im:alice", "status") == b"online")
+    said = subprocess.run(["bash", "-c", getting], check=True, timeout=30, capture_output=True, text=True, cwd=tmp_path)
+    assert "online" in said.stdout
 
 
 def test_everywhere_is_both_ipv4_and_ipv6_and_no_proxy_is_asked(tmp_path: Path, server: Server) -> None:
