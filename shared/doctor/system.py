@@ -25,7 +25,9 @@ def look(before: Snapshot, now: Snapshot, settings: Settings, here: Readiness | 
         yield Check("queue and workers")
         yield from _of_gateways(now.queue)
     if now.presence.known_stats is None:
-        because = "the Redis for presence does not answer" if now.presence.server.error else "a key is wrong"
+        because = (
+            "the Redis for presence does not answer" if now.presence.server.error else "its counters cannot be read"
+        )
         yield Check("events applied", "cannot tell", because)
     else:
         yield Check("events applied")
@@ -69,7 +71,7 @@ def _of_leases(now: Snapshot, settings: Settings) -> Iterator[Item]:
         yield Check("leases", "not used", "PRESENCE_ONLINE_LEASE_SECONDS is 0")
         return
     if now.queue.server.error or now.presence.known_stats is None:
-        yield Check("leases", "cannot tell", "Redis does not answer, or a key is wrong")
+        yield Check("leases", "cannot tell", "Redis does not answer, or presence's counters cannot be read")
         return
     yield Check("leases")
     gateways, online = live_gateways(now.queue), now.presence.stats.users_online

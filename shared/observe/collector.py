@@ -1,11 +1,11 @@
 """Asking one Redis for its part of a snapshot."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from rq.job import Job
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
@@ -45,8 +45,8 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         settings.keys.reconcile: ("HGETALL", settings.keys.reconcile),
     }
     answers = dict(zip(asked, _ask(client, list(asked.values())), strict=True))
-    # A key of a wrong type, for example. The first word after the command is the key.
-    troubles = {f"{(*asked[name], '')[1]}: {reply}": None for name, reply in answers.items() if _failed(reply)}
+    # A key of a wrong type, for example. The first word after the command is the key; INFO has none.
+    failures = {str(asked[name][:2][-1]): reply for name, reply in answers.items() if _failed(reply)}
     _raise_if_all_failed(answers.values())
     good = {name: None if _failed(reply) else reply for name, reply in answers.items()}
 
@@ -76,28 +76,41 @@ def collect_queue(client: Redis, settings: Settings) -> QueueState:
         leases_held=_decode(good[settings.keys.sweep] or b""),
         gateways=records.read(good[settings.keys.gateways] or {}, at_ms),
         ledger=ledger.read(good[settings.keys.reconcile] or {}),
-        troubles=tuple(troubles),
+        **_told(failures),
     )
 
 
 def collect_presence(client: Backend, settings: Settings) -> PresenceState:
     """Each command is for one key or node, since this may be a Cluster. Raises RedisError if a node is down."""
     keys = settings.keys
-    infos = client.at_each_primary(lambda node: node.info())
-    server = _server(*infos)
-    troubles = []
+    failures: dict[str, Exception] = {}
+    infos: list[Any] = [{}]
+    try:
+        infos = client.at_each_primary(lambda node: node.info())
+    except NoPermissionError as error:
+        failures["INFO"] = error
     stats: Stats | None = None
     last_changes: tuple[dict[str, str], ...] = ()
     try:
         stats = Stats.of(client.hgetall(keys.stats))  # type: ignore[arg-type]  # the client decodes nothing
     except (RedisError, ValueError) as error:
-        troubles.append(f"{keys.stats}: {error}")
+        failures[keys.stats] = error
     try:
         newest: Any = client.xrevrange(keys.changes, count=CHANGES_SHOWN)
         last_changes = tuple({_decode(name): _decode(value) for name, value in fields.items()} for _, fields in newest)
     except RedisError as error:
-        troubles.append(f"{keys.changes}: {error}")
-    return PresenceState(server, stats or Stats(), stats is not None, last_changes, tuple(troubles))
+        failures[keys.changes] = error
+    if "INFO" in failures and stats is None:
+        raise failures["INFO"]
+    return PresenceState(_server(*infos), stats or Stats(), stats is not None, last_changes, **_told(failures))
+
+
+def _told(failures: Mapping[str, Exception]) -> dict[str, tuple[str, ...]]:
+    """The two fields for what cannot be read: we have no right to it, or its key is wrong."""
+    told: dict[bool, list[str]] = {True: [], False: []}
+    for what, error in failures.items():
+        told[isinstance(error, NoPermissionError)].append(f"{what}: {error}")
+    return {"denied": tuple(told[True]), "troubles": tuple(told[False])}
 
 
 def _ask(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

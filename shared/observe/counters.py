@@ -73,11 +73,11 @@ class Stats:
     def lag_below(self, share: float, before: "Stats | None" = None) -> float | None:
         """Seconds below which the lag of this share of the events lay, of all events or of those since `before`.
 
-        None if there were none; infinite beyond the last bound.
+        None if there were none; infinite beyond the last bound. A server that was restarted may count fewer
+        than before.
         """
-        lags = [
-            now - then for now, then in zip(self.lags, before.lags if before else (0,) * len(self.lags), strict=True)
-        ]
+        then = before.lags if before else (0,) * len(self.lags)
+        lags = [max(0, count - former) for count, former in zip(self.lags, then, strict=True)]
         wanted = share * sum(lags)
         if not wanted:
             return None

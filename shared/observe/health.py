@@ -183,7 +183,7 @@ def _of_outages(snapshot: Snapshot, settings: Settings) -> Iterator[Remark]:
 
 def _of_queue(snapshot: Snapshot) -> Iterator[Remark]:
     queue = snapshot.queue
-    yield from (Remark("P022", f"a key is wrong: {trouble}") for trouble in queue.troubles)
+    yield from _of_keys(queue)
     yield from _of_server("queue", queue.server)
     yield from _of_reports(snapshot)
     if not queue.workers:
@@ -226,9 +226,16 @@ def _of_reports(snapshot: Snapshot) -> Iterator[Remark]:
 
 
 def _of_presence(presence: PresenceState, settings: Settings) -> Iterator[Remark]:
-    yield from (Remark("P022", f"a key is wrong: {trouble}") for trouble in presence.troubles)
+    yield from _of_keys(presence)
     if settings.redis_url != settings.queue_url:
         yield from _of_server("presence", presence.server)
+
+
+def _of_keys(state: QueueState | PresenceState) -> Iterator[Remark]:
+    yield from (Remark("P022", f"a key is wrong: {trouble}") for trouble in state.troubles)
+    if state.denied:
+        others = f" (and {len(state.denied) - 1} more)" if len(state.denied) > 1 else ""
+        yield Remark("P020", f"Redis does not let us read {state.denied[0]}{others}")
 
 
 def _of_server(role: str, server: Server) -> Iterator[Remark]:

@@ -45,7 +45,7 @@ class QueueState:
     at_ms: when the server was asked, 0 if it does not say; all times here are by its clock. oldest_ms: when the oldest
     event in the queue was received, 0 if none waits. jobs: includes those that a worker has taken but not begun.
     silent_workers: without a heartbeat for 15 s. leases_held: why no lease runs out now, or "". ledger: the
-    results of comparisons with OpenIM. troubles: keys of wrong types.
+    results of comparisons with OpenIM. troubles: keys of wrong types. denied: what our user may not read.
     """
 
     server: Server
@@ -62,13 +62,14 @@ class QueueState:
     gateways: Gateways = field(default_factory=Gateways)
     ledger: Ledger = field(default_factory=Ledger)
     troubles: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceState:
     """What our keys say on presence's server. last_changes: of the stream of changes, newest first.
 
-    has_stats: False if the key of `stats` cannot be read.
+    has_stats: False if the key of `stats` cannot be read. troubles, denied: as of the queue.
     """
 
     server: Server
@@ -76,6 +77,7 @@ class PresenceState:
     has_stats: bool = True
     last_changes: tuple[dict[str, str], ...] = ()
     troubles: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
 
     @property
     def known_stats(self) -> Stats | None:

@@ -42,7 +42,7 @@ def look_up(presence: Backend, queue: Redis, settings: Settings, user_id: str) -
     remembered, key_type = _hash(presence, keys.user(user_id).encode("utf-8", "surrogatepass"))
     where = f"the queue's Redis, {without_password(settings.queue_url)}"
     state = attempt(where, lambda: collect_queue(queue, settings), QueueState(Server(error="away")))
-    troubles += state.troubles
+    troubles += (*state.troubles, *state.denied)
     nothing: Any = ((), Scan(is_whole=False))
     waiting, waiting_scan = nothing
     if not state.server.error:

@@ -1,5 +1,6 @@
 """Every command of an operator, with the rights that docs/redis-servers.md gives to our users, and no others."""
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,3 +87,20 @@ def test_each_command_works(
     wait_until(lambda: redis.hget("presence:bob", "status") == b"online", what="the correction to be applied")
     for program in (receiver, worker):
         assert "permission" not in program.text(), program.text()
+
+
+@pytest.mark.parametrize(
+    ("rules", "what"),
+    [("+@all -info ~*", "INFO"), ("+@all ~other*", "rq:queue:presence")],
+)
+def test_a_right_that_is_missing_is_not_taken_for_a_wrong_key(server: Server, rules: str, what: str) -> None:
+    server.client.execute_command("ACL", "SETUSER", "poor", "on", "nopass", *rules.split())
+    environment = {"PRESENCE_REDIS_URL": server.url.replace("//", "//poor:any@"), "PRESENCE_ADMIN_PORT": "0"}
+    try:
+        status = CliRunner().invoke(cli, ["status"], env=environment)
+        doctor = CliRunner().invoke(cli, ["doctor", "--json"], env=environment)
+    finally:
+        server.client.acl_deluser("poor")
+    assert f"Redis does not let us read {what}: " in status.output
+    assert "a key is wrong" not in status.output
+    assert {"P010", "P022"}.isdisjoint(each["code"] for each in json.loads(doctor.stdout)["findings"])

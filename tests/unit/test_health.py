@@ -66,6 +66,7 @@ def test_an_outage_comes_before_what_follows_from_it() -> None:
         (queue(jobs=2, oldest_ms=NOW - 31_000), "the oldest for 31 s"),
         (queue(failed=2), "presence failed list"),
         (queue(troubles=("LLEN rq:queue:presence: WRONGTYPE",)), "rq:queue:presence: WRONGTYPE"),
+        (queue(denied=("INFO: no right", "presence-sweep: no right")), "not let us read INFO: no right (and 1 more)"),
         (queue(server=replace(SERVER, used_bytes=95, max_bytes=100)), "uses 95%"),
         (queue(server=replace(SERVER, max_bytes=100, evicts=True)), "noeviction"),
         (queue(server=Server(error="refused")), "the queue's Redis, redis://b/0, does not answer: refused"),

@@ -28,3 +28,9 @@ def test_a_share_of_the_lags_lies_below_a_bound() -> None:
     assert now.lag_below(0.5) == 0.005
     assert now.lag_below(0.5, before) == 0.05
     assert now.lag_below(0.99, before) == float("inf")
+
+
+def test_a_server_that_lost_its_last_second_has_no_lags_since_then() -> None:
+    before, now = Stats.of({b"lag:5": b"7", b"lag:10": b"3"}), Stats.of({b"lag:5": b"6", b"lag:10": b"3"})
+    assert now.lag_below(0.99, before) is None
+    assert Stats.of({b"lag:5": b"6", b"lag:10": b"4"}).lag_below(0.5, before) == 0.01
