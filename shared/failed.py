@@ -16,6 +16,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from shared.events import describe
 from shared.queue import BatchJob, BatchMeta, check_type, open_queue, why_alone
+from shared.redis.clock import clock_of
 from shared.settings import Settings
 
 _CHUNK = 200
@@ -43,6 +44,10 @@ class FailedBatches:
         self._client = client
         self._queue = open_queue(client, settings)
         self._key = self._queue.failed_job_registry.key
+
+    def now_ms(self) -> int:
+        """Unix milliseconds by the server's clock, like all times here."""
+        return clock_of(self._client).now_ms()
 
     def ids(self) -> list[str]:
         members: Any = self._client.zrange(self._key, 0, -1)

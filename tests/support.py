@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -21,7 +22,8 @@ import warm
 from redis import Redis
 from redis.exceptions import RedisError
 
-from shared.cli import embedded
+from shared.cli import embedded, text
+from shared.redis import clock
 from shared.redis.client import connect
 from worker.store import library
 
@@ -137,6 +139,13 @@ def with_constants(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
     name = "_".join(map(str, (library.NAME, *constants.values())))
     monkeypatch.setattr(library, "SOURCE", source.replace(library.NAME, name))
     monkeypatch.setattr(library, "NAME", name)
+
+
+def set_clock_ahead(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """Sets the clock of this process, as the commands read it, that far ahead of the server's."""
+    ahead = SimpleNamespace(**{**vars(time), "time_ns": lambda: time.time_ns() + seconds * 10**9})
+    for module in (clock, text):
+        monkeypatch.setattr(module, "time", ahead)
 
 
 def gone(pid: int) -> bool:

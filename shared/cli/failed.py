@@ -46,11 +46,12 @@ def list_(as_json: bool) -> None:
     with _batches() as batches:
         found = batches.read()
         retrying = [] if as_json else batches.retrying()
+        now_ms = batches.now_ms()
     for each in found:
-        click.echo(json.dumps(_as_json(each)) if as_json else _as_text(each))
+        click.echo(json.dumps(_as_json(each)) if as_json else _as_text(each, now_ms))
     for next_at, each in retrying:
         who = ", ".join(str(event["user_id"]) for event in each.events[:EVENTS_SHOWN])
-        seconds = max(0.0, next_at / 1000 - time.time())
+        seconds = max(0.0, (next_at - now_ms) / 1000)
         click.echo(safe(f"still being tried, next in {seconds:.0f} s: {who}: {each.error}"))
     if found and not as_json:
         click.echo("fix the cause, then: presence failed requeue ID, or --all; to discard one: presence failed drop ID")
@@ -138,8 +139,8 @@ def _as_json(each: Failed) -> dict[str, Any]:
     return {**asdict(each), "events": [{**event, "seq": str(event["seq"])} for event in each.events]}
 
 
-def _as_text(each: Failed) -> str:
-    when = f"{moment(each.failed_at)} ({age(each.failed_at)} ago)" if each.failed_at else "at an unknown time"
+def _as_text(each: Failed, now_ms: int) -> str:
+    when = f"{moment(each.failed_at)} ({age(each.failed_at, now_ms)} ago)" if each.failed_at else "at an unknown time"
     lines = [f"{safe(each.id)}  failed {when}, tries {each.attempts}: {safe(each.error)}"]
     for event in each.events[:EVENTS_SHOWN]:
         who = f"{event['user_id']}  {event['command']}  seq {event['seq']}"

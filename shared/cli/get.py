@@ -4,13 +4,11 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import click
 from redis import Redis
-from redis.exceptions import RedisError
 
 import openim_presence
 from openim_presence.keys import Keys
@@ -19,7 +17,7 @@ from shared.cli.running import load_settings
 from shared.cli.text import age, moment, named, safe
 from shared.platforms import platform_name
 from shared.redis.client import connect
-from shared.redis.clock import ServerClock
+from shared.redis.clock import ServerClock, clock_of
 from shared.settings import Settings
 
 #: How long to wait for a queue's server of its own, which is asked for nothing but its clock.
@@ -73,16 +71,9 @@ def _trouble(user: openim_presence.Presence, client: Redis, keys: Keys) -> str:
 def _clock(client: Redis, config: Settings) -> ServerClock:
     """That of the queue's server, with which receivers' clocks are compared; this machine's if it does not answer."""
     if not config.has_separate_queue:
-        return _asked(client)
+        return clock_of(client)
     with connect(config.queue_url, timeout=CLOCK_SECONDS) as queue:
-        return _asked(queue)
-
-
-def _asked(client: Redis) -> ServerClock:
-    clock = ServerClock(client)
-    with suppress(RedisError):  # the user may not be allowed to ask
-        clock.ask()
-    return clock
+        return clock_of(queue)
 
 
 def _line(user: openim_presence.Presence, client: Redis, keys: Keys, clock: Callable[[], ServerClock]) -> str:

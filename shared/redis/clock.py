@@ -5,8 +5,10 @@ both use the server's clock.
 """
 
 import time
+from contextlib import suppress
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 #: A larger difference deserves a person's attention.
 SKEW_MOST_MS = 2000
@@ -45,3 +47,11 @@ class ServerClock:
     def now_ms(self) -> int:
         """Unix milliseconds by the server's clock."""
         return (time.monotonic_ns() + self._ahead_ns) // 1_000_000
+
+
+def clock_of(client: Redis) -> ServerClock:
+    """The server's clock, asked once; this machine's if the server does not answer or our user may not ask."""
+    clock = ServerClock(client)
+    with suppress(RedisError):
+        clock.ask()
+    return clock

@@ -9,16 +9,13 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from redis import Redis
-from support import PRESENCE, Server, free_port, on_one_server, wait_until
+from support import PRESENCE, Server, free_port, on_one_server, set_clock_ahead, wait_until
 
-from shared.cli import text
 from shared.cli.get import get
-from shared.redis import clock
 
 pytestmark = on_one_server
 USERS = 6000  # enough that a listing of all fills a pipe, and takes a while
@@ -154,9 +151,7 @@ def changed_a_minute_ago(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the clock of this machine is an hour ahead."""
     minute_ago = time.time_ns() // 1_000_000 - 60_000
     redis.hset("presence:alice", mapping={"status": "offline", "seq": 1, "changed_at": minute_ago})
-    ahead = SimpleNamespace(**{**vars(time), "time_ns": lambda: time.time_ns() + 3_600_000_000_000})
-    for module in (clock, text):
-        monkeypatch.setattr(module, "time", ahead)
+    set_clock_ahead(monkeypatch, 3600)
 
 
 @pytest.mark.usefixtures("changed_a_minute_ago")

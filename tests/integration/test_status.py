@@ -20,7 +20,7 @@ from failed import EVENT, WRONG_TYPE, fail
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
-from support import Process, Receiver, Server, Worker, children, wait_until
+from support import Process, Receiver, Server, Worker, children, set_clock_ahead, wait_until
 
 from shared.cli import cli
 from shared.queue import BatchJob, BatchMeta, enqueue_alone, enqueue_encoded, open_queue
@@ -254,6 +254,18 @@ def test_what_is_still_broken_comes_back_and_what_is_mended_does_not(run: Run, q
     assert redis.hget("presence:bad", "seq") == str(2**53 + 1).encode()
     assert redis.hget("presence-stats", "failed") == b"1"
     assert not [name for name in redis.hkeys("presence-stats") if name.startswith(b"lag")]  # it waited for a person
+
+
+def test_times_of_what_failed_are_by_the_clock_of_redis(
+    run: Run, queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(queue, redis)
+    due = enqueue_alone(queue, EVENT, "trying", BatchMeta(7), "no hash").id
+    redis.zadd(queue.scheduled_job_registry.key, {due: int(time.time()) + 60})
+    set_clock_ahead(monkeypatch, 3600)
+    text = run("failed", "list").output
+    assert re.search(r"failed \S+ \S+ \(\d s ago\)", text)
+    assert re.search(r"next in [56]\d s", text)
 
 
 def test_what_is_still_being_tried_is_listed_and_what_to_do_next(run: Run, queue: Queue, redis: Redis) -> None:
