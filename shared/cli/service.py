@@ -38,6 +38,10 @@ class Service:
     _probe_at: float = field(default=0.0, init=False)
     _unanswered: int = field(default=0, init=False)
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def start(self) -> None:
         environment = self.environment
         if self.port_variable:

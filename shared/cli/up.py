@@ -54,12 +54,7 @@ def up() -> None:
     with hold(data):
         try:
             if own:
-                port = embedded.free_port(embedded.USUAL_PORT)
-                environment["PRESENCE_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
-                binary = embedded.find_server()
-                embedded.check_data(data)
-                server = Service("server", embedded.arguments(binary, port, data), environment)
-                _start(services, server, stopping, _answers(environment), lambda: embedded.reason(binary, data))
+                start_server(services, data, environment, stopping)
             config = settings.load(environment)
             _check_servers(config, own=own)
             receiver = Service("receiver", [sys.executable, "-m", "receiver"], environment)
@@ -85,6 +80,23 @@ def up() -> None:
     click.echo("presence: stopped; what was accepted is in ./data")
 
 
+def start_server(services: list[Service], data: Path, environment: dict[str, str], stopping: threading.Event) -> None:
+    """Starts the embedded server on a free port, and puts its URL into the environment. Raises PresenceError."""
+    binary = embedded.find_server()
+    embedded.check_data(data)
+    port = embedded.free_port(embedded.USUAL_PORT)
+    while True:
+        environment["PRESENCE_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
+        server = Service("server", embedded.arguments(binary, port, data), environment)
+        try:
+            return _start(services, server, stopping, _answers(server), lambda: embedded.reason(binary, data))
+        except PresenceError:
+            taken, port = port, embedded.free_port(port)
+            if port == taken or server.is_running:
+                raise
+            services.remove(server)  # another program was faster
+
+
 def _start(
     services: list[Service],
     service: Service,
@@ -97,7 +109,7 @@ def _start(
     service.start()
     give_up_at = time.monotonic() + READY_SECONDS
     while not stopping.wait(0.05):
-        if service.process is None or service.process.poll() is not None:
+        if not service.is_running:
             raise PresenceError(f"the {service.name} did not start: {reason()}")
         if is_ready():
             return
@@ -105,12 +117,13 @@ def _start(
             raise PresenceError(f"the {service.name} is not ready after {READY_SECONDS} s")
 
 
-def _answers(environment: dict[str, str]) -> Callable[[], bool]:
-    client = connect(environment["PRESENCE_REDIS_URL"])
+def _answers(server: Service) -> Callable[[], bool]:
+    """Whether that server answers itself: if the port was in use, another one would answer there."""
+    client = connect(server.environment["PRESENCE_REDIS_URL"])
 
     def is_ready() -> bool:
         with suppress(RedisError):
-            return bool(client.ping())
+            return server.process is not None and client.info("server")["process_id"] == server.process.pid
         return False
 
     return is_ready

@@ -15,6 +15,9 @@ import pytest
 from redis import Redis
 from support import PRESENCE, ROOT, Process, Receiver, Server, children, free_port, gone, presence, wait_until
 
+from shared.cli import embedded
+from shared.cli.service import Service
+from shared.cli.up import start_server
 from shared.queue import open_queue
 from shared.settings import Settings
 
@@ -67,6 +70,26 @@ def test_one_command_runs_everything_and_leaves_nothing_running(up: Up, tmp_path
     up.start()
     up.wait()
     assert "online" in up.run("get", "alice").stdout
+
+
+def test_a_server_that_took_the_port_first_is_not_mistaken_for_its_own(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with two `presence up` that start at the same time."""
+    ports = iter([server.port, free_port()])
+    monkeypatch.setattr(embedded, "free_port", lambda _: next(ports))
+    (tmp_path / "data").mkdir()
+    services: list[Service] = []
+    environment: dict[str, str] = {}
+    try:
+        start_server(services, tmp_path / "data", environment, threading.Event())
+        (own,) = services
+        assert own.is_running
+        assert environment["PRESENCE_REDIS_URL"] != server.url
+        assert Redis.from_url(environment["PRESENCE_REDIS_URL"]).info()["process_id"] == own.process.pid
+    finally:
+        for service in services:
+            service.stop()
 
 
 def test_other_users_of_the_machine_read_nothing_of_its_data(up: Up, tmp_path: Path) -> None:
