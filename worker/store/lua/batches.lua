@@ -67,8 +67,9 @@ end
 local KEPT, CLOSED = 'k', 'c'
 
 local function readings(state)
-  local letters = ''
-  for _, batch in ipairs(state.batches or state.recent) do
+  local letters, batches = '', state.batches or state.recent
+  for i = 1, #batches do
+    local batch = batches[i]
     if batch.verdicts and (batch.is_new or batch.is_changed) then
       for _, verdict in ipairs(batch.verdicts) do
         if verdict.online > 0 and verdict.offline > verdict.kicks then
@@ -168,21 +169,22 @@ local function free(state, slot)
 end
 
 -- Of the slots, the index of the one that has the earliest batch, and its seq, kind and platform; nil if it takes more
--- than a look to say which that is, or what it says: with a comma it may have several events.
+-- than a look to say which that is, or what it says: with a comma it may have several events. If another has several,
+-- its highest seq is no lower than the one that it begins with.
 local function earliest_slot(state)
-  local user, earliest, earliest_seq, is_tie = state.user, nil, nil, nil
-  for i, slot in ipairs(state.slots) do
-    local text = user[slot]
-    if text:find(',', 1, true) then return nil end
-    local seq = text:sub(1, text:find(' ', 1, true) - 1)
+  local user, slots, earliest, earliest_seq, is_tie = state.user, state.slots, nil, nil, nil
+  for i = 1, #slots do
+    local text = user[slots[i]]
+    local seq = sub(text, 1, find(text, ' ', 1, true) - 1)
     if not earliest or higher(earliest_seq, seq) then
       earliest, earliest_seq, is_tie = i, seq, false
     elseif seq == earliest_seq then
       is_tie = true
     end
   end
-  if is_tie then return nil end
-  return earliest, earliest_seq, user[state.slots[earliest]]:match('^%d+ (%a)(%d+)')
+  local text = user[slots[earliest]]
+  if is_tie or find(text, ',', 1, true) then return nil end
+  return earliest, earliest_seq, text:match('^%d+ (%a)(%d+)')
 end
 
 -- Adds up the batches of so many slots, the earliest; false if they must be read for that.
@@ -288,9 +290,10 @@ local function batches_of(state, operation_id)
 end
 
 local function names_slot(state, operation_id)
-  local ending = ' ' .. operation_id
-  for _, slot in ipairs(state.slots) do
-    if state.user[slot]:find(ending, -#ending, true) then return true end
+  local user, slots, ending = state.user, state.slots, ' ' .. operation_id
+  local length = #ending
+  for i = 1, #slots do
+    if find(user[slots[i]], ending, -length, true) then return true end
   end
   return false
 end
@@ -316,22 +319,25 @@ end
 
 -- Whether an event begins a batch that is newer than everything known of the user.
 local function is_newest(state, item, operation_id)
-  local last = state.recent[#state.recent]
+  local recent = state.recent
+  local last = recent[#recent]
   if not higher(item.seq, last and last.high or state.user.seq or NONE) then return false end
   if operation_id == '' then return true end
-  for _, batch in ipairs(state.recent) do
-    if operation_of(batch) == operation_id then return false end
+  for i = 1, #recent do
+    if operation_of(recent[i]) == operation_id then return false end
   end
   return not names_slot(state, operation_id)
 end
 
 -- Lets it begin: all others have spoken.
 local function begin_newest(state, item, operation_id)
-  for _, record in ipairs(state.platform_list) do
+  local list, recent = state.platform_list, state.recent
+  for i = 1, #list do
+    local record = list[i]
     record.before_on, record.before_off = record.on, record.off
   end
   local batch = batch_of(item, operation_id)
-  state.recent[#state.recent + 1] = batch
+  recent[#recent + 1] = batch
   take_batch(state, batch)
   return true
 end

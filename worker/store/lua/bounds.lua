@@ -103,7 +103,9 @@ local function count(state)
   local online, closed, platform, earliest = 0, state.closed_number, '', nil
   local rest = state.rest
   if rest then online, closed, platform = rest.online, closed + rest.closed, sole_platform(rest.platforms) end
-  for _, record in ipairs(state.list) do
+  local list = state.list
+  for i = 1, #list do
+    local record = list[i]
     if is_online(state, record) then
       online = online + 1
       local began = record.lease ~= '' and tonumber(record.lease)

@@ -16,13 +16,14 @@
 --       and those of tally.lua
 --
 -- What takes a call its time is making tables and strings. So the tables for one user are used again for the next one:
--- there is one state, and pools of what it holds. The batches are read only if they are needed.
+-- there is one state, and pools of what it holds. The batches are read only if they are needed. Next come calls of
+-- functions: each step that every event takes counts in its loops instead of calling ipairs.
 
 local EXPIRED = 'x'
 local RECORD = '^(%S+) (%S+) (%d+) ?(%S*)$'
 local C, P, S, T, X = 99, 112, 115, 116, 120 -- the bytes; a library has no functions at hand while it is loaded
 local SLOT_NAMES = { 'b:0', 'b:1', 'b:2', 'b:3' }
-local call -- redis.call, which is not at hand either; see `begin`
+local call, find, sub -- redis.call, string.find and string.sub, which are not at hand either; see `begin`
 
 -- A table of the pool that nothing uses yet. Whoever takes it sets all its fields.
 local function from(pool)
@@ -67,10 +68,10 @@ local function new_state()
   end
   if state.closed_number ~= 0 then state.closed, state.closed_texts, state.closed_number = {}, {}, 0 end
   clear(state.platform_list)
-  clear(state.slots)
   clear(state.recent)
-  clear(state.freed)
-  clear(state.forgotten)
+  if state.slots[1] then clear(state.slots) end
+  if state.freed[1] then clear(state.freed) end
+  if state.forgotten[1] then clear(state.forgotten) end
   PLATFORMS.used, RECORDS.used, BATCHES.used = 0, 0, 0
   state.batches, state.rest, state.tallied, state.user_off, state.is_changed = false, false, false, NONE, false
   state.floor, state.outbox, state.seq, state.updated_at = false, false, false, false
@@ -213,7 +214,8 @@ local function load(flat)
       end
     end
   end
-  for _, slot in ipairs(SLOT_NAMES) do
+  for i = 1, #SLOT_NAMES do
+    local slot = SLOT_NAMES[i]
     if user[slot] then slots[#slots + 1] = slot end
   end
   if not slots[1] then -- written by a release that knew no batches
@@ -237,8 +239,9 @@ local function begin_writing(key)
 end
 
 local function set(name, value)
-  to_set[set_length + 1], to_set[set_length + 2] = name, value
-  set_length = set_length + 2
+  local length = set_length + 2
+  set_length = length
+  to_set[length - 1], to_set[length] = name, value
 end
 
 local function delete(name)
@@ -251,9 +254,24 @@ local function write()
   if delete_length > 2 then call(unpack(to_delete, 1, delete_length)) end
 end
 
--- Sets a public field or a slot unless it is so already.
+-- Sets a public field or a slot unless it is so already. A step has a dozen of these: it does not call `set` for each.
 local function put(user, name, value)
-  if user[name] ~= value then set(name, value) end
+  if user[name] == value then return end
+  local length = set_length + 2
+  set_length = length
+  to_set[length - 1], to_set[length] = name, value
+end
+
+local DIGITS = {} -- by the numbers that have come
+
+-- A number of sessions as text.
+local function digits(number)
+  local text = DIGITS[number]
+  if not text then
+    text = tostring(number)
+    DIGITS[number] = text
+  end
+  return text
 end
 
 local function text_of_record(record)
@@ -263,7 +281,9 @@ end
 
 local function put_records(state)
   local has_batches = state.slots[1] or state.recent[1] or state.batches
-  for _, record in ipairs(state.list) do
+  local list = state.list
+  for i = 1, #list do
+    local record = list[i]
     if record.is_platform then
       local text = text_of_record(record)
       if text ~= record.text then set(record.scope, text) end
@@ -279,23 +299,25 @@ local function put_records(state)
       end
     end
   end
-  for _, scope in ipairs(state.forgotten) do delete(scope) end
+  local forgotten = state.forgotten
+  for i = 1, #forgotten do delete(forgotten[i]) end
 end
 
 local function free_slot(user)
-  for _, slot in ipairs(SLOT_NAMES) do
-    if not user[slot] then return slot end
+  for i = 1, #SLOT_NAMES do
+    if not user[SLOT_NAMES[i]] then return SLOT_NAMES[i] end
   end
 end
 
 local function put_batches(state)
-  local user, freed = state.user, state.freed
-  for _, batch in ipairs(state.batches or state.recent) do
+  local user, freed, batches = state.user, state.freed, state.batches or state.recent
+  for i = 1, #batches do
+    local batch = batches[i]
     if not batch.slot then
       batch.slot = table.remove(freed) or free_slot(user)
       user[batch.slot] = ''
     end
     if batch.is_changed or batch.is_new then put(user, batch.slot, text_of(batch)) end
   end
-  for _, name in ipairs(freed) do delete(name) end
+  for i = 1, #freed do delete(freed[i]) end
 end

@@ -30,7 +30,7 @@
 local CALL = {}
 
 local function begin(keys, args, users)
-  call = redis.call
+  call, find, sub = redis.call, string.find, string.sub
   local options = CALL
   options.changes, options.stats, options.leases = keys[users + 1], keys[users + 2], keys[users + 3]
   options.changes_maxlen = args[1]
@@ -127,7 +127,7 @@ local function conclude(key, options, state, newest, cause, changed_at)
     put(user, 'platform', newest.platform)
     put(user, 'operation_id', newest.operation_id)
   end
-  put(user, 'sessions', tostring(sessions))
+  put(user, 'sessions', digits(sessions))
   put(user, 'platforms', platforms)
   put_records(state)
   if state.recent[1] or state.batches then put_batches(state) end
@@ -174,8 +174,9 @@ end
 
 local function status_of(state)
   if state.rest and state.rest.online > 0 then return 'online' end
-  for _, record in ipairs(state.list) do
-    if is_online(state, record) then return 'online' end
+  local list = state.list
+  for i = 1, #list do
+    if is_online(state, list[i]) then return 'online' end
   end
   return 'offline'
 end
@@ -187,52 +188,55 @@ local function is_newer(event, shown)
   return event.kind == 'n' and not shown.command:find('Online', 1, true)
 end
 
--- Takes the events in. Returns what came of each; the newest event now; the event that the step is put down to, nil if
--- none was applied; and when the last one was received.
+-- Takes the events in. Returns what came of each before the last one; what came of the last one; the newest event now;
+-- the event that the step is put down to, nil if none was applied; and when the last one was received.
 local function take_all(state, events, options)
   local user = state.user
-  local outcomes, status, cause, updated_at, newest = '', user.status, nil, user.updated_at or NONE, user
-  for _, event in ipairs(events) do
-    local outcome = take(state, event, options)
-    outcomes = outcomes .. outcome
+  local before, outcome, status, cause, updated_at, newest = '', '', user.status, nil, user.updated_at or NONE, user
+  for i = 1, #events do
+    local event = events[i]
+    if i > 1 then before = before .. outcome end
+    outcome = take(state, event, options)
     if outcome == APPLIED then
       updated_at = highest(event.received_at, updated_at)
       if is_newer(event, newest) then newest = event end
       -- What the step comes to is put down to the last event that changed it.
-      local before = status
+      local was = status
       if events[2] then status = status_of(state) end
-      if status ~= before or not cause then cause = event end
+      if status ~= was or not cause then cause = event end
     end
   end
-  return outcomes, newest, cause, updated_at
+  return before, outcome, newest, cause, updated_at
 end
 
 local WITH_READING = { [APPLIED] = 'x', [DUPLICATE] = 'y', [STALE] = 'z' }
 
 -- One user's step: the letters of its events; and on a Cluster what else is in the reply.
 local function step(key, options, events)
-  local state, outcomes, newest, cause, updated_at = read_part(key, events, options), nil, nil, nil, nil
-  if state then outcomes, newest, cause, updated_at = take_all(state, events, options) end
+  local size = call('HLEN', key) -- costs less than to look for a tally in vain
+  local state = size >= TALLIED_FIELDS and read_part(key, events, options)
+  local before, outcome, newest, cause, updated_at
+  if state then before, outcome, newest, cause, updated_at = take_all(state, events, options) end
   if not state or not is_enough(state, key) then
-    state = read(key)
-    outcomes, newest, cause, updated_at = take_all(state, events, options)
+    state = size == 0 and load(NOTHING) or read(key)
+    before, outcome, newest, cause, updated_at = take_all(state, events, options)
   end
   if not state.is_changed then
     -- On a Cluster an earlier try may have ended before the caller could note the lease.
     local earliest = not options.changes and options.lease_ms > 0 and select(3, bound(state))
-    return outcomes, on_cluster(options, state, earliest and earliest + options.lease_ms)
+    return before .. outcome, on_cluster(options, state, earliest and earliest + options.lease_ms)
   end
   local read_as = readings(state)
   if read_as ~= '' then
     options.readings = options.readings .. read_as
-    outcomes = outcomes:sub(1, -2) .. WITH_READING[outcomes:sub(-1)]
+    outcome = WITH_READING[outcome]
   end
   forget_batches(state)
   state.seq, state.updated_at = newest.seq, updated_at
   cause = cause or events[1]
   local flipped, lease_ends = conclude(key, options, state, newest, cause, cause.received_at)
-  if flipped then outcomes = outcomes:sub(1, -2) .. outcomes:sub(-1):upper() end
-  return outcomes, on_cluster(options, state, lease_ends)
+  if flipped then outcome = outcome:upper() end
+  return before .. outcome, on_cluster(options, state, lease_ends)
 end
 
 local function apply(keys, args)

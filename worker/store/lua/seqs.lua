@@ -1,17 +1,16 @@
 -- Seqs go up to 2^63-1 and a Lua number is exact to 2^53 only, so they stay decimal strings without leading
--- zeros; "-", no seq, is lower than all.
+-- zeros; "-", no seq, is lower than all: it is short, and comes before the digits.
 
 local NONE = '-'
 
 local function higher(a, b)
-  if a == NONE or b == NONE then return a ~= NONE end
   if #a ~= #b then return #a > #b end
   return a > b
 end
 
 local function highest(a, b)
-  if higher(a, b) then return a end
-  return b
+  if #a ~= #b then return #a > #b and a or b end
+  return a > b and a or b
 end
 
 local function lowest(a, b)

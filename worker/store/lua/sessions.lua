@@ -3,7 +3,8 @@
 local APPLIED, DUPLICATE, STALE = 'a', 'd', 's'
 
 local function is_open(state, record, on, off)
-  if on == NONE or record.lease == EXPIRED or higher(off, on) or higher(state.user_off, on) then return false end
+  if on == NONE or record.lease == EXPIRED or higher(off, on) then return false end
+  if state.user_off ~= NONE and higher(state.user_off, on) then return false end
   if record.is_connection and record.platform ~= '0' then
     local of_platform = state.platforms[record.platform]
     return not (of_platform and higher(of_platform.off, on))
@@ -18,13 +19,16 @@ end
 -- Taking one event in. Each of these says what came of it. lease: when a lease begins that it renews, or "".
 
 local function take_platform(state, event, lease)
-  for _, record in ipairs(state.platform_list) do
+  local list = state.platform_list
+  for i = 1, #list do
+    local record = list[i]
     record.was_on, record.was_off = record.on, record.off
   end
   if not remember(state, event) then return DUPLICATE end
   state.is_changed = true
   local outcome = STALE
-  for _, record in ipairs(state.platform_list) do
+  for i = 1, #list do
+    local record = list[i]
     if record.off ~= record.was_off then outcome = APPLIED end
     if record.on ~= record.was_on then
       local was_open = is_open(state, record, record.was_on, record.was_off)

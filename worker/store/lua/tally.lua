@@ -16,6 +16,7 @@
 
 local TALLY = 't:0'
 local TALLIED_MIN = 16 -- connections; fewer are read as fast
+local TALLIED_FIELDS = TALLIED_MIN + 11 -- with the public fields: a hash of fewer has no tally
 local QUEUED = 4 -- one of so many is in a queue: the shorter it is, the oftener all are read
 local LONGEST = 64 -- bytes: a longer value would take the hash its compact form
 local NOTHING = {}
