@@ -76,6 +76,16 @@ def test_a_session_that_is_not_renewed_is_closed_and_the_change_says_why(store: 
     assert redis.hmget("presence-stats", "changes", "expired", "users_online") == [b"2", b"1", b"0"]
 
 
+def test_a_hash_of_another_program_is_closed_at_a_time(store: Store, redis: Redis) -> None:
+    redis.hset("presence:u", mapping={"status": "here", "seq": "5"})
+    now = time.time_ns() // 1_000_000
+    assert store.review(["u"], 0, 1) == 0
+    (change,) = changes(redis)
+    assert (change["status"], change["command"]) == ("offline", "lease_expired")
+    assert change["changed_at"] == user(redis)["changed_at"]
+    assert abs(int(change["changed_at"]) - now) < 60_000
+
+
 def test_a_renewal_lengthens_the_lease_and_changes_nothing_else(store: Store, redis: Redis) -> None:
     apply(store, event(ON, 5, at=1000), event(ON, 6, at=8000))
     assert leases(redis) == {b"u": 18_000}

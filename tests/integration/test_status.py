@@ -181,6 +181,12 @@ def test_a_key_of_a_wrong_type_is_named(run: Run, redis: Redis, key: str) -> Non
     assert f"a key is wrong: {key}: WRONGTYPE" in result.output
 
 
+@pytest.mark.parametrize("at", ["-", "", "9" * 5000])
+def test_a_change_of_another_program_without_a_time_is_shown(run: Run, redis: Redis, at: str) -> None:
+    redis.xadd("presence-changes", {"user_id": "odd", "status": "offline", "changed_at": at})
+    assert "last change  odd offline, at an unknown time" in run("status").output
+
+
 def test_counters_that_cannot_be_read_are_not_taken_for_zeros(run: Run, redis: Redis) -> None:
     redis.set("presence-stats", "x")
     said = json.loads(run("status", "--json").output)

@@ -303,7 +303,9 @@ local function review(keys, args)
   end
   if options.retention_seconds == '0' then call('PERSIST', key) end
   -- It has ended when its lease did, but not before what was known of the user then.
+  -- Where neither is known, another program wrote the hash.
   local changed_at = highest(ends, user.updated_at or NONE)
+  if changed_at == NONE then changed_at = options.now end
   local flipped, lease_ends = conclude(key, options, state, user, cause, changed_at)
   finish(options)
   return { expired, flipped and 1 or 0, on_cluster(options, state, lease_ends) }
