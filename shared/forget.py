@@ -1,5 +1,6 @@
 """Forgetting a user for good, as `presence forget` does: the next callback starts afresh."""
 
+import re
 import time
 from typing import Any
 
@@ -7,6 +8,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ResponseError, WatchError
 
+from shared.logs.text import is_utf8
 from shared.redis.backend import Backend
 from shared.settings import Settings
 
@@ -20,6 +22,8 @@ def forget(client: Backend, settings: Settings, user_id: str) -> str:
     If the key is not a hash, it holds no user; it is deleted too, and the status is `unknown`. If the user was online,
     the change feed gets an entry. On one Redis all is one step; on a Cluster it is several. Raises RedisError.
     """
+    if not is_utf8(user_id):  # as nobody's id is
+        return ""
     key = settings.keys.user(user_id)
     if client.is_cluster:
         user = _read(client, key)
@@ -69,7 +73,7 @@ def _tell(pipeline: Pipeline, settings: Settings, user_id: str, user: dict[str, 
         "status": "offline",
         "previous": "online",
         "seq": user.get("seq", "0"),
-        "changed_at": str(max(time.time_ns() // 1_000_000, int(user.get("changed_at", 0)))),
+        "changed_at": str(max(time.time_ns() // 1_000_000, _number(user.get("changed_at", "")))),
         "command": FORGOTTEN,
         "conn_id": user.get("conn_id", ""),
         "platform_id": user.get("platform_id", "0"),
@@ -79,3 +83,8 @@ def _tell(pipeline: Pipeline, settings: Settings, user_id: str, user: dict[str, 
     pipeline.xadd(settings.keys.changes, fields, maxlen=settings.changes_maxlen, approximate=True)
     pipeline.hincrby(settings.keys.stats, "changes", 1)
     pipeline.hincrby(settings.keys.stats, "users_online", -1)
+
+
+def _number(text: str) -> int:
+    """0 if another program wrote something else there."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else 0

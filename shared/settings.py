@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from openim_presence.keys import Keys
 from shared.addresses import check_name
 from shared.errors import SettingsError
+from shared.logs.text import is_utf8
 from shared.redis.url import parse
 
 PREFIX = "PRESENCE_"
@@ -251,7 +252,7 @@ def _trouble(name: str, value: str) -> str:
             f"Kubernetes has set it, for its Service {service}: put enableServiceLinks: false into the pod's spec, "
             "give the Service another name, or set the port yourself"
         )
-    if not _is_text(value):
+    if not is_utf8(value):
         return "must be text in UTF-8"
     for end, char in (("begins", value[0]), ("ends", value[-1])):
         if char.isspace() or _is_control(char):
@@ -261,15 +262,6 @@ def _trouble(name: str, value: str) -> str:
     if len(value) > 1 and _QUOTES.get(value[0]) == value[-1]:
         return f"is in quotes, {_named(value[0])}; remove them"
     return ""
-
-
-def _is_text(value: str) -> bool:
-    """False if there are bytes that are not UTF-8: os.environ has them as lone surrogates."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_control(char: str) -> bool:

@@ -1,6 +1,8 @@
 """The `presence` command; one file a subcommand."""
 
+import errno
 import io
+import os
 import sys
 
 import click
@@ -20,6 +22,9 @@ from shared.cli.up import up
 from shared.cli.watch import watch
 from shared.cli.why import why
 from shared.errors import PresenceError
+
+#: A disk or a quota is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 #: The commands, grouped by task.
 _TASKS = {
@@ -74,3 +79,9 @@ def main() -> None:
         sys.exit(f"presence: Redis at {url}: {error} (PRESENCE_REDIS_URL says where it is)")
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has enough
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        # Python writes what is left again as it ends, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"presence: the output cannot be written: {error}")

@@ -16,6 +16,7 @@ from shared.cli.running import load_settings
 from shared.cli.text import age, moment, safe
 from shared.errors import Unavailable
 from shared.failed import Failed, FailedBatches
+from shared.logs.text import is_utf8
 from shared.redis.client import connect
 
 EVENTS_SHOWN = 5
@@ -101,7 +102,9 @@ def _each(
     if bool(ids) == everything:
         raise click.UsageError("name ids, as `presence failed list` shows them, or say --all; nothing was done")
     with _batches() as batches:
-        results = {job_id: action(batches, job_id) for job_id in (batches.ids() if everything else ids)}
+        results = {
+            job_id: is_utf8(job_id) and action(batches, job_id) for job_id in (batches.ids() if everything else ids)
+        }
         again = then(batches, [job_id for job_id, was_there in results.items() if was_there])
     click.echo(f"{sum(results.values())} {done}")
     missing = [job_id for job_id, was_there in results.items() if not was_there]

@@ -49,7 +49,7 @@ def status(as_json: bool, watch: bool) -> None:
       presence status --watch
     """
     config = load_settings()
-    poller = Poller(config)
+    poller, is_well = Poller(config), False
     with ThreadPoolExecutor(1) as pool, suppress(KeyboardInterrupt):
         here = pool.submit(ask_receiver, config)
         before, snapshot = None, poller.poll()
@@ -61,12 +61,13 @@ def status(as_json: bool, watch: bool) -> None:
             if watch and not as_json and sys.stdout.isatty():
                 click.clear()
             click.echo(json.dumps(view.as_json()) if as_json else view.as_text())
+            is_well = not view.problems
             if not watch:
                 break
             time.sleep(REFRESH_SECONDS)
             here = pool.submit(ask_receiver, config)
             view = View(config, poller.poll(), view.snapshot, here)
-    sys.exit(1 if view.problems else 0)
+    sys.exit(0 if is_well else 1)
 
 
 def _heard(here: "Future[Here]") -> tuple[Here, list[str]]:

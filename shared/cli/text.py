@@ -5,18 +5,21 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+from shared.errors import PresenceError
 from shared.logs.text import safe
 
 __all__ = ["age", "moment", "named", "safe"]
 
 
 def named(users: Iterable[str]) -> Iterator[str]:
-    """The users that a command was given; a dash stands for those on standard input."""
+    """The users that a command was given; a dash stands for those on standard input. Raises PresenceError."""
     for user in users:
-        if user == "-":
-            yield from _names_in(sys.stdin.buffer)
-        else:
+        if user != "-":
             yield user
+        elif sys.stdin:
+            yield from _names_in(sys.stdin.buffer)
+        else:  # the parent process closed it
+            raise PresenceError("there is no standard input to read from")
 
 
 def _names_in(lines: Iterable[bytes]) -> Iterator[str]:

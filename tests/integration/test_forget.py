@@ -63,6 +63,14 @@ def test_of_a_user_who_was_offline_nobody_is_told(store: Store, server: Server, 
     assert redis.xlen("presence-changes") == 1
 
 
+def test_what_no_user_can_have_is_no_error(server: Server, redis: Redis) -> None:
+    redis.hset("presence:odd", mapping={"status": "online", "changed_at": "x"})
+    assert "nothing known" in forget(server, "\udcff")
+    assert "forgotten, was online" in forget(server, "odd")
+    ((_, entry),) = redis.xrange("presence-changes")
+    assert entry[b"changed_at"].isdigit()
+
+
 def test_users_come_from_standard_input_and_a_broken_key_goes_too(server: Server, redis: Redis) -> None:
     redis.set("presence:broken", "x")
     redis.hset("presence:alice", "status", "offline")

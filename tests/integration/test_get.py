@@ -91,6 +91,25 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(server: Server) -> None
     assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize("arguments", ["status", "status --json", "why alice", "failed list", "doctor", "--help"])
+def test_every_command_says_in_one_line_that_the_disk_is_full(server: Server, arguments: str) -> None:
+    environment = {**os.environ, "PRESENCE_REDIS_URL": server.url}
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [PRESENCE, *arguments.split()], stdout=full, stderr=subprocess.PIPE, env=environment, text=True
+        )
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert error == "presence: the output cannot be written: [Errno 28] No space left on device\n"
+
+
+def test_a_closed_standard_input_is_said_in_one_line(server: Server) -> None:
+    environment = {**os.environ, "PRESENCE_REDIS_URL": server.url}
+    command = ["sh", "-c", 'exec "$0" get - <&-', PRESENCE]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "presence: there is no standard input to read from\n")
+
+
 def test_a_full_disk_is_said_in_one_line(server: Server) -> None:
     with Path("/dev/full").open("w") as full:
         process = start(server, "alice", stdout=full.fileno())

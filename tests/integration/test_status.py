@@ -187,6 +187,15 @@ def test_a_change_of_another_program_without_a_time_is_shown(run: Run, redis: Re
     assert "last change  odd offline, at an unknown time" in run("status").output
 
 
+def test_ctrl_c_before_there_is_an_answer_ends_it_without_a_word(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("shared.cli.status").Poller, "poll", interrupted)
+    result = run("status")
+    assert (result.exit_code, result.output) == (1, "")
+
+
 def test_counters_that_cannot_be_read_are_not_taken_for_zeros(run: Run, redis: Redis) -> None:
     redis.set("presence-stats", "x")
     said = json.loads(run("status", "--json").output)
