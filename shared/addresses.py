@@ -3,6 +3,7 @@
 import errno
 import socket
 from ipaddress import IPv6Address, ip_address
+from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
@@ -20,6 +21,18 @@ def check_name(host: str) -> None:
         host.encode("idna")
     except UnicodeError:
         raise ValueError("is no host: each part between its dots must have 1 to 63 characters") from None
+
+
+def check_address(url: str) -> None:
+    """Raises ValueError if no connection can be made to the URL's host and port, however the network is."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError("has no host")
+    check_name(parts.hostname)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number up to 65535") from None
 
 
 def is_of_the_host(error: OSError) -> bool:

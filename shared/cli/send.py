@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import click
 
+from shared.addresses import check_address
 from shared.cli import churn
 from shared.cli.openim import SHAPES, Request, Step, request
 from shared.cli.running import load_settings
@@ -96,6 +97,10 @@ def send(
         url, trusted = _this_machine()
     if not url.startswith(("http://", "https://")):
         raise click.UsageError("--url must begin with http:// or https://")
+    try:
+        check_address(url)
+    except ValueError as error:
+        raise click.UsageError(f"--url {error}") from None
     url, headers = _without_credentials(url)
     if names and users > 1:
         raise click.UsageError("either --users or --user")
@@ -235,7 +240,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"none within {TIMEOUT_SECONDS} s; what listens there is frozen or too busy, or a firewall is in between"
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-        return f"{error.host}:{error.port}: {os.strerror(error.os_error.errno)}"
+        reason = os.strerror(error.os_error.errno) if error.os_error.errno > 0 else error.os_error.strerror
+        return f"{error.host}:{error.port}: {reason}"
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
         return "the connection was closed instead"
     return str(error) or type(error).__name__

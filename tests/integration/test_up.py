@@ -399,6 +399,16 @@ def test_exit_codes() -> None:
     assert presence("--help").returncode == 0
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "http://", "http://[::1/x", "http://host:99999/x", "http://host:x/", "http://open..im/x"]
+)
+def test_send_refuses_an_address_that_leads_nowhere(url: str) -> None:
+    refused = presence("send", "--url", url)
+    assert refused.returncode == 2
+    assert "Error: --url " in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_send_says_why_no_answer_came() -> None:
     port = free_port()
     refused = presence("send", "--url", f"http://127.0.0.1:{port}/", "--user", "a", "--event", "online")
