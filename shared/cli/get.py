@@ -53,7 +53,7 @@ def get(users: tuple[str, ...], everybody: bool, status: str | None, as_json: bo
         for count, user in enumerate(found, 1):
             if status in (None, user.status):
                 shown += 1
-                broken += user.status == "unknown" and bool(user.error)
+                broken += bool(user.error)
                 listing.line(json.dumps(user.as_json()) if as_json else _line(user, client, config.keys, clock))
             listing.progress("{:,} users read, {:,} shown", count, shown)
     if broken:
@@ -78,8 +78,10 @@ def _clock(client: Redis, config: Settings) -> ServerClock:
 
 def _line(user: openim_presence.Presence, client: Redis, keys: Keys, clock: Callable[[], ServerClock]) -> str:
     name = f"{safe(user.user_id):<24} {user.status:<8}"
+    if user.error:
+        return f"{name} {_trouble(user, client, keys)}"
     if user.status == "unknown":
-        return f"{name} {_trouble(user, client, keys) if user.error else 'nothing known'}"
+        return f"{name} nothing known"
     sessions = {0: "", 1: "1 session"}.get(user.sessions, f"{user.sessions} sessions")
     if user.platforms:
         sessions += f" ({', '.join(map(platform_name, user.platforms))})"

@@ -62,6 +62,15 @@ def test_a_key_that_holds_no_user_is_said_and_stops_nothing(server: Server) -> N
     assert found == {"user_id": "broken", "status": "unknown", "error": "the key is not a hash"}
 
 
+def test_a_hash_with_wrong_fields_is_said_whatever_its_status(server: Server, redis: Redis) -> None:
+    redis.hset("presence:half", mapping={"status": "online", "changed_at": 1, "updated_at": "x", "sessions": 1})
+    (line,) = run(server, "half", exit_code=1)
+    assert line.split(maxsplit=2)[:2] == ["half", "online"]
+    assert "its updated_at is not a number: presence:half is a hash; rename it" in line
+    (found,) = (json.loads(line) for line in run(server, "half", "--json", exit_code=1))
+    assert (found["status"], found["error"]) == ("online", "its updated_at is not a number")
+
+
 @pytest.mark.usefixtures("crowd")
 def test_users_come_from_standard_input_where_a_dash_stands(server: Server) -> None:
     given = "\ufeffu3\r\n\n \t\nuser with spaces \nu4"  # as an editor of Windows saves it, and by hand
@@ -156,7 +165,8 @@ def test_progress_is_on_a_terminal_and_not_in_the_output(server: Server) -> None
 
 def test_an_id_cannot_forge_a_line(server: Server, redis: Redis) -> None:
     forged = "bob\nmallory online\x1b[2K\r\u202e\u2028"
-    hash_ = {"status": "offline", "command": "x\ny", "platform": "\x1b[31m", "seq": "1\n2", "changed_at": 1}
+    hash_ = {"status": "offline", "command": "x\ny", "platform": "\x1b[31m", "seq": "1\n2"}
+    hash_ |= dict.fromkeys(("changed_at", "updated_at", "sessions"), "1")
     redis.hset(f"presence:{forged}", mapping=hash_)
     (line,) = run(server, "--all")
     assert "offline" in line
@@ -169,7 +179,8 @@ def test_an_id_cannot_forge_a_line(server: Server, redis: Redis) -> None:
 def changed_a_minute_ago(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the clock of this machine is an hour ahead."""
     minute_ago = time.time_ns() // 1_000_000 - 60_000
-    redis.hset("presence:alice", mapping={"status": "offline", "seq": 1, "changed_at": minute_ago})
+    times = {"changed_at": minute_ago, "updated_at": minute_ago}
+    redis.hset("presence:alice", mapping={"status": "offline", "seq": 1, "sessions": 0, **times})
     set_clock_ahead(monkeypatch, 3600)
 
 
