@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "presence": (
         *("FCALL none 1 {user}", "FUNCTION LOAD x", "TYPE {user}", "DEL {user}", "EXPIRE {user} 1", "PERSIST {user}"),
-        *("HGET {user} f", "HMGET {user} f", "HGETALL {user}", "HSET {user} f v g", "HDEL {user} f"),
+        *("HGET {user} f", "HMGET {user} f", "HLEN {user}", "HGETALL {user}", "HSET {user} f v g", "HDEL {user} f"),
         *("HINCRBY {ours} f x", "HGETALL {ours}", "XADD {ours} x f v", "XREVRANGE {ours} + - COUNT 1"),
         *("ZADD {ours} x m", "ZREM {ours} m", "ZSCORE {ours} m", "ZRANGE {ours} 0 0", "SCAN 0 COUNT 1", "INFO server"),
     ),
