@@ -5,13 +5,15 @@ import inspect
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import SimpleNamespace
@@ -52,10 +54,26 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = 
         time.sleep(0.01)
 
 
+def _ports() -> Iterator[int]:
+    """For each process of pytest others, in turn, all below those that the kernel gives to clients.
+
+    If it gave a client the port of a program that is being restarted, that could not start.
+    """
+    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    share = range(12_000 + 2000 * place, 14_000 + 2000 * place)
+    begin = secrets.randbelow(len(share))  # another run of the tests may be under way
+    return cycle([*share[begin:], *share[:begin]])
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        port = next(_PORTS)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def listens(port: int) -> bool:

@@ -15,7 +15,6 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from socket import socket
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -23,6 +22,7 @@ import pytest
 import yaml
 from redis import Redis
 from redis.exceptions import RedisError
+from support import free_port
 
 from shared.settings import PREFIX
 
@@ -56,15 +56,6 @@ def why_not() -> str:
         if ran.returncode:
             return f"{' '.join(command)} fails: {ran.stderr.strip()[-200:]}"
     return ""
-
-
-def free_port() -> int:
-    """A port below those that the kernel gives to clients."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with suppress(OSError), socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def answer(request: Request) -> int:

@@ -76,9 +76,14 @@ FORBIDDEN = [
 ]
 
 
+#: They are parsed while tests are collected. Later a thread that some test has left may log a traceback, for which
+#: Python parses as well: two at a time fail in Python 3.11 ("AST constructor recursion depth mismatch").
+TREES = {path: ast.parse(path.read_text()) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+
+
 def imports(path: Path) -> Iterator[str]:
     """The dotted names of all modules that it imports, and of what it imports from them."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -101,7 +106,7 @@ def test_each_folder_is_a_room_that_says_what_it_is_for() -> None:
     folders = {path.parent for path in paths if "build" not in path.parts}  # pip leaves that beside the reader
     assert {".".join(folder.parts) for folder in folders} == set(ROOMS)
     for folder in folders:
-        assert ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())), folder
+        assert ast.get_docstring(TREES[ROOT / folder / "__init__.py"]), folder
 
 
 @pytest.mark.parametrize("name", ROOMS)
