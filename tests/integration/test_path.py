@@ -57,12 +57,12 @@ def test_two_workers_share_the_work(
 ) -> None:
     for number in range(2):
         keep(Worker(tmp_path, server.url, f"worker{number}"))
-    result = send(receiver, "--users", "2000", "--event", "session", "--duplicates", "10", "--reorder")
-    assert result["accepted"] == result["sent"] > 4000
+    result = send(receiver, "--users", "600", "--event", "session", "--duplicates", "10", "--reorder")
+    assert result["accepted"] == result["sent"] > 1200
     wait_until(lambda: applied(redis) == result["sent"])
-    statuses = {status_of(redis, f"user{number}") for number in range(1, 2001)}
+    statuses = {status_of(redis, f"user{number}") for number in range(1, 601)}
     assert statuses == {b"offline"}
-    assert all(int(redis.hget(f"presence:user{number}", "sessions") or 9) == 0 for number in (1, 1000, 2000))
+    assert all(int(redis.hget(f"presence:user{number}", "sessions") or 9) == 0 for number in (1, 300, 600))
     wait_until(lambda: redis.llen("rq:queue:presence") == 0)
 
 
