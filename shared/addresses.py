@@ -27,12 +27,12 @@ def check_address(url: str) -> None:
     """Raises ValueError if no connection can be made to the URL's host and port, however the network is."""
     parts = urlsplit(url)
     if not parts.hostname:
-        raise ValueError("has no host")
+        raise ValueError("must have a host")
     check_name(parts.hostname)
     try:
         _ = parts.port
     except ValueError:
-        raise ValueError("has a port that is no number up to 65535") from None
+        raise ValueError("its port must be a number up to 65535") from None
 
 
 def is_of_the_host(error: OSError) -> bool:

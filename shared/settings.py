@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from openim_presence.keys import Keys
-from shared.addresses import check_name
+from shared.addresses import check_address, check_name
 from shared.errors import SettingsError
 from shared.logs.text import is_utf8
 from shared.redis.url import parse
@@ -107,11 +107,7 @@ def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be http://host or https://host, with a port and a path if there are any")
-    check_name(parts.hostname)
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("its port must be a number up to 65535") from None
+    check_address(value)
     if parts.query or parts.fragment or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError("may have neither a query nor a fragment; write characters beyond ASCII as %41 and the like")
     return value

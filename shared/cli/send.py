@@ -96,11 +96,11 @@ def send(
     if url is None:
         url, trusted = _this_machine()
     if not url.startswith(("http://", "https://")):
-        raise click.UsageError("--url must begin with http:// or https://")
+        raise click.UsageError("--url: must begin with http:// or https://")
     try:
         check_address(url)
     except ValueError as error:
-        raise click.UsageError(f"--url {error}") from None
+        raise click.UsageError(f"--url: {error}") from None
     url, headers = _without_credentials(url)
     if names and users > 1:
         raise click.UsageError("either --users or --user")

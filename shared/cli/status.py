@@ -29,6 +29,7 @@ Here = Readiness | None
 GATEWAYS_SHOWN = 8
 #: After this time without a heartbeat it is shown; heartbeats come about every three seconds.
 QUIET_SECONDS = 6
+#: A longer number is no time in Unix milliseconds.
 TIME_DIGITS_MOST = 15
 #: What a comparison counts, in words.
 DRIFT = {"ghost": "ghosts", "missing": "missing", "platforms": "on other platforms", "unknown": "unknown"}
@@ -130,10 +131,8 @@ class View(Status):
             rows += self._counted(stats)
         if changes:
             change = changes[0]
-            who, at = (
-                f"{safe(change.get('user_id', ''))} {safe(change.get('status', ''))}",
-                change.get("changed_at", ""),
-            )
+            who = f"{safe(change.get('user_id', ''))} {safe(change.get('status', ''))}"
+            at = change.get("changed_at", "")
             # Another program may have written the entry.
             when = int(at) if at.isdecimal() and len(at) <= TIME_DIGITS_MOST else None
             since = "at an unknown time" if when is None else f"{age(when, self.snapshot.at_ms)} ago ({moment(when)})"

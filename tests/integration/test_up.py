@@ -405,7 +405,7 @@ def test_exit_codes() -> None:
 def test_send_refuses_an_address_that_leads_nowhere(url: str) -> None:
     refused = presence("send", "--url", url)
     assert refused.returncode == 2
-    assert "Error: --url " in refused.stderr
+    assert "Error: --url: " in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
