@@ -144,6 +144,7 @@ def test_a_client_that_says_no_more_gets_an_answer_to_all_that_it_said(
 
 
 def test_connections_that_end_with_their_answer_are_let_go(edge: Receiver) -> None:
+    edge.post("/", {"Content-Type": "application/json"}, BODY)  # after which the journal's file is open
     files = Path(f"/proc/{edge.popen.pid}/fd")
     before = len(list(files.iterdir()))
     with ThreadPoolExecutor(20) as pool:
