@@ -15,7 +15,7 @@ from shared.settings import Settings
 from worker.store.store import Outcome, Store
 
 ON, OFF = "callbackUserOnlineCommand", "callbackUserOfflineCommand"
-TALLY = "t:0"
+TALLY = "t:1"
 
 
 def event(command: str, seq: int, conn_id: str = "", platform: int = 0) -> Event:

@@ -186,15 +186,16 @@ local function sort_batches(batches)
   end
 end
 
--- flat: fields and their values, as HGETALL lists them.
-local function load(flat)
+-- values: of the fields in the list `names`, each at the same index, false if there is none. Or both are one list of
+-- names and values in turn, as HGETALL has it; then `stride` is 2, else 1. last: the last index of a name.
+local function load(names, values, last, stride)
   local state = new_state()
   local user, slots = state.user, state.slots
-  for i = 1, #flat, 2 do
-    local name, value = flat[i], flat[i + 1]
+  for i = 1, last, stride do
+    local name, value = names[i], values[i + stride - 1]
     if user[name] ~= nil then
       user[name] = value
-    else
+    elseif value then
       local first = name:byte()
       if first == C then
         load_connection(state, name, value)
@@ -227,7 +228,8 @@ local function load(flat)
 end
 
 local function read(key)
-  return load(call('HGETALL', key))
+  local fields = call('HGETALL', key)
+  return load(fields, fields, #fields, 2)
 end
 
 -- Writing: HSET and HDEL with their fields, and how long these lists are at the moment.
@@ -279,15 +281,19 @@ local function text_of_record(record)
   return record.on .. ' ' .. record.off .. ' ' .. record.platform .. ' ' .. record.lease
 end
 
+local function has_batches(state)
+  return state.slots[1] or state.recent[1] or state.batches
+end
+
 local function put_records(state)
-  local has_batches = state.slots[1] or state.recent[1] or state.batches
+  local are_summed_up = has_batches(state)
   local list = state.list
   for i = 1, #list do
     local record = list[i]
     if record.is_platform then
       local text = text_of_record(record)
       if text ~= record.text then set(record.scope, text) end
-      if has_batches and record.is_sum_changed then
+      if are_summed_up and record.is_sum_changed then
         local mixed = record.mixed ~= NONE and ' ' .. record.mixed or ''
         set('s:' .. record.platform, record.sum_on .. ' ' .. record.sum_off .. mixed)
       end

@@ -218,7 +218,7 @@ local function step(key, options, events)
   local before, outcome, newest, cause, updated_at
   if state then before, outcome, newest, cause, updated_at = take_all(state, events, options) end
   if not state or not is_enough(state, key) then
-    state = size == 0 and load(NOTHING) or read(key)
+    state = size == 0 and load(NOTHING, NOTHING, 0, 1) or read(key)
     before, outcome, newest, cause, updated_at = take_all(state, events, options)
   end
   if not state.is_changed then

@@ -4,58 +4,68 @@
 -- those of its events, and those that must be forgotten for them.
 --
 -- Its private fields of the hash, which are there if connections are many:
---       "t:0"  ->  "<seq> <updated_at> <closed> <length of t:c> <length of t:o> <platform_ids> <online>"
+--       "t:1"  ->  "<seq> <updated_at> <closed> <length of t:c> <length of t:o> <others> <online>"
 --       the user's seq and updated_at as it was written; how many connections are closed; how long the two queues are;
---       the platforms that have records of their own, each "<id>,"; how many connections are online, each platform's
---       "<id>:<number>,"
+--       what else is remembered: platforms, each "<id>,", "b" for batches and "u" for the user as a whole; how many
+--       connections are online, each platform's "<id>:<number>,"
 --       "t:c1", ..., "t:o1", ...  ->  "<conn_id>"
 --       queues of what is to be forgotten next, closed connections and online ones: the highest number goes first
 --
 -- Workers of older releases know no tally, and leave behind one that is wrong. They change the user's seq, updated_at
 -- or sessions as they do: then it counts no more.
 
-local TALLY = 't:0'
+local TALLY = 't:1'
 local TALLIED_MIN = 16 -- connections; fewer are read as fast
 local TALLIED_FIELDS = TALLIED_MIN + 11 -- with the public fields: a hash of fewer has no tally
 local QUEUED = 4 -- one of so many is in a queue: the shorter it is, the oftener all are read
 local LONGEST = 64 -- bytes: a longer value would take the hash its compact form
 local NOTHING = {}
+local PART_FIELDS = 8
 local PART = { -- of the public fields those that are not merely written
-  'status', 'seq', 'updated_at', 'command', 'sessions', 'platforms', 'floor', 'outbox', 'u', 'b:0', 'b:1', 'b:2', 'b:3',
+  'status', 'seq', 'updated_at', 'command', 'sessions', 'platforms', 'floor', 'outbox',
 }
 
--- Fields and values, as HGETALL would list them, of all that is not a connection, and of the connections of the events.
--- ids: of the platforms that have records.
-local function part_of(key, events, ids)
-  local names, is_named = { unpack(PART) }, {}
-  for id in ids:gmatch('%d+') do
-    names[#names + 1] = 'p:' .. id
-    names[#names + 1] = 's:' .. id
-  end
-  for _, event in ipairs(events) do
-    local conn_id = event.conn_id
-    if conn_id ~= '' and not is_named[conn_id] then
-      is_named[conn_id] = true
-      names[#names + 1] = 'c:' .. conn_id
-    end
-  end
-  local flat, last = {}, 0
-  for i, value in ipairs(call('HMGET', key, unpack(names))) do
-    if value then
-      flat[last + 1], flat[last + 2] = names[i], value
+-- Reads all that is not a connection, and the connections of the events. others: as in the tally.
+local function load_part(key, events, others)
+  local names, last = PART, PART_FIELDS -- and beyond that what the last user had
+  if others ~= '' then
+    for id in others:gmatch('%d+') do
+      names[last + 1], names[last + 2] = 'p:' .. id, 's:' .. id
       last = last + 2
     end
+    if find(others, 'u', 1, true) then
+      last = last + 1
+      names[last] = 'u'
+    end
+    if find(others, 'b', 1, true) then
+      for i = 1, #SLOT_NAMES do names[last + i] = SLOT_NAMES[i] end
+      last = last + #SLOT_NAMES
+    end
   end
-  return flat
+  local is_named = events[2] and {}
+  for i = 1, #events do
+    local conn_id = events[i].conn_id
+    if conn_id ~= '' and not (is_named and is_named[conn_id]) then
+      if is_named then is_named[conn_id] = true end
+      last = last + 1
+      names[last] = 'c:' .. conn_id
+    end
+  end
+  return load(names, call('HMGET', key, unpack(names, 1, last)), last, 1)
 end
 
 -- The rest: the connections that are not in the state. platforms: how many are online, by platform. offs: the seqs that
 -- cover these. next_closed, next_online: the scopes at the beginnings of the queues, if they are needed.
+local REST = {} -- used again for the next user
+
 local function new_rest(closed, closed_length, online_length, counts)
-  local rest = {
-    online = 0, closed = tonumber(closed), platforms = {}, offs = NOTHING, user_off = NONE, next_closed = NOTHING,
-    next_online = NOTHING, closed_length = tonumber(closed_length), online_length = tonumber(online_length),
-  }
+  local rest = REST
+  rest.closed, rest.closed_length, rest.online_length =
+    tonumber(closed), tonumber(closed_length), tonumber(online_length)
+  rest.online, rest.platforms, rest.offs, rest.user_off = 0, NOTHING, NOTHING, NONE
+  rest.next_closed, rest.next_online = NOTHING, NOTHING
+  if counts == '' then return rest end
+  rest.platforms = {}
   for id, number in counts:gmatch('(%d+):(%d+)') do
     rest.platforms[id] = tonumber(number)
     rest.online = rest.online + number
@@ -77,15 +87,16 @@ end
 -- Takes the connections of the events out of the rest; false if the queues would not hold then. They do if each
 -- event is newer than all that is known, and its connection is new, or online and leaves.
 local function take_out_connections(state, events)
-  local last, is_out = state.user.seq, {}
-  for _, event in ipairs(events) do
-    local scope = event.conn_id ~= '' and 'c:' .. event.conn_id
-    if scope then
+  local last, is_out = state.user.seq, events[2] and {}
+  for i = 1, #events do
+    local event = events[i]
+    if event.conn_id ~= '' then
+      local scope = 'c:' .. event.conn_id
       local record = state.records[scope]
       if not higher(event.seq, last) or state.closed[scope] or (record and event.kind == 'n') then return false end
       last = event.seq
-      if record and not is_out[scope] then
-        is_out[scope] = true
+      if record and not (is_out and is_out[scope]) then
+        if is_out then is_out[scope] = true end
         take_out(state, scope)
       end
     end
@@ -98,22 +109,26 @@ local function off_of(state, platform_id)
   return record and record.off or NONE
 end
 
+local TALLIED = {} -- what a part has of the tally's fields: the first
+
 -- Reads a part for these events; nil if that would not do.
 local function read_part(key, events, options)
   local tally = call('HGET', key, TALLY)
   if not tally then return nil end
-  local seq, updated_at, closed, closed_length, online_length, ids, counts =
+  local seq, updated_at, closed, closed_length, online_length, others, counts =
     tally:match('^(%S+) (%S+) (%d+) (%d+) (%d+) (%S*) (%S*)$')
   local rest = new_rest(closed, closed_length, online_length, counts)
   if rest.closed == CLOSED_MAX and rest.closed_length == 0 then return nil end -- the next to close would need all
-  local state = load(part_of(key, events, ids))
+  local state = load_part(key, events, others)
   local user, online = state.user, rest.online
-  for _, record in ipairs(state.list) do
-    if not record.is_connection and is_online(state, record) then online = online + 1 end
+  local list = state.list
+  for i = 1, #list do
+    if not list[i].is_connection and is_online(state, list[i]) then online = online + 1 end
   end
   if seq ~= user.seq or updated_at ~= user.updated_at or online ~= tonumber(user.sessions) then return nil end
 
-  state.rest, state.tallied = rest, { [TALLY] = tally }
+  TALLIED[TALLY] = tally
+  state.rest, state.tallied = rest, TALLIED
   if not take_out_connections(state, events) then return nil end
   if rest.online > 0 then
     if options.lease_ms > 0 then return nil end -- which of them ends first is not in the tally
@@ -129,7 +144,7 @@ local function next_of(state, key, prefix, length, is_online, surplus)
   if surplus <= 0 then return NOTHING end
   local scopes = {}
   while surplus > 0 do
-    local conn_id = length > #scopes and call('HGET', key, prefix .. length - #scopes)
+    local conn_id = length > #scopes and call('HGET', key, prefix .. digits(length - #scopes))
     if not conn_id then return nil end
     local scope = 'c:' .. conn_id
     scopes[#scopes + 1] = scope
@@ -163,25 +178,31 @@ end
 
 -- Writing.
 
--- How many connections are online, by platform; nil if one is closed only by what covers it, and so may open again
--- without an event of its own.
+-- How many connections are online, each platform's "<id>:<number>,"; nil if one is closed only by what covers it, and so
+-- may open again without an event of its own.
 local function count_connections(state)
-  local counts = {}
-  for id, number in pairs(state.rest and state.rest.platforms or {}) do counts[id] = number end
-  for _, record in ipairs(state.list) do
+  local counts, list, text = nil, state.list, ''
+  if state.rest and state.rest.online > 0 then
+    counts = {}
+    for id, number in pairs(state.rest.platforms) do counts[id] = number end
+  end
+  for i = 1, #list do
+    local record = list[i]
     if record.is_connection and not is_closed_by_itself(record.on, record.off, record.lease) then
       if not is_online(state, record) then return nil end
+      counts = counts or {}
       counts[record.platform] = (counts[record.platform] or 0) + 1
     end
   end
-  return counts
+  for id, number in pairs(counts or NOTHING) do text = text .. id .. ':' .. digits(number) .. ',' end
+  return text
 end
 
 -- Takes from a queue those that were next and have been forgotten, or are no longer what it is of; returns its length.
 local function shorten(state, prefix, length, scopes, is_online)
   for _, scope in ipairs(scopes) do
     if state.closed[scope] and not is_online or state.records[scope] and is_online then break end
-    delete(prefix .. length)
+    delete(prefix .. digits(length))
     length = length - 1
   end
   return length
@@ -193,14 +214,14 @@ local function new_queue(fields, prefix, seqs, most)
   for _, scope in ipairs(lowest_scopes(seqs, most)) do
     if scope:byte() == C then names[#names + 1] = scope:sub(3) end
   end
-  for i, conn_id in ipairs(names) do fields[prefix .. #names + 1 - i] = conn_id end
+  for i, conn_id in ipairs(names) do fields[prefix .. digits(#names + 1 - i)] = conn_id end
   return #names
 end
 
--- The tally, and the queues if there are none yet: fields and values.
-local function tally_of(state, sessions, closed)
-  local fields, counts = {}, count_connections(state)
-  if not counts then return fields end
+-- The text of the tally; nil if there can be none. Puts the queues, if there are none yet, into `fields`.
+local function tally_of(state, sessions, closed, fields)
+  local counts = count_connections(state)
+  if not counts then return nil end
   local seq, updated_at = state.seq or state.user.seq, state.updated_at or state.user.updated_at
   local rest, closed_length, online_length = state.rest, 0, 0
   if rest then
@@ -211,20 +232,34 @@ local function tally_of(state, sessions, closed)
     if closed == CLOSED_MAX then closed_length = new_queue(fields, 't:c', closed_seqs(state), most) end
     if sessions == ONLINE_MAX then online_length = new_queue(fields, 't:o', online_seqs(state), most) end
   end
-  local text = seq .. ' ' .. updated_at .. ' ' .. closed .. ' ' .. closed_length .. ' ' .. online_length .. ' '
-  for id in pairs(state.platforms) do text = text .. id .. ',' end
-  text = text .. ' '
-  for id, number in pairs(counts) do text = text .. id .. ':' .. number .. ',' end
-  if #text > LONGEST then return {} end
-  fields[TALLY] = text
-  return fields
+  local others, platforms = '', state.platform_list
+  for i = 1, #platforms do others = others .. platforms[i].platform .. ',' end
+  if has_batches(state) then others = others .. 'b' end
+  if state.records.u then others = others .. 'u' end
+  local text = seq .. ' ' .. updated_at .. ' ' .. digits(closed) .. ' ' .. digits(closed_length) .. ' '
+    .. digits(online_length) .. ' ' .. others .. ' ' .. counts
+  return #text <= LONGEST and text or nil
 end
 
 -- Writes the tally anew, or takes it away. sessions, closed: how many there are.
 local function put_tally(state, sessions, closed)
-  local tallied = state.tallied
-  if not tallied and sessions + closed < TALLIED_MIN then return end
-  local fields = sessions + closed < TALLIED_MIN and NOTHING or tally_of(state, sessions, closed)
+  local tallied, are_many = state.tallied, sessions + closed >= TALLIED_MIN
+  if not tallied and not are_many then return end
+  local fields = not state.rest and {}
+  local text = are_many and tally_of(state, sessions, closed, fields)
+  if state.rest then -- the queues have been shortened, that is all
+    if not text then
+      delete(TALLY)
+    elseif text ~= tallied[TALLY] then
+      set(TALLY, text)
+    end
+    return
+  end
+  if text then
+    fields[TALLY] = text
+  else
+    fields = NOTHING
+  end
   for name in pairs(tallied or NOTHING) do
     if not fields[name] then delete(name) end
   end
