@@ -158,17 +158,32 @@ def check_type(queue: Queue) -> None:
 def enqueue_encoded(queue: Queue, events: Sequence[bytes], received_at: int, skew_ms: int = 0) -> Job:
     """Puts one batch of events, each as `events.encode` wrote it, onto the queue in one transaction.
 
-    The events are not decoded; the job's data is the JSON around them. received_at, skew_ms: see BatchMeta.
+    received_at, skew_ms: see BatchMeta.
     """
-    meta = BatchMeta(received_at, len(events), skew_ms)
-    job = _create(queue, f"{len(events)} events", Retry(max=BATCH_RETRIES), meta)
-    job.data = b'["%s",null,[[%s]],{}]' % (APPLY.encode(), b",".join(events))
+    job = new_batch(queue, events, received_at, skew_ms)
     try:
         return _enqueue(queue, job)
     except ResponseError:
         # A key of a wrong type refuses the id and not the job, so each try would leave a job behind.
         queue.connection.delete(job.key)
         raise
+
+
+def new_batch(queue: Queue, events: Sequence[bytes], received_at: int, skew_ms: int = 0) -> Job:
+    """The job of a batch, not yet on the queue."""
+    meta = BatchMeta(received_at, len(events), skew_ms)
+    job = _create(queue, describe_batch(events), Retry(max=BATCH_RETRIES), meta)
+    job.data = data_of(events)
+    return job
+
+
+def describe_batch(events: Sequence[bytes]) -> str:
+    return f"{len(events)} events"
+
+
+def data_of(events: Sequence[bytes]) -> bytes:
+    """What a batch's job calls, with the events as they are."""
+    return b'["%s",null,[[%s]],{}]' % (APPLY.encode(), b",".join(events))
 
 
 def waiting_since(queue: Queue, most: int) -> list[int] | None:

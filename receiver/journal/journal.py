@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 
 from receiver.journal.orphans import Orphans
+from receiver.journal.recent import Recent
 from receiver.journal.segment import Batch, Segment, measure, read_batch, to_line
 from receiver.journal.writer import Writer
 from shared.errors import Unavailable
@@ -44,6 +45,7 @@ class Journal:
         self._without_folder = secrets.token_hex(8)
         self._orphans = Orphans(root)
         self._segments: deque[Segment] = deque()  # oldest first
+        self._recent = Recent()
         #: What Redis does not have: bytes and events, and how many of these bytes other processes accepted.
         self.waiting_bytes = 0
         self.waiting_events = 0
@@ -90,7 +92,7 @@ class Journal:
                 self._note(_LIMIT)
                 raise Unavailable(_LIMIT)
             try:
-                self._write(line)
+                self._write(payload, line)
             except OSError as error:
                 self._note(f"the journal cannot be written: {error.strerror}")
                 raise Unavailable(self.trouble) from error
@@ -105,7 +107,7 @@ class Journal:
             try:
                 self._writer.open_folder()
                 if self.trouble:
-                    self._write(to_line(b""))
+                    self._write(b"", to_line(b""))
             except OSError as error:
                 return f"the journal cannot be written: {error.strerror}"
             if self.trouble:
@@ -123,10 +125,11 @@ class Journal:
             self._told = False
             log.warning("the journal takes events again")
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, payload: bytes, line: bytes) -> None:
         segment = self._writer.write(line)
         if segment.lines == 1:
             self._segments.append(segment)
+        self._recent.add(segment, payload)
         self.waiting_bytes += len(line)
         self.waiting_events += 1
 
@@ -143,7 +146,7 @@ class Journal:
                 if not segment.measured:
                     self._measure(segment)
                 if segment.pushed < segment.size:
-                    batch = read_batch(segment, most)
+                    batch = self._recent_batch(segment, most) or read_batch(segment, most)
                     if batch.payloads:
                         segment.oldest_ms = received_at(batch.payloads[0])
                     return batch
@@ -152,6 +155,16 @@ class Journal:
             except OSError as error:
                 self._put_off(segment, error)
         return None
+
+    def _recent_batch(self, segment: Segment, most: int) -> Batch | None:
+        with self._lock:
+            batch = self._recent.take(segment, most)
+        if batch and not segment.path.exists():
+            log.error("the journal file %s is gone; its last %d events are still in memory", segment.path, batch.lines)
+            with self._lock:
+                if segment is self._writer.active:
+                    self._writer.seal()
+        return batch
 
     def _put_off(self, segment: Segment, error: OSError) -> None:
         segment.unreadable_until = time.monotonic() + UNREADABLE_SECONDS

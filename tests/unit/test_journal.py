@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import resource
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from receiver.journal import folder, writer
+from receiver.journal import folder, recent, writer
 from receiver.journal import journal as module
 from receiver.journal.fsync import SyncBeforeAck
 from receiver.journal.journal import Journal
@@ -54,6 +56,74 @@ def test_events_come_back_in_their_order(tmp_path: Path) -> None:
         journal.append(payload(number))
     assert list(drain(journal)) == [payload(number) for number in range(2500)]
     assert (journal.waiting_events, journal.waiting_bytes) == (0, 0)
+
+
+class _Relayed(RuleBasedStateMachine):
+    """A journal and a relay: whether events come from memory or from the file, each comes in its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = tempfile.TemporaryDirectory()
+        self.limits = pytest.MonkeyPatch()
+        self.limits.setattr(writer, "SEGMENT_BYTES", 400)
+        self.limits.setattr(recent, "MOST_BYTES", 150)
+        self.journal = Journal(Path(self.root.name), PLENTY)
+        self.appended = self.pushed = self.settled = 0
+        self.batches: list[Batch] = []
+
+    def teardown(self) -> None:
+        self.journal.close()
+        self.limits.undo()
+        self.root.cleanup()
+
+    @rule(count=st.integers(1, 12))
+    def append(self, count: int) -> None:
+        for _ in range(count):
+            self.journal.append(payload(self.appended))
+            self.appended += 1
+
+    @rule(most=st.sampled_from([1, 3, 100]), is_taken=st.booleans())
+    def push(self, most: int, is_taken: bool) -> None:
+        batch = self.journal.next_batch(most)
+        if batch is None:
+            assert self.pushed == self.appended
+            return
+        assert 0 < batch.lines == len(batch.payloads) <= most
+        assert batch.payloads == [payload(number) for number in range(self.pushed, self.pushed + batch.lines)]
+        if is_taken:
+            self.journal.pushed(batch)
+            self.pushed += batch.lines
+            self.batches.append(batch)
+
+    @precondition(lambda self: self.batches)
+    @rule()
+    def settle(self) -> None:
+        batch = self.batches.pop(0)
+        self.journal.settled(batch)
+        self.settled += batch.lines
+
+    @rule()
+    def lose_the_memory_of_redis(self) -> None:
+        self.journal.push_again()
+        self.batches.clear()
+        self.pushed = self.settled
+
+    @rule()
+    def restart(self) -> None:
+        self.journal.close()
+        self.journal = Journal(Path(self.root.name), PLENTY)
+        self.journal.adopt_orphans()
+        self.batches.clear()
+        # What was settled of a file that has more is pushed again.
+        self.pushed = self.settled = self.appended - self.journal.waiting_events
+
+    @invariant()
+    def all_are_counted_and_few_in_memory(self) -> None:
+        assert self.journal.waiting_events == self.appended - self.pushed
+        assert sum(map(len, self.journal._recent._payloads)) <= 150
+
+
+TestRelayed = _Relayed.TestCase
 
 
 def test_an_event_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
@@ -200,6 +270,7 @@ def test_a_file_that_somebody_removed_is_reported_and_holds_up_nothing(
     if whose == "ours":
         journal.append(payload(1))
         journal.append(payload(2))
+        assert journal.next_batch(10)  # Redis does not take it
     for path in tmp_path.rglob("*.log"):
         path.unlink()
     assert journal.next_batch(10) is None
@@ -207,6 +278,22 @@ def test_a_file_that_somebody_removed_is_reported_and_holds_up_nothing(
     journal.append(payload(3))
     assert list(tmp_path.rglob("*.log")) != []
     assert list(drain(journal)) == [payload(3)]
+    assert (journal.waiting_events, journal.waiting_bytes) == (0, 0)
+
+
+def test_events_that_are_in_memory_outlive_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path, PLENTY)
+    journal.append(payload(1))
+    (path,) = tmp_path.rglob("*.log")
+    path.unlink()
+    batch = journal.next_batch(10)
+    assert batch and batch.payloads == [payload(1)]
+    assert "still in memory" in caplog.text
+    journal.pushed(batch)
+    journal.append(payload(2))
+    assert [path.read_bytes() for path in tmp_path.rglob("*.log")] == [to_line(payload(2))]
+    journal.settled(batch)
+    assert list(drain(journal)) == [payload(2)]
     assert (journal.waiting_events, journal.waiting_bytes) == (0, 0)
 
 
@@ -639,6 +726,7 @@ def test_a_file_that_lost_its_end_says_how_many_events_that_were(
     journal = Journal(tmp_path, PLENTY)
     for number in range(5):
         journal.append(payload(number))
+    assert journal.next_batch(10)  # Redis does not take it
     (path,) = tmp_path.rglob("*.log")
     os.truncate(path, 2 * len(LINES[0]))
     assert list(drain(journal)) == [payload(0), payload(1)]

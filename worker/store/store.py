@@ -23,8 +23,9 @@ from shared.logs.throttle import LogThrottle
 from shared.observe.counters import lag_counts
 from shared.redis.backend import Backend
 from shared.redis.client import is_outage
+from shared.redis.exchange import exchange, pack
 from shared.settings import Settings
-from worker.store import library, pipelining
+from worker.store import library
 from worker.store.outbox import Outbox
 from worker.store.replicas import Replicas
 from worker.store.replies import (
@@ -239,7 +240,7 @@ class Store:
 
     def _send(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         if not self._replicas.expected:
-            return pipelining.execute(self._client, commands)
+            return exchange(self._client, pack(commands))
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
